@@ -1,0 +1,61 @@
+# `make quickstart` runs the product, `make test` proves it. Both set up .venv first, once.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL := models/smollm2-135m-instruct
+
+# uv reads neither pip's find-links nor pip's certificate setting: hand them over where they are set.
+UV := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS=$(PIP_FIND_LINKS)) $(if $(PIP_CERT),SSL_CERT_FILE=$(PIP_CERT)) $(BIN)/uv
+LOCKED := requirements/cpu.txt requirements/dev.txt requirements/quickstart.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test e2e lint format lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: $(LOCKED) pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv==0.13.9
+	@# --no-deps: the lists are complete, and a resolver would add what must stay out (requirements/overrides.txt).
+	@# Compiled once here, or every stage process compiles vllm anew where PYTHONDONTWRITEBYTECODE is set.
+	env -u PYTHONDONTWRITEBYTECODE $(UV) pip install --python $(BIN)/python --quiet --compile-bytecode --no-deps \
+	    $(addprefix -r ,$(LOCKED))
+	$(UV) pip install --python $(BIN)/python --quiet --no-deps --editable .
+	touch $@
+
+setup: $(VENV)/.installed ## make .venv and install the pinned dependencies
+
+$(MODEL)/config.json: | $(VENV)/.installed
+	$(BIN)/pco model $(MODEL)
+
+quickstart: setup $(MODEL)/config.json ## two rounds on a real 135M model; prints the report's path
+	$(BIN)/pco run configs/quickstart.yaml
+
+test: setup lint ## lint, types, import rules and the default tests
+	$(BIN)/pytest
+
+e2e: setup ## the long end-to-end runs with the real engines
+	$(BIN)/pytest -m e2e
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+COMPILE = $(UV) pip compile pyproject.toml --python-version 3.11 --override requirements/overrides.txt --no-annotate --quiet \
+	--custom-compile-command "make lock"
+lock: setup ## resolve the pinned lists anew, keeping what is pinned where possible
+	$(COMPILE) --extra cpu -o requirements/cpu.txt
+	$(COMPILE) --extra dev -c requirements/cpu.txt -o requirements/dev.txt
+	sed -i 's/+cpu$$//' requirements/cpu.txt requirements/dev.txt
+	grep -vxFf <(grep -v '^#' requirements/cpu.txt) requirements/dev.txt > requirements/dev.tmp && mv requirements/dev.tmp requirements/dev.txt
+
+clean: ## remove .venv, caches and the quickstart's model (runs stay)
+	rm -rf $(VENV) models .mypy_cache .pytest_cache .ruff_cache *.egg-info

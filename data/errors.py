@@ -1,0 +1,21 @@
+"""Every error a user can meet. Each message says what was wrong, where, what was expected and what to do."""
+
+
+class PCOError(Exception):
+    """Base of all errors raised on purpose; the command line prints its message without a traceback."""
+
+
+class BadInput(PCOError):
+    """A config, data file, model or environment that cannot work. Retrying cannot help."""
+
+
+class CorruptArtifact(PCOError):
+    """A file of a run is missing, truncated, altered, or of another schema than its manifest says."""
+
+
+class RunConflict(PCOError):
+    """A run or stage on disk belongs to another config; nothing is overwritten."""
+
+
+class StageFailed(PCOError):
+    """A stage process ended without finishing its stage; what it committed is kept."""

@@ -1,0 +1,65 @@
+"""Readers of the user's prompt files."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from data.errors import BadInput
+
+Row = dict[str, str | None]
+
+
+def prompt_id(text: str) -> str:
+    """The content hash that stands for a prompt in every table."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
+    """Read rows `{key: text, "id": optional}`; returns prompt_id, source_id and the text as `prompt`.
+
+    `limit` keeps the first so many, after all lines were checked. Blank lines are skipped.
+
+    Raises BadInput naming the file and line for whatever is malformed, empty, or there twice.
+    """
+    lines = _text(path).splitlines()
+    rows: list[Row] = []
+    first_line: dict[tuple[str, str], int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = _row(line, f"{path}, line {number}", key)
+        for what, name in ((row["source_id"], "id"), (row["prompt_id"], key)):
+            if what is None:
+                continue
+            earlier = first_line.setdefault((name, what), number)
+            if earlier != number:
+                raise BadInput(f"{path}, line {number}: the same `{name}` as in line {earlier}. Remove one of the two.")
+        rows.append(row)
+    if not rows:
+        raise BadInput(f'{path}: holds no rows. Expected one JSON object a line, such as {{"{key}": "..."}}.')
+    return rows[:limit]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file. Name an existing JSONL file in the config's `prompts`.") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 (byte {error.start}). Convert it to UTF-8.") from None
+    except OSError as error:
+        raise BadInput(f"{path}: could not be read ({error.strerror}).") from None
+
+
+def _row(line: str, where: str, key: str) -> Row:
+    try:
+        raw: Any = json.loads(line)
+    except ValueError as error:
+        raise BadInput(f"{where}: not valid JSON ({error}). Expected one object a line.") from None
+    text = raw.get(key) if isinstance(raw, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        found = f"keys {', '.join(map(repr, raw))}" if isinstance(raw, dict) else type(raw).__name__
+        raise BadInput(f"{where}: expected an object with a non-empty text under `{key}`; found {found}.")
+    source = raw.get("id")
+    return {"prompt_id": prompt_id(text), "source_id": None if source is None else str(source), "prompt": text}

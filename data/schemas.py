@@ -1,0 +1,122 @@
+"""The Parquet tables: the only place that names a column.
+
+`prompt_id` is a hash of the prompt's text and `sample` counts the completions of a prompt from 0; together they key
+`candidates` and `scores`. Token ids are those that the policy read and sampled, so nothing is tokenised twice.
+`policy` and `reward_model` columns hold the digest of the model that made the row.
+"""
+
+import pyarrow as pa
+
+from data.errors import CorruptArtifact
+
+_TOKENS = pa.list_(pa.field("item", pa.int32(), nullable=False))
+
+
+def _schema(*fields: tuple[str, pa.DataType], nullable: tuple[str, ...] = ()) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=name in nullable) for name, kind in fields])
+
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "prompts": _schema(
+        ("split", pa.string()),  # train, heldout, or text: human prose for perplexity
+        ("prompt_id", pa.string()),
+        ("source_id", pa.string()),  # the id in the user's file
+        ("prompt", pa.string()),
+        nullable=("source_id",),
+    ),
+    "candidates": _schema(
+        ("prompt_id", pa.string()),
+        ("mode", pa.string()),  # greedy or sampled
+        ("sample", pa.int32()),
+        ("prompt", pa.string()),  # as rendered for the policy
+        ("prompt_token_ids", _TOKENS),
+        ("completion", pa.string()),
+        ("token_ids", _TOKENS),
+        ("logprob", pa.float64()),  # of the whole completion under the policy, nats
+        ("finish_reason", pa.string()),
+        ("seed", pa.int64()),
+        ("policy", pa.string()),
+    ),
+    "scores": _schema(
+        ("prompt_id", pa.string()),
+        ("sample", pa.int32()),
+        ("reward", pa.float64()),
+        ("reward_model", pa.string()),
+    ),
+    "pairs": _schema(
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("prompt_token_ids", _TOKENS),
+        ("chosen_token_ids", _TOKENS),
+        ("rejected_token_ids", _TOKENS),
+        ("chosen_sample", pa.int32()),
+        ("rejected_sample", pa.int32()),
+        ("chosen_reward", pa.float64()),
+        ("rejected_reward", pa.float64()),
+        ("policy", pa.string()),
+    ),
+    "train_log": _schema(
+        ("step", pa.int32()),
+        ("epoch", pa.int32()),
+        ("pairs", pa.int32()),
+        ("tokens", pa.int64()),  # completion tokens, chosen and rejected
+        ("loss", pa.float64()),  # per completion token, as optimised
+        ("margin", pa.float64()),  # the rest: means over pairs
+        ("gate", pa.float64()),
+        ("ce", pa.float64()),
+        ("cringe", pa.float64()),
+        ("learning_rate", pa.float64()),
+        ("grad_norm", pa.float64()),  # before clipping
+        ("seconds", pa.float64()),
+        # Losses without a margin, gate or Cringe term leave those columns empty.
+        nullable=("margin", "gate", "ce", "cringe"),
+    ),
+    "evaluations": _schema(
+        ("measure", pa.string()),
+        ("mode", pa.string()),  # greedy, sampled or text
+        ("prompt_id", pa.string()),  # empty for a measure of all completions together
+        ("sample", pa.int32()),
+        ("value", pa.float64()),
+        ("policy", pa.string()),
+        nullable=("prompt_id", "sample"),
+    ),
+    "decisions": _schema(
+        ("round", pa.int32()),
+        ("rule", pa.string()),
+        ("value", pa.float64()),
+        ("bound", pa.string()),
+        ("passed", pa.bool_()),
+        ("reason", pa.string()),
+        ("promoted", pa.bool_()),  # the round's verdict, the same in every row
+    ),
+}
+
+
+def build(table: str, rows: list[dict[str, object]]) -> pa.Table:
+    """Rows as a table of the named schema, checked."""
+    built = pa.Table.from_pylist(rows, schema=SCHEMAS[table])
+    check(table, built, where="rows to be written")
+    return built
+
+
+def check(table: str, content: pa.Table, *, where: str) -> None:
+    """Hold `content` to the named schema, nulls included (pyarrow itself lets nulls into non-nullable fields).
+
+    Raises CorruptArtifact naming `where`, the column, and what was expected.
+    """
+    wanted = SCHEMAS[table]
+    if not content.schema.equals(wanted):
+        raise CorruptArtifact(
+            f"{where}: not a `{table}` table. Expected columns {_brief(wanted)}; found {_brief(content.schema)}. "
+            "It was written by another version or by hand; move it away and resume the run to make it again."
+        )
+    for field in wanted:
+        nulls = content.column(field.name).null_count
+        if nulls and not field.nullable:
+            raise CorruptArtifact(f"{where}: column `{field.name}` of `{table}` has {nulls} empty value(s); it allows none.")
+
+
+def _brief(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)

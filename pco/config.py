@@ -1,0 +1,333 @@
+"""The one config of a run. Every field's description is its documentation; unknown keys are refused by name."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data.errors import BadInput
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Policy(_Section):
+    """The model to improve."""
+
+    model: str
+    """A local Hugging Face folder or a hub id, e.g. `HuggingFaceTB/SmolLM2-135M-Instruct`."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub model."""
+    prompt_format: Literal["raw", "chat"] = "chat"
+    """`raw` lets the model continue the prompt; `chat` renders it as a user message with the model's chat template."""
+    system: str | None = None
+    """System message put before every prompt (`chat` only)."""
+
+    @model_validator(mode="after")
+    def _system_needs_chat(self) -> "Policy":
+        if self.system is not None and self.prompt_format == "raw":
+            raise ValueError("`system` needs prompt_format: chat; raw prompts have no place for it")
+        return self
+
+
+class Prompts(_Section):
+    """The prompts: JSONL files with a `prompt` on each line and, if you like, an `id`."""
+
+    train: str
+    """Prompts that candidates are generated for in every round."""
+    heldout: str
+    """Prompts that only the evaluation sees."""
+    heldout_text: str
+    """Human prose (`text` on each line) on which the policy's perplexity is watched."""
+    train_limit: int | None = Field(None, ge=1)
+    """Use only the first so many training prompts."""
+    heldout_limit: int | None = Field(None, ge=1)
+    """Use only the first so many held-out prompts and texts."""
+
+
+class Generate(_Section):
+    """Sampling of candidate completions with vLLM."""
+
+    n: int = Field(4, ge=2)
+    """Completions per prompt; pairs are made among them, so at least 2."""
+    temperature: float = Field(0.7, gt=0)
+    """Sampling temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling: the share of probability mass kept."""
+    top_k: int = Field(0, ge=0)
+    """Sample among so many most likely tokens; 0 for all."""
+    min_tokens: int = Field(0, ge=0)
+    """No end of text before so many tokens."""
+    max_tokens: int = Field(256, ge=1)
+    """Completion length limit in tokens."""
+    stop: list[str] = []
+    """Strings that end a completion; they are not part of it."""
+    shard_size: int = Field(64, ge=1)
+    """Prompts per committed part file: what a kill can cost at most."""
+
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> "Generate":
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})")
+        return self
+
+
+class Engine(_Section):
+    """How vLLM runs."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    """Number format of weights and activations while generating."""
+    max_model_len: int | None = Field(None, ge=8)
+    """Context length in tokens; the model's own by default."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """Memory for the key-value cache on CPU, GiB."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """Share of GPU memory that vLLM may take."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs that share one model."""
+
+
+class RepetitionReward(_Section):
+    """Minus the share of repeated token n-grams of a completion: 0 is best, -1 worst."""
+
+    kind: Literal["repetition"] = "repetition"
+    ngram: int = Field(3, ge=1)
+    """Length of the n-grams in tokens."""
+
+
+class Pair(_Section):
+    """From scored candidates to preference pairs."""
+
+    strategy: Literal["best_worst"] = "best_worst"
+    """`best_worst`: the highest reward of a prompt's candidates is chosen, the lowest rejected."""
+    min_margin: float = Field(0.0, ge=0)
+    """Drop pairs whose rewards differ by less. Ties are always dropped."""
+
+
+class _Cringe(_Section):
+    alpha: float = Field(1.0, ge=0)
+    """Weight of the Cringe term on rejected tokens beside the cross entropy on chosen ones."""
+    k: int = Field(5, ge=1)
+    """The contrast token is sampled among the k most likely tokens other than the rejected one."""
+
+
+class PairwiseCringe(_Cringe):
+    """gate * (cross entropy of chosen + alpha * Cringe of rejected), with gate = sigmoid((b - margin) / tau)."""
+
+    kind: Literal["pairwise_cringe"] = "pairwise_cringe"
+    b: float = 0.0
+    """Margin (nats) at which the gate is half open."""
+    tau: float = Field(10.0, gt=0)
+    """Temperature of the soft gate (nats): smaller is closer to a hard threshold."""
+    gate: Literal["soft", "hard", "off"] = "soft"
+    """`soft` as in the paper; `hard` is 1 below b, else 0; `off` trains on every pair fully (binary Cringe)."""
+    detach_gate: bool = False
+    """Treat the gate as a constant: cheaper, and no gradient through the margin."""
+    length_normalized_margin: bool = False
+    """Divide each log-probability in the margin by its completion's tokens."""
+
+
+class SFT(_Section):
+    """Cross entropy on the chosen completions alone."""
+
+    kind: Literal["sft"] = "sft"
+
+
+Loss = Annotated[PairwiseCringe | SFT, Field(discriminator="kind")]
+
+
+class LoRA(_Section):
+    """Low-rank adapters; they are merged into the policy when it is saved."""
+
+    r: int = Field(16, ge=1)
+    """Rank."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale; the update is alpha / r times the product of the adapters."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Which modules get adapters."""
+
+
+class Train(_Section):
+    """Training with DeepSpeed."""
+
+    loss: Loss = PairwiseCringe()
+    """The training objective."""
+    learning_rate: float = Field(5e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the round's pairs."""
+    pairs_per_step: int = Field(8, ge=1)
+    """Pairs per optimizer step, over all processes and micro-batches."""
+    micro_batch_pairs: int = Field(8, ge=1)
+    """Pairs per process that are in memory at once; changes memory and speed, not the result."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's weight decay."""
+    warmup_share: float = Field(0.1, ge=0, le=1)
+    """Share of the steps in which the learning rate rises from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """What the learning rate does after the warm-up."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16 keeps float32 master weights and saves bf16 ones."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO: what is split over processes (1 optimizer, 2 + gradients, 3 + parameters)."""
+    processes: int = Field(1, ge=1)
+    """Training processes: one per GPU; on CPU usually 1."""
+    fused_head: bool = True
+    """Compute the loss in chunks of tokens without ever holding all logits; False is the plain form, for comparison."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, slower."""
+    lora: LoRA | None = None
+    """Train low-rank adapters instead of all weights."""
+    max_pair_tokens: int = Field(2048, ge=8)
+    """Pairs with a longer sequence (prompt + completion) are dropped and counted."""
+
+    @model_validator(mode="after")
+    def _step_splits_evenly(self) -> "Train":
+        if self.pairs_per_step % self.processes:
+            raise ValueError(
+                f"pairs_per_step ({self.pairs_per_step}) must be a multiple of processes ({self.processes})"
+            )
+        return self
+
+
+class Evaluate(_Section):
+    """Measures on the held-out prompts: one greedy completion each, and sampled ones as `generate` samples."""
+
+    samples: int = Field(2, ge=1)
+    """Sampled completions per held-out prompt."""
+
+
+class Gate(_Section):
+    """When a round's policy is promoted. A refused round stops the run; the last good policy stays."""
+
+    min_reward_gain: float = 0.0
+    """The mean held-out reward must exceed the previous policy's by more than this."""
+    max_perplexity_ratio: float = Field(1.5, gt=0)
+    """Perplexity on human text may be at most this many times the starting policy's."""
+    min_length_ratio: float = Field(0.8, ge=0)
+    """The mean completion length must be at least this many times the starting policy's."""
+    max_length_ratio: float = Field(1.5, gt=0)
+    """The mean completion length may be at most this many times the starting policy's."""
+
+
+class RunConfig(_Section):
+    """A multi-round run."""
+
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name of the run and of its folder: letters, digits, `.`, `_`, `-`."""
+    runs_dir: str = "runs"
+    """Folder that holds all runs."""
+    rounds: int = Field(2, ge=1)
+    """Rounds of generate, score, pair, train, evaluate, decide."""
+    seed: int = Field(0, ge=0)
+    """Every random choice follows from it."""
+    stage_timeout_s: int = Field(24 * 3600, ge=1)
+    """A stage process that runs longer is ended, in seconds."""
+    policy: Policy
+    prompts: Prompts
+    generate: Generate = Generate()
+    engine: Engine = Engine()
+    reward: RepetitionReward = RepetitionReward()
+    pair: Pair = Pair()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this run lies."""
+        return Path(self.runs_dir) / self.run
+
+
+def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML config, apply `a.b=value` overrides, validate, and make its paths absolute.
+
+    Relative paths in the file are relative to the working directory, as a shell user expects.
+
+    Raises BadInput naming the file, the key, what was expected and, for an unknown key, the nearest known one.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such config file. See configs/quickstart.yaml for one that works.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path}: expected `key: value` lines at the top level, found {type(raw).__name__}.")
+    for override in overrides or []:
+        _override(raw, override)
+    return parse(raw, source=str(path))
+
+
+def parse(raw: dict[str, Any], *, source: str) -> RunConfig:
+    """Validate a config and make its paths absolute; raises BadInput that lists every fault with its key."""
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_fault(item)}" for item in error.errors())
+        raise BadInput(f"{source}: {error.error_count()} fault(s) in the config:\n{faults}") from None
+    return _absolute(config)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    dotted, equals, value = override.partition("=")
+    if not equals or not dotted:
+        raise BadInput(f"--set {override}: expected key=value, e.g. --set train.learning_rate=1e-5")
+    *parents, last = dotted.split(".")
+    section = raw
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise BadInput(f"--set {override}: `{parent}` is not a section of the config.")
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise BadInput(f"--set {override}: the value is not readable as YAML: {error}") from error
+
+
+def _fault(item: Any) -> str:
+    where = ".".join(str(step) for step in item["loc"]) or "config"
+    if item["type"] == "extra_forbidden":
+        return f"{where}: unknown key.{_nearest(item['loc'])}"
+    if item["type"] == "missing":
+        return f"{where}: required, but missing."
+    return f"{where}: {item['msg'].removeprefix('Value error, ')} (found {item['input']!r})"
+
+
+def _nearest(loc: tuple[str | int, ...]) -> str:
+    """A hint among the keys of the section that the unknown one stands in."""
+    known = set(RunConfig.model_fields)
+    for step in loc[:-1]:
+        kinds = {"pairwise_cringe": PairwiseCringe, "sft": SFT, "loss": PairwiseCringe, "lora": LoRA}
+        field = RunConfig.model_fields.get(str(step))
+        section = kinds.get(str(step)) or (field.annotation if field else None)
+        known = set(getattr(section, "model_fields", known))
+    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    return f" Did you mean `{close[0]}`?" if close else f" Known here: {', '.join(sorted(known))}."
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """Stage processes and Prefect workers have other working directories, so no path may stay relative."""
+    prompts = config.prompts
+    model = Path(config.policy.model).expanduser()
+    return config.model_copy(
+        update={
+            "runs_dir": str(Path(config.runs_dir).expanduser().resolve()),
+            "policy": config.policy.model_copy(
+                update={"model": str(model.resolve()) if model.exists() else config.policy.model}
+            ),
+            "prompts": prompts.model_copy(
+                update={
+                    name: str(Path(getattr(prompts, name)).expanduser().resolve())
+                    for name in ("train", "heldout", "heldout_text")
+                }
+            ),
+        }
+    )

@@ -1,0 +1,45 @@
+"""Losses over completions: Pairwise Cringe and its parts, DPO, IPO, SFT, and their fused forms.
+
+Conventions shared by every function here:
+
+- Logits and hidden states are already shifted: position t predicts `labels[:, t]`.
+- A label of -100 is ignored everywhere: in sums, in counts, in sampling, and its logits may hold anything.
+- Results are per completion or per pair, unreduced sums over tokens in nats. The trainer divides by
+  the number of completion tokens of the whole optimizer step.
+- Whatever the input's dtype, arithmetic is float32 (float64 stays float64).
+- Bad arguments raise `ValueError`.
+
+`docs/losses.md` holds the equations and what each knob does.
+"""
+
+from pco.losses.binary import BinaryCringe, binary_cringe, fused_binary_cringe
+from pco.losses.checks import IGNORE
+from pco.losses.contrast import sample_contrast
+from pco.losses.fused import fused_logps
+from pco.losses.likelihood import completion_logps, sft
+from pco.losses.pairwise import (
+    PairwiseCringe,
+    cringe,
+    fused_pairwise_cringe,
+    gate,
+    pairwise_cringe,
+)
+from pco.losses.preference import dpo, ipo
+
+__all__ = [
+    "IGNORE",
+    "BinaryCringe",
+    "PairwiseCringe",
+    "binary_cringe",
+    "completion_logps",
+    "cringe",
+    "dpo",
+    "fused_binary_cringe",
+    "fused_logps",
+    "fused_pairwise_cringe",
+    "gate",
+    "ipo",
+    "pairwise_cringe",
+    "sample_contrast",
+    "sft",
+]

@@ -1,0 +1,100 @@
+"""Sums of the head's gradient over tokens, and what of it the forward keeps for the backward."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pco.losses.work import Work
+
+# Head gradients kept ahead, beyond the free one, in units of one chunk of logits.
+KEPT_CHUNKS = 2
+# Not worth a buffer: fewer tokens (writing V * D numbers costs more than the product it saves), or a
+# smaller share of the vocabulary.
+KEPT_TOKENS = 128
+KEPT_SHARE = 1 / 8
+# Rows of the head per product where the product is not in the dtype of the sum.
+TILE = 16384
+
+
+@dataclass(frozen=True)
+class HeadGrad:
+    """Sums over tokens of `r h^T` and of `r`, for some consecutive rows of the head."""
+
+    weight: Tensor  #: (rows, D)
+    bias: Tensor | None  #: (rows,)
+
+    @staticmethod
+    def zeros(rows: int, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> "HeadGrad":
+        return HeadGrad(
+            weight.new_zeros(rows, weight.shape[1], dtype=dtype),
+            None if bias is None else bias.new_zeros(rows, dtype=dtype),
+        )
+
+    def add(self, residual: Tensor, hidden: Tensor, factor: Tensor | None = None) -> None:
+        """Add tokens with residuals (n, rows), hidden states (n, D) and a factor (n,) each."""
+        if self.bias is not None:
+            weights = residual.new_ones(len(residual)) if factor is None else factor.to(residual)
+            self.bias.add_(residual.t() @ weights)
+        if factor is not None:
+            hidden = (hidden * factor.unsqueeze(-1)).to(hidden.dtype)
+        if residual.dtype == self.weight.dtype:
+            self.weight.addmm_(residual.t(), hidden)
+            return
+        # bf16 products summed in float32, a tile at a time so that no second (V, D) tensor arises.
+        for start in range(0, len(self.weight), TILE):
+            tile = slice(start, start + TILE)
+            self.weight[tile].add_(matmul(residual[:, tile].t(), hidden, self.weight.dtype))
+
+    def scale(self, factor: Tensor) -> None:
+        self.weight.mul_(factor)
+        if self.bias is not None:
+            self.bias.mul_(factor)
+
+    def add_scaled(self, other: "HeadGrad", factor: Tensor) -> None:
+        """Add another sum over the first rows."""
+        rows = len(other.weight)
+        self.weight[:rows].addcmul_(other.weight, factor)
+        if self.bias is not None and other.bias is not None:
+            self.bias[:rows].addcmul_(other.bias, factor)
+
+    def rows_from(self, start: int) -> "HeadGrad":
+        """A view of the rows from `start` on."""
+        return HeadGrad(self.weight[start:], None if self.bias is None else self.bias[start:])
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Gradients that the forward has computed, all but the factor of their completion."""
+
+    hidden: tuple[Tensor | None, Tensor | None]  #: laid out as first and second
+    head: dict[int, HeadGrad]  #: by completion, for the first rows of the head
+
+
+NOTHING = Ahead((None, None), {})
+
+
+def matmul(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """`left @ right` in `dtype`, unrounded from the float32 sums of the hardware where torch can.
+
+    On a CPU torch rounds a bf16 product to bf16, just as the model's own head does.
+    """
+    if left.dtype != dtype and left.is_cuda:
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
+
+
+def rows_to_keep(work: Work, vocab: int, dim: int) -> dict[int, int]:
+    """Of which completions the head's gradient is kept ahead, and for how many rows of the head.
+
+    The longest completion is free, for its buffer becomes the gradient. The others share the budget
+    evenly.
+    """
+    worth = [row for row in range(work.eager_rows) if work.lengths[row] >= KEPT_TOKENS]
+    if not worth:
+        return {}
+    free, *others = sorted(worth, key=lambda row: -work.lengths[row])
+    share = KEPT_CHUNKS * work.chunk * vocab // (dim * len(others)) if others else 0
+    if share < KEPT_SHARE * vocab:
+        others = []
+    return {free: vocab} | {row: min(share, vocab) for row in others}

@@ -1,0 +1,19 @@
+"""A policy on disk: a model folder and the digest that stands for it in every table."""
+
+from data import store
+from data.errors import CorruptArtifact
+from pco.stage import Artifact, Stage
+
+
+def verified(stage: Stage) -> Artifact:
+    """The stage's `policy` input, after checking that the folder still holds the weights it is said to hold."""
+    policy = stage.inputs["policy"]
+    if not policy.folder.is_dir():
+        raise CorruptArtifact(f"{policy.folder}: the policy's folder is gone. Restore it, then resume.")
+    found = store.folder_digest(policy.folder)
+    if found != policy.fingerprint:
+        raise CorruptArtifact(
+            f"{policy.folder}: its files changed since the run recorded them (digest {found}, expected "
+            f"{policy.fingerprint}). Restore them, or start a run under another name."
+        )
+    return policy

@@ -1,0 +1,97 @@
+"""The main program of every stage process: `python -m pco.process STAGE.json`.
+
+Training first becomes DeepSpeed's launcher, which starts this program again once per rank.
+"""
+
+import base64
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from data import store
+from data.errors import PCOError
+from pco import progress
+from pco.stage import Stage
+
+FAILED = 3  # exit status after a failure that was told to the parent
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Run the stage described in the file named last on the command line."""
+    _die_with_parent()
+    path = sys.argv[-1]
+    try:
+        stage = Stage.from_json(Path(path).read_text(encoding="utf-8"))
+        if stage.name == "train" and "RANK" not in os.environ:
+            _become_deepspeed_launcher(path, stage.config.train.processes)
+        _run(stage)
+    except PCOError as error:
+        progress.send({"failure": asdict(progress.Failure(type(error).__name__, str(error)))})
+        sys.exit(FAILED)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel (Linux) to end this process when its parent dies, however that happens."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died in between
+            sys.exit(FAILED)
+
+
+def _become_deepspeed_launcher(path: str, processes: int) -> None:
+    """Replace this process: the launcher keeps the process id and the promise to die with the parent."""
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(processes))}).encode()).decode()
+    launcher = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
+    options = [f"--master_port={_free_port()}", "--no_local_rank", "--module", "--quiet"]
+    os.execv(sys.executable, [*launcher, *options, "pco.process", path])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _run(stage: Stage) -> store.Manifest | None:
+    # Each import is heavy and belongs to one kind of process alone.
+    match stage.name:
+        case "prepare":
+            from pco import prepare
+
+            return prepare.run(stage)
+        case "generate":
+            from pco import generate
+
+            return generate.run(stage)
+        case "score":
+            from pco import score
+
+            return score.run(stage)
+        case "train":
+            from pco import train
+
+            return train.run(stage)
+        case "evaluate":
+            from pco import evaluate
+
+            return evaluate.run(stage)
+        case "pair":
+            from pco import pair
+
+            return pair.run(stage)
+        case "decide":
+            from pco import decide
+
+            return decide.run(stage)
+
+
+if __name__ == "__main__":
+    main()

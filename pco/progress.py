@@ -1,0 +1,59 @@
+"""What a stage process tells its parent: marked JSON lines on standard output, among its ordinary log."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_MARK = "\x1epco "
+_INTERVAL_S = 0.5
+_last_sent = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is: `done` of `total` `unit`s; `note` says what else is worth knowing, such as a rate."""
+
+    done: int
+    total: int
+    unit: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error of the exception tree on its way to the parent, which raises it again."""
+
+    kind: str
+    message: str
+
+
+def report(progress: Progress) -> None:
+    """Tell the parent, at most twice a second, and always at the end."""
+    global _last_sent
+    now = time.monotonic()
+    if progress.done < progress.total and now - _last_sent < _INTERVAL_S:
+        return
+    _last_sent = now
+    send({"progress": asdict(progress)})
+
+
+def send(event: dict[str, Any]) -> None:
+    """Write one event line."""
+    print(f"{_MARK}{json.dumps(event)}", flush=True)
+
+
+def parse(line: str) -> Progress | Failure | None:
+    """The event in a line of a stage's output; None for ordinary log text."""
+    if not line.startswith(_MARK):
+        return None
+    try:
+        event = json.loads(line[len(_MARK) :])
+        match event:
+            case {"progress": fields}:
+                return Progress(**fields)
+            case {"failure": fields}:
+                return Failure(**fields)
+    except (ValueError, TypeError):
+        pass  # a torn line of a killed process: log text
+    return None

@@ -1,0 +1,41 @@
+"""How a prompt becomes the tokens that the policy reads: one function for every stage."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import BadInput
+from pco.config import Policy
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt as the policy reads it."""
+
+    text: str
+    token_ids: list[int]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The policy's tokenizer; raises BadInput when the folder has none that loads."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"{folder}: no tokenizer could be loaded from it ({error}).") from error
+
+
+def render(tokenizer: Any, prompt: str, policy: Policy) -> Rendered:
+    """Render a prompt as the policy's `prompt_format` says.
+
+    A chat template writes its own special tokens, so none are added to it (no double BOS); a raw prompt gets those
+    that the tokenizer puts before any text.
+    """
+    if policy.prompt_format == "raw":
+        return Rendered(prompt, tokenizer(prompt)["input_ids"])
+    messages = [{"role": "user", "content": prompt}]
+    if policy.system is not None:
+        messages.insert(0, {"role": "system", "content": policy.system})
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return Rendered(text, tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,145 @@
+"""A stage: one step of a round with everything that determines its result, and so its fingerprint."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data import store
+from pco.config import RunConfig
+
+StageName = Literal["prepare", "generate", "score", "pair", "train", "evaluate", "decide"]
+
+# Raise a stage's version when its code makes other results from the same settings and inputs.
+_VERSIONS: dict[StageName, int] = {
+    "prepare": 1,
+    "generate": 1,
+    "score": 1,
+    "pair": 1,
+    "train": 1,
+    "evaluate": 1,
+    "decide": 1,
+}
+
+# The tables' nouns name the folders.
+_FOLDERS: dict[StageName, str] = {
+    "prepare": "prompts",
+    "generate": "candidates",
+    "score": "scores",
+    "pair": "pairs",
+    "train": "training",
+    "evaluate": "evaluation",
+    "decide": "decision",
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What one stage hands to another: a stage's folder or a model's folder, and the hash that stands for it."""
+
+    folder: Path
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one round. Round 0 holds the prompts and the evaluation of the starting policy."""
+
+    name: StageName
+    round: int
+    config: RunConfig
+    inputs: Mapping[str, Artifact]
+
+    @property
+    def folder(self) -> Path:
+        """Where its parts and manifest lie."""
+        return round_folder(self.config, self.round) / _FOLDERS[self.name]
+
+    @property
+    def title(self) -> str:
+        """For people: which round, which stage."""
+        return f"round {self.round}/{self.config.rounds} · {self.name}" if self.round else f"start · {self.name}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide the result, and no others: memory, time limits and paths do not."""
+        return _settings(self.name, self.config)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal fingerprints mean equal results: a finished stage with this one is never run again."""
+        return store.digest(
+            {
+                "stage": self.name,
+                "version": _VERSIONS[self.name],
+                "round": self.round,
+                "settings": self.settings,
+                "inputs": {name: artifact.fingerprint for name, artifact in self.inputs.items()},
+            }
+        )
+
+    @property
+    def artifact(self) -> Artifact:
+        """This stage's result as an input of a later one."""
+        return Artifact(self.folder, self.fingerprint)
+
+    def finish(self, **account: Any) -> store.Manifest:
+        """Write the manifest; `account` holds the counts and times of `store.finish`."""
+        return store.finish(
+            self.folder,
+            stage=self.name,
+            fingerprint=self.fingerprint,
+            inputs={name: artifact.fingerprint for name, artifact in self.inputs.items()},
+            settings=self.settings,
+            **account,
+        )
+
+    def to_json(self) -> str:
+        """The whole stage, to be handed to its process."""
+        inputs = {name: [str(item.folder), item.fingerprint] for name, item in self.inputs.items()}
+        return json.dumps(
+            {"name": self.name, "round": self.round, "config": self.config.model_dump(mode="json"), "inputs": inputs},
+            indent=1,
+        )
+
+    @staticmethod
+    def from_json(text: str) -> "Stage":
+        """The inverse of `to_json`."""
+        raw = json.loads(text)
+        inputs = {name: Artifact(Path(folder), fingerprint) for name, (folder, fingerprint) in raw["inputs"].items()}
+        return Stage(raw["name"], raw["round"], RunConfig.model_validate(raw["config"]), inputs)
+
+
+def round_folder(config: RunConfig, number: int) -> Path:
+    """The folder of a round."""
+    return config.folder / f"round-{number:02d}"
+
+
+def _settings(name: StageName, config: RunConfig) -> dict[str, Any]:
+    dump = config.model_dump(mode="json")
+    policy, engine = dump["policy"], {key: dump["engine"][key] for key in ("dtype", "max_model_len", "tensor_parallel")}
+    rendering = {key: policy[key] for key in ("prompt_format", "system")}
+    match name:
+        case "prepare":
+            limits = {key: dump["prompts"][key] for key in ("train_limit", "heldout_limit")}
+            return {"model": policy["model"], "revision": policy["revision"], **limits}
+        case "generate":
+            return {"rendering": rendering, "generate": dump["generate"], "engine": engine, "seed": config.seed}
+        case "score":
+            return {"reward": dump["reward"]}
+        case "pair":
+            return {"pair": dump["pair"]}
+        case "train":
+            return {"train": dump["train"], "seed": config.seed}
+        case "evaluate":
+            return {
+                "rendering": rendering,
+                "generate": dump["generate"],
+                "engine": engine,
+                "reward": dump["reward"],
+                "evaluate": dump["evaluate"],
+                "seed": config.seed,
+            }
+        case "decide":
+            return {"gate": dump["gate"]}
