@@ -22,7 +22,8 @@ def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
 
     Raises BadInput naming the file and line for whatever is malformed, empty, or there twice.
     """
-    lines = _text(path).splitlines()
+    # Not splitlines(), which also breaks at characters that JSON allows inside a string, such as U+2028.
+    lines = _text(path).split("\n")
     rows: list[Row] = []
     first_line: dict[tuple[str, str], int] = {}
     for number, line in enumerate(lines, start=1):
@@ -55,7 +56,8 @@ def _text(path: Path) -> str:
 def _row(line: str, where: str, key: str) -> Row:
     try:
         raw: Any = json.loads(line)
-    except ValueError as error:
+        json.dumps(raw, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{where}: not valid JSON ({error}). Expected one object a line.") from None
     text = raw.get(key) if isinstance(raw, dict) else None
     if not isinstance(text, str) or not text.strip():

@@ -5,7 +5,10 @@
 `policy` and `reward_model` columns hold the digest of the model that made the row.
 """
 
+from collections.abc import Mapping, Sequence
+
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data.errors import CorruptArtifact
 
@@ -94,9 +97,9 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 
 
-def build(table: str, rows: list[dict[str, object]]) -> pa.Table:
+def build(table: str, rows: Sequence[Mapping[str, object]]) -> pa.Table:
     """Rows as a table of the named schema, checked."""
-    built = pa.Table.from_pylist(rows, schema=SCHEMAS[table])
+    built = pa.Table.from_pylist(list(rows), schema=SCHEMAS[table])
     check(table, built, where="rows to be written")
     return built
 
@@ -113,9 +116,14 @@ def check(table: str, content: pa.Table, *, where: str) -> None:
             "It was written by another version or by hand; move it away and resume the run to make it again."
         )
     for field in wanted:
-        nulls = content.column(field.name).null_count
+        column = content.column(field.name)
+        nulls = column.null_count
+        if pa.types.is_list(field.type):
+            nulls += pc.list_flatten(column).null_count
         if nulls and not field.nullable:
-            raise CorruptArtifact(f"{where}: column `{field.name}` of `{table}` has {nulls} empty value(s); it allows none.")
+            raise CorruptArtifact(
+                f"{where}: column `{field.name}` of `{table}` has {nulls} empty value(s); it allows none."
+            )
 
 
 def _brief(schema: pa.Schema) -> str:

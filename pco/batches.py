@@ -38,12 +38,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch of B pairs: rows [0, B) hold the chosen sequences, rows [B, 2B) the rejected ones."""
+    """A micro-batch of B pairs: rows [0, B) hold the chosen sequences, rows [B, 2B) the rejected ones.
+
+    Without any pair it still has B = 1, a placeholder without completions.
+    """
 
     input_ids: Tensor  # (2B, L)
     attention_mask: Tensor  # (2B, L)
     labels: Tensor  # (2B, L): position t holds the token after it, if that is part of a completion, else IGNORE
     generators: list[torch.Generator]  # one per pair, for its contrast tokens
+    pairs: int  # B, or 0 for a placeholder, whose statistics must not count
 
 
 def examples_of(pairs: Sequence[dict[str, Any]]) -> list[Example]:
@@ -103,4 +107,5 @@ def collate(examples: Sequence[Example], *, pad: int, seed: object) -> Batch:
         attention_mask[i, :end] = 1
         labels[i, len(prompt) - 1 : end - 1] = torch.tensor(completion)
     seeds = [seed_of("contrast", seed, example.pair_id) for example in examples] or [0]
-    return Batch(input_ids, attention_mask, labels, [torch.Generator().manual_seed(one) for one in seeds])
+    generators = [torch.Generator().manual_seed(one) for one in seeds]
+    return Batch(input_ids, attention_mask, labels, generators, len(examples))

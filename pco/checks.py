@@ -31,7 +31,7 @@ class Inputs:
     def summary(self) -> str:
         """One line for people."""
         return (
-            f"{len(self.train)} training prompts, {len(self.heldout)} held-out prompts, {len(self.heldout_text)} texts; "
+            f"{len(self.train)} training prompts, {len(self.heldout)} held-out, {len(self.heldout_text)} texts; "
             f"longest prompt {self.longest_prompt} of {self.context} tokens; model {self.model}"
         )
 
@@ -128,8 +128,8 @@ def _check_k(config: RunConfig, vocabulary: int) -> None:
     loss = config.train.loss
     if isinstance(loss, PairwiseCringe) and loss.k >= vocabulary:
         raise BadInput(
-            f"train.loss.k: {loss.k} contrast candidates need a vocabulary of more than {loss.k} tokens; this model has "
-            f"{vocabulary}. Usual values are 5 to 50."
+            f"train.loss.k: {loss.k} contrast candidates need a vocabulary of more than {loss.k} tokens; this "
+            f"model has {vocabulary}. Usual values are 5 to 50."
         )
 
 
@@ -159,6 +159,6 @@ def _check_lengths(
 def _check_fits(where: str, row: readers.Row, length: int, room: int, context: int) -> None:
     if length + room > context:
         raise BadInput(
-            f"{where}: {row['source_id'] or row['prompt_id']} has {length} tokens; with {room} more to generate it does "
-            f"not fit the model's context of {context}. Shorten it, or lower generate.max_tokens."
+            f"{where}: {row['source_id'] or row['prompt_id']} has {length} tokens; with {room} more to generate it "
+            f"does not fit the model's context of {context}. Shorten it, or lower generate.max_tokens."
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from data.errors import BadInput
 
@@ -187,6 +187,11 @@ class Train(_Section):
     """Train low-rank adapters instead of all weights."""
     max_pair_tokens: int = Field(2048, ge=8)
     """Pairs with a longer sequence (prompt + completion) are dropped and counted."""
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _pairwise_cringe_by_default(cls, loss: object) -> object:
+        return {"kind": "pairwise_cringe", **loss} if isinstance(loss, dict) else loss
 
     @model_validator(mode="after")
     def _step_splits_evenly(self) -> "Train":

@@ -116,8 +116,8 @@ def _bar(on_done: Callable[[int], None]) -> Callable[..., Any]:
     """A silent progress bar for vLLM that passes on how many requests each engine step finished."""
     from tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
-        def update(self, n: float | None = 1) -> bool | None:
+    class Bar(tqdm):  # type: ignore[misc]
+        def update(self, n: float | None = 1) -> Any:
             on_done(int(n or 0))
             return super().update(n)
 

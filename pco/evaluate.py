@@ -2,6 +2,7 @@
 
 import time
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from data import schemas, store
@@ -49,9 +50,10 @@ def run(stage: Stage) -> store.Manifest:
     )
 
 
-def read(folder: Any) -> list[dict[str, Any]]:
+def read(folder: Path) -> list[measures.Row]:
     """The rows of a finished evaluation."""
-    return store.read_table(folder, "evaluations").to_pylist()
+    rows: list[measures.Row] = store.read_table(folder, "evaluations").to_pylist()
+    return rows
 
 
 def _shards(stage: Stage, tokenizer: Any) -> list[list[Request]]:
@@ -62,7 +64,9 @@ def _shards(stage: Stage, tokenizer: Any) -> list[list[Request]]:
     config = stage.config
     requests: list[list[Request]] = []
     for row in generate.read_prompts(stage, "heldout"):
-        greedy = Request(row["prompt_id"], _GREEDY_SAMPLE, render(tokenizer, row["prompt"], config.policy), 0, greedy=True)
+        greedy = Request(
+            row["prompt_id"], _GREEDY_SAMPLE, render(tokenizer, row["prompt"], config.policy), 0, greedy=True
+        )
         requests.append([greedy, *generate.sampled(row, tokenizer, config, "heldout", config.evaluate.samples)])
     size = config.generate.shard_size
     return [sum(requests[start : start + size], []) for start in range(0, len(requests), size)]

@@ -23,7 +23,9 @@ def run(stage: Stage) -> store.Manifest:
     current = policy.verified(stage)
     prompts = read_prompts(stage, "train")
     tokenizer = load_tokenizer(current.folder)
-    requests = [request for row in prompts for request in sampled(row, tokenizer, config, stage.round, config.generate.n)]
+    requests = [
+        request for row in prompts for request in sampled(row, tokenizer, config, stage.round, config.generate.n)
+    ]
     shards = list(_shards(requests, config.generate.shard_size * config.generate.n))
     metrics = complete_shards(stage, shards, lambda: Sampler(current.folder, config.engine))
     return stage.finish(
@@ -43,7 +45,7 @@ def read_prompts(stage: Stage, split: str) -> list[dict[str, Any]]:
 
 
 def sampled(row: dict[str, Any], tokenizer: Any, config: RunConfig, salt: object, n: int) -> list[Request]:
-    """n sampled completions of a prompt, each with a seed of its own (one seed for all would give n equal ones)."""
+    """N sampled completions of a prompt, each with a seed of its own (one seed for all would give n equal ones)."""
     rendered = render(tokenizer, row["prompt"], config.policy)
     ids = row["prompt_id"]
     return [Request(ids, i, rendered, seed_of(config.seed, salt, ids, i)) for i in range(n)]

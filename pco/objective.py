@@ -41,9 +41,7 @@ class PairPolicy(torch.nn.Module):
         decoder, head = self._parts
         # SFT never looks at the rejected rows.
         rows = slice(None) if isinstance(self._loss, PairwiseCringe) else slice(len(batch.input_ids) // 2)
-        output = decoder(
-            input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows], use_cache=False
-        )
+        output = decoder(input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows], use_cache=False)
         statistics: tuple[Tensor, ...] = head(output.last_hidden_state, batch)
         return statistics
 

@@ -1,8 +1,10 @@
 """A policy on disk: a model folder and the digest that stands for it in every table."""
 
+from pathlib import Path
+
 from data import store
 from data.errors import CorruptArtifact
-from pco.stage import Artifact, Stage
+from pco.stage import Artifact, Stage, round_folder
 
 
 def verified(stage: Stage) -> Artifact:
@@ -17,3 +19,13 @@ def verified(stage: Stage) -> Artifact:
             f"{policy.fingerprint}). Restore them, or start a run under another name."
         )
     return policy
+
+
+def starting(prepared: store.Manifest) -> Artifact:
+    """The starting policy that `prepare` found."""
+    return Artifact(Path(prepared.outputs["policy_folder"]), prepared.outputs["policy"])
+
+
+def trained(stage: Stage, manifest: store.Manifest) -> Artifact:
+    """The policy that a `train` stage saved."""
+    return Artifact(round_folder(stage.config, stage.round) / "policy", manifest.outputs["policy"])

@@ -28,7 +28,7 @@ def load(config: RepetitionReward) -> Reward:
         case "repetition":
             return Reward(
                 digest=store.digest(config.model_dump()),
-                score=lambda batch: [-repeated_share(row["token_ids"], config.ngram) for row in batch],
+                score=lambda batch: [0.0 - repeated_share(row["token_ids"], config.ngram) for row in batch],
             )
 
 

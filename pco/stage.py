@@ -11,6 +11,9 @@ from pco.config import RunConfig
 
 StageName = Literal["prepare", "generate", "score", "pair", "train", "evaluate", "decide"]
 
+START_STAGES: tuple[StageName, ...] = ("prepare", "evaluate")
+ROUND_STAGES: tuple[StageName, ...] = ("generate", "score", "pair", "train", "evaluate", "decide")
+
 # Raise a stage's version when its code makes other results from the same settings and inputs.
 _VERSIONS: dict[StageName, int] = {
     "prepare": 1,

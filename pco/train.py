@@ -3,6 +3,7 @@
 Runs once per rank. Every rank reads the same pairs and derives the same steps; rank 0 writes.
 """
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -98,7 +99,18 @@ def _engine(folder: Path, train: Train, total_steps: int) -> tuple[Any, PairPoli
     engine, *_ = deepspeed.initialize(
         model=pair_policy, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(train)
     )
+    _remember_gradient_norm(engine)
     return engine, pair_policy
+
+
+def _remember_gradient_norm(engine: Any) -> None:
+    """Clip float32 gradients without ZeRO as DeepSpeed does, and keep their norm, which DeepSpeed throws away there."""
+
+    def clip() -> None:
+        norm = torch.nn.utils.clip_grad_norm_(engine.module.parameters(), engine.gradient_clipping())
+        engine._global_grad_norm = float(norm)
+
+    engine.clip_fp32_gradients = clip
 
 
 def _model(folder: Path, train: Train) -> Any:
@@ -114,7 +126,11 @@ def _with_adapters(model: Any, lora: LoRA) -> Any:
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type="CAUSAL_LM"
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
     )
     return get_peft_model(model, settings)
 
@@ -149,7 +165,7 @@ def _train(stage: Stage, engine: Any, pair_policy: PairPolicy, plan: list[Step])
             statistics = engine(_on(batch, engine.device))
             # DeepSpeed averages over ranks; the objective is a sum over ranks divided by the whole step's tokens.
             engine.backward(statistics[0].sum() * (world / tokens), scale_wrt_gas=False)
-            sums += torch.stack([value.detach().double().sum().cpu() for value in statistics])
+            sums += torch.stack([value[: batch.pairs].detach().double().sum().cpu() for value in statistics])
         engine.step()
         yield _log_row(step, sums, tokens, learning_rate, engine, time.monotonic() - at)
         _tell(step, len(plan), tokens, time.monotonic() - at)
@@ -167,7 +183,7 @@ def _log_row(step: Step, sums: torch.Tensor, tokens: int, learning_rate: float, 
         "pairs": pairs,
         "tokens": tokens,
         "loss": loss / tokens,
-        **{name: None if value != value else value for name, value in named.items()},
+        **{name: None if math.isnan(value) else value for name, value in named.items()},
         "learning_rate": learning_rate,
         "grad_norm": float(engine.get_global_grad_norm() or 0.0),
         "seconds": seconds,

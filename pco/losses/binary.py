@@ -1,4 +1,4 @@
-"""Binary Cringe (arXiv 2211.05826, section 3): good completions are imitated, bad ones contrasted."""
+"""Binary Cringe (arXiv 2211.05826): good completions are imitated, bad ones contrasted."""
 
 from dataclasses import dataclass
 
@@ -43,7 +43,7 @@ def binary_cringe(
     contrast: Tensor | None = None,
     generator: Generators = None,
 ) -> BinaryCringe:
-    """Cringe loss on unpaired feedback (arXiv 2312.16682, equations 1 and 2), from logits.
+    """Cringe loss on unpaired feedback (arXiv 2211.05826), from logits.
 
     Args:
         logits: (B, T, V), any floating dtype.
@@ -59,6 +59,7 @@ def binary_cringe(
 
     Raises:
         ValueError: any argument outside what is said here.
+
     """
     check_scores("logits", logits, "V")
     check_labels("labels", labels, tuple(logits.shape), "logits")
@@ -70,9 +71,7 @@ def binary_cringe(
         contrast = sample_contrast(logits, negatives, k=k, generator=generator)
     ce = -completion_logps(logits, labels.masked_fill(~good.unsqueeze(1), IGNORE))
     terms = cringe(logits, negatives, contrast).sum(-1)
-    return BinaryCringe(
-        ce + alpha * terms, ce, terms, contrast.masked_fill(negatives == IGNORE, IGNORE)
-    )
+    return BinaryCringe(ce + alpha * terms, ce, terms, contrast.masked_fill(negatives == IGNORE, IGNORE))
 
 
 def fused_binary_cringe(
@@ -90,18 +89,15 @@ def fused_binary_cringe(
 ) -> BinaryCringe:
     """`binary_cringe` from hidden states and the head, never holding (tokens, V) logits.
 
-    Args:
-        hidden: (B, T, D) last hidden states, after the final norm.
-        head_weight: (V, D).
-        head_bias: (V,).
-        chunk_tokens: see `fused_logps`.
-        Everything else: as in `binary_cringe`.
+    `hidden` (B, T, D) are the last hidden states, after the final norm; `head_weight` is (V, D), `head_bias` (V,). For
+    `chunk_tokens` see `fused_logps`. All other arguments as in `binary_cringe`.
 
     Returns:
         `BinaryCringe`, unreduced.
 
     Raises:
         ValueError: any argument outside what is said here.
+
     """
     check_hidden("hidden", hidden, labels, head_weight, head_bias)
     check_good(good, labels, alpha)

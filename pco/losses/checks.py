@@ -50,7 +50,7 @@ def check_range(name: str, ids: Tensor, vocab: int) -> None:
 
 
 def check_k(k: int, vocab: int) -> None:
-    """k candidates besides the negative token must exist."""
+    """There are k candidates besides the negative token."""
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"k must be a whole number of at least 1, got {k!r}: 5 is the usual choice")
     if k >= vocab:
@@ -62,7 +62,7 @@ def check_k(k: int, vocab: int) -> None:
 
 def check_number(name: str, value: float, *, above: float | None = None, least: float = -math.inf) -> None:
     """`value` is a finite number, larger than `above` and at least `least`."""
-    if isinstance(value, Tensor) or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite Python number, got {value!r}")
     if above is not None and value <= above:
         raise ValueError(f"{name} must be larger than {above:g}, got {value!r}")

@@ -1,4 +1,4 @@
-"""Sampling of the contrast token (Cringe loss, arXiv 2211.05826, section 3; arXiv 2312.16682, section 3.1)."""
+"""Sampling of the contrast token of the Cringe loss (arXiv 2211.05826)."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,7 @@ BLOCK = 128
 
 
 @torch.no_grad()
-def sample_contrast(
-    logits: Tensor, negatives: Tensor, *, k: int, generator: Generators = None
-) -> Tensor:
+def sample_contrast(logits: Tensor, negatives: Tensor, *, k: int, generator: Generators = None) -> Tensor:
     """Draw for each negative token a contrast token from the model's own top k without it.
 
     The k candidates are the tokens with the largest logits other than the negative one. One is drawn
@@ -37,6 +35,7 @@ def sample_contrast(
     Raises:
         ValueError: k < 1 or k >= V, a negative token outside the vocabulary, shapes that do not fit,
             or a number of generators other than B.
+
     """
     check_scores("logits", logits, "V")
     check_labels("negatives", negatives, tuple(logits.shape), "logits")
@@ -88,7 +87,7 @@ def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if count * 8 > blocks:
         return scores.topk(count, dim=-1)
     whole = blocks * BLOCK
-    maxima = scores[..., :whole].unflatten(-1, (blocks, BLOCK)).amax(-1)
+    maxima = scores[..., :whole].view(*scores.shape[:-1], blocks, BLOCK).amax(-1)
     first = maxima.topk(count, dim=-1).indices * BLOCK
     offsets = torch.arange(BLOCK, device=scores.device)
     inside = (first.unsqueeze(-1) + offsets).flatten(-2)

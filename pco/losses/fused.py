@@ -14,7 +14,7 @@ from pco.losses.checks import (
     check_scores,
 )
 from pco.losses.contrast import draw_uniforms
-from pco.losses.head import HeadScores
+from pco.losses.head import head_scores
 from pco.losses.work import Work
 
 # Logits held at a time: 256 MiB in float32, which is 512 tokens at a vocabulary of 128k. Matrix
@@ -58,6 +58,7 @@ def fused_logps(
 
     Raises:
         ValueError: shapes that do not fit, or a label outside the vocabulary.
+
     """
     check_hidden("hidden", hidden, labels, head_weight, head_bias)
     none = hidden.new_empty(0, 0, hidden.shape[-1])
@@ -73,9 +74,7 @@ def fused_logps(
     return scores.chosen_logps
 
 
-def check_hidden(
-    name: str, hidden: Tensor, labels: Tensor, head_weight: Tensor, head_bias: Tensor | None
-) -> None:
+def check_hidden(name: str, hidden: Tensor, labels: Tensor, head_weight: Tensor, head_bias: Tensor | None) -> None:
     """Hidden states (B, T, D), labels (B, T) in the vocabulary, head (V, D), bias (V,)."""
     check_scores(name, hidden, "D")
     check_labels(name.replace("hidden", "labels"), labels, tuple(hidden.shape), name)
@@ -138,7 +137,7 @@ def fused_scores(
         dtype=_compute_dtype(chosen_hidden, head_weight),
         grad=torch.is_grad_enabled(),
     )
-    chosen_logps, rejected_logps, gaps, ids = HeadScores.apply(
+    chosen_logps, rejected_logps, gaps, ids = head_scores(
         chosen_hidden.flatten(0, 1), rejected_hidden.flatten(0, 1), head_weight, head_bias, work
     )
     full = torch.full_like(rejected_labels, IGNORE, dtype=torch.int64)

@@ -12,6 +12,7 @@ The contrast gap s[n] - s[c] is linear in two rows of the head: neither pass nee
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +89,12 @@ class HeadScores(torch.autograd.Function):
         ctx.save_for_backward(first, second, weight, bias, norms)
         ctx.work, ctx.ahead, ctx.contrast = work, ahead, contrast.clone()
         ctx.mark_non_differentiable(contrast)
-        parts = [part.sum() for part in logps.split(work.lengths)] if work.lengths else []
+        parts = [part.sum() for part in torch.split(logps, list(work.lengths))] if work.lengths else []
         sums = torch.stack(parts) if parts else logps.new_zeros(0)
         return sums[: work.rows].clone(), sums[work.rows :].clone(), gaps, contrast
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(
         ctx: Any,
         first_grad: Tensor | None,
@@ -120,6 +121,9 @@ class HeadScores(torch.autograd.Function):
         ), None
 
 
+head_scores: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = HeadScores.apply
+
+
 def _wanted(ctx: Any) -> tuple[bool, bool]:
     """Whether the hidden states, and whether the head, need gradients."""
     return any(ctx.needs_input_grad[:2]), any(ctx.needs_input_grad[2:4])
@@ -135,9 +139,7 @@ def _prepare(call: Call, with_hidden: bool, with_head: bool) -> Ahead:
     both = with_hidden and work.eager_rows > work.rows
     second = torch.zeros_like(call.second) if both else None
     kept = rows_to_keep(work, *call.weight.shape) if with_head else {}
-    head = {
-        row: HeadGrad.zeros(rows, call.weight, call.bias, call.dtype) for row, rows in kept.items()
-    }
+    head = {row: HeadGrad.zeros(rows, call.weight, call.bias, call.dtype) for row, rows in kept.items()}
     return Ahead((first, second), head)
 
 
@@ -176,8 +178,10 @@ def _gaps(work: Work, logits: Tensor, tail: slice) -> tuple[Tensor, Tensor]:
 
 
 def _normalize(logits: Tensor, labels: Tensor, eager: int) -> tuple[Tensor, Tensor]:
-    """Log-probability and log-sum-exp of each token. Overwrites the logits, the first `eager` rows
-    with probabilities, since a second tensor of this size would cost more than all the arithmetic."""
+    """Log-probability and log-sum-exp of each token. Overwrites the logits, the first `eager` rows with probabilities.
+
+    A second tensor of this size would cost more than all the arithmetic here.
+    """
     target = logits.gather(1, labels.unsqueeze(1))
     top = logits.amax(1, keepdim=True)
     total = logits.sub_(top).exp_().sum(1, keepdim=True)
@@ -201,17 +205,15 @@ def _take_ahead(call: Call, ahead: Ahead, tokens: slice, hidden: Tensor, probs: 
 
 
 def _residual(probs: Tensor, labels: Tensor) -> Tensor:
-    """probs - onehot(labels), in place. A label below 0 lies outside the rows at hand."""
+    """Probabilities minus onehot(labels), in place. A label below 0 lies outside the rows at hand."""
     ones = (labels >= 0).to(probs.dtype).unsqueeze(1)
     return probs.scatter_add_(1, labels.clamp(min=0).unsqueeze(1), -ones)
 
 
-def _put(
-    work: Work, tokens: slice, rows: Tensor, targets: tuple[Tensor | None, Tensor | None]
-) -> None:
+def _put(work: Work, tokens: slice, rows: Tensor, targets: tuple[Tensor | None, Tensor | None]) -> None:
     """Add rows (n, D) to where their tokens lie in first and second."""
     parts = work.parts(tokens)
-    pieces = rows.split([part.stop - part.start for part in parts])
+    pieces = torch.split(rows, [part.stop - part.start for part in parts])
     for target, positions, part, piece in zip(targets, work.positions, parts, pieces, strict=True):
         if target is not None and len(piece):
             target.index_add_(0, positions[part], piece.to(target.dtype))

@@ -19,6 +19,7 @@ def completion_logps(logits: Tensor, labels: Tensor) -> Tensor:
 
     Raises:
         ValueError: shapes that do not fit, or a label outside the vocabulary.
+
     """
     check_scores("logits", logits, "V")
     check_labels("labels", labels, tuple(logits.shape), "logits")
@@ -33,7 +34,7 @@ def completion_logps(logits: Tensor, labels: Tensor) -> Tensor:
 def per_row(values: Tensor, mask: Tensor) -> Tensor:
     """Sum the values (N,) of the N true positions of `mask` (B, T) over each row: (B,)."""
     # Not index_add, which adds in an undefined order on CUDA.
-    parts = values.split(mask.sum(-1).tolist())
+    parts = torch.split(values, mask.sum(-1).tolist())
     return torch.stack([part.sum() for part in parts]) if parts else values.new_zeros(0)
 
 

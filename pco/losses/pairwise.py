@@ -1,4 +1,4 @@
-"""Pairwise Cringe (arXiv 2312.16682, section 3.2): the Cringe loss behind a gate on the pair's margin."""
+"""Pairwise Cringe (arXiv 2312.16682): the Cringe loss behind a gate on the pair's margin."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -42,7 +42,7 @@ class PairwiseCringe:
 
 
 def cringe(logits: Tensor, negatives: Tensor, contrast: Tensor) -> Tensor:
-    """The Cringe term of each token (arXiv 2312.16682, equation 1): `softplus(s[n] - s[c])`.
+    """The Cringe term of each token (arXiv 2211.05826): `softplus(s[n] - s[c])`.
 
     It is the negative log-probability of the contrast token c in a two-way choice against the
     negative token n. The gradient flows through both logits.
@@ -57,6 +57,7 @@ def cringe(logits: Tensor, negatives: Tensor, contrast: Tensor) -> Tensor:
 
     Raises:
         ValueError: shapes that do not fit, or an id outside the vocabulary.
+
     """
     check_scores("logits", logits, "V")
     shape = tuple(logits.shape)
@@ -76,10 +77,8 @@ def softplus(gap: Tensor) -> Tensor:
     return -F.logsigmoid(-gap)
 
 
-def gate(
-    margin: Tensor, *, b: float, tau: float, kind: GateKind = "soft", detach: bool = False
-) -> Tensor:
-    """How much a pair still counts, given its margin (arXiv 2312.16682, equations 3 and 4).
+def gate(margin: Tensor, *, b: float, tau: float, kind: GateKind = "soft", detach: bool = False) -> Tensor:
+    """How much a pair still counts, given its margin (arXiv 2312.16682).
 
     "soft": `sigmoid((b - margin) / tau)`. "hard": 1 if margin < b, else 0. "off": 1.
 
@@ -95,6 +94,7 @@ def gate(
 
     Raises:
         ValueError: tau <= 0, b not finite, a margin that is not (B,), or an unknown kind.
+
     """
     check_same_rows(margin=margin)
     check_gate(b, tau, kind)
@@ -135,7 +135,7 @@ def pairwise_cringe(
     contrast: Tensor | None = None,
     generator: Generators = None,
 ) -> PairwiseCringe:
-    """The Pairwise Cringe loss of B pairs (arXiv 2312.16682, equation 5), from their logits.
+    """The Pairwise Cringe loss of B pairs (arXiv 2312.16682), from their logits.
 
     Args:
         chosen_logits: (B, T_w, V), any floating dtype.
@@ -143,7 +143,10 @@ def pairwise_cringe(
         rejected_logits: (B, T_l, V).
         rejected_labels: (B, T_l).
         alpha: weight of the Cringe term against the cross entropy, >= 0.
-        b, tau, gate_kind, detach_gate: see `gate`.
+        b: see `gate`.
+        tau: see `gate`.
+        gate_kind: see `gate`.
+        detach_gate: see `gate`.
         k: number of contrast candidates, 1 <= k <= V - 1.
         length_normalized_margin: divide each log-probability in the margin by its number of tokens.
         contrast: (B, T_l) contrast ids to use instead of sampling them.
@@ -154,6 +157,7 @@ def pairwise_cringe(
 
     Raises:
         ValueError: any argument outside what is said here.
+
     """
     check_scores("chosen_logits", chosen_logits, "V")
     check_scores("rejected_logits", rejected_logits, "V")
@@ -204,19 +208,16 @@ def fused_pairwise_cringe(
     tolerance. With a detached, hard or absent gate the backward of the rejected completions touches
     two rows of the head per token, not the whole vocabulary.
 
-    Args:
-        chosen_hidden: (B, T_w, D) last hidden states, after the final norm.
-        rejected_hidden: (B, T_l, D).
-        head_weight: (V, D), tied or not, trainable or not.
-        head_bias: (V,).
-        chunk_tokens: tokens per chunk; memory grows with it, see `pco.losses.fused.fused_logps`.
-        Everything else: as in `pairwise_cringe`.
+    `chosen_hidden` (B, T_w, D) and `rejected_hidden` (B, T_l, D) are the last hidden states, after the final norm;
+    `head_weight` is (V, D), tied or not, trainable or not, and `head_bias` (V,). `chunk_tokens` trades memory for
+    speed, see `fused_logps`. All other arguments as in `pairwise_cringe`.
 
     Returns:
         `PairwiseCringe`, unreduced.
 
     Raises:
         ValueError: any argument outside what is said here.
+
     """
     check_hidden("chosen_hidden", chosen_hidden, chosen_labels, head_weight, head_bias)
     check_hidden("rejected_hidden", rejected_hidden, rejected_labels, head_weight, head_bias)
@@ -274,7 +275,5 @@ def _combine(
 
 def _token_counts(chosen_labels: Tensor, rejected_labels: Tensor) -> tuple[Tensor, Tensor]:
     # At least 1: an empty completion has the log-probability 0, and 0 / 0 is no margin.
-    chosen, rejected = (
-        (labels != IGNORE).sum(-1).clamp(min=1) for labels in (chosen_labels, rejected_labels)
-    )
+    chosen, rejected = ((labels != IGNORE).sum(-1).clamp(min=1) for labels in (chosen_labels, rejected_labels))
     return chosen, rejected

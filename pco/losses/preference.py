@@ -22,8 +22,10 @@ def dpo(
     share of pairs labelled the wrong way round (conservative DPO).
 
     Args:
-        policy_chosen, policy_rejected, ref_chosen, ref_rejected: (B,) log-probabilities in nats,
-            summed over the completion tokens.
+        policy_chosen: (B,) log-probability of the chosen completion in nats, summed over its tokens.
+        policy_rejected: (B,) the same of the rejected completion.
+        ref_chosen: (B,) the same under the reference.
+        ref_rejected: (B,) the same under the reference.
         beta: strength of the pull to the reference, > 0.
         label_smoothing: 0 <= e < 0.5.
 
@@ -32,6 +34,7 @@ def dpo(
 
     Raises:
         ValueError: shapes other than one (B,), beta <= 0, or label_smoothing outside [0, 0.5).
+
     """
     check_number("beta", beta, above=0)
     check_number("label_smoothing", label_smoothing, least=0)
@@ -64,9 +67,7 @@ def ipo(
     return (ratio - 1 / (2 * beta)).square()
 
 
-def _log_ratio(
-    policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor
-) -> Tensor:
+def _log_ratio(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> Tensor:
     check_same_rows(
         policy_chosen=policy_chosen,
         policy_rejected=policy_rejected,

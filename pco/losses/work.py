@@ -67,7 +67,5 @@ class Work:
         split = sum(self.lengths[row] for row in first)
         positions = self.positions[0][ids[:split]], self.positions[1][ids[split:] - self.split]
         lengths = tuple(self.lengths[row] for row in rows)
-        work = replace(
-            self, positions=positions, labels=self.labels[ids], lengths=lengths, rows=len(first)
-        )
+        work = replace(self, positions=positions, labels=self.labels[ids], lengths=lengths, rows=len(first))
         return work, ids

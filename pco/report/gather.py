@@ -1,0 +1,167 @@
+"""Read a run's manifests and tables into the numbers of a report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data import store
+from data.errors import BadInput
+from data.store import Manifest
+from pco import measures
+from pco.config import RunConfig
+from pco.measures import Summary
+from pco.report import samples, timings
+from pco.report.numbers import (
+    Decision,
+    Funnel,
+    HeldoutChanges,
+    Outcome,
+    RoundReport,
+    Ruling,
+    RunReport,
+    StageReport,
+    Status,
+)
+from pco.stage import ROUND_STAGES, START_STAGES, Stage, StageName, round_folder
+
+_SAMPLING: tuple[StageName, ...] = ("generate", "evaluate")
+_CURVES = ("step", "loss", "margin", "gate")
+
+
+def run_report(config: RunConfig) -> RunReport:
+    """All that is known of a run, finished or not.
+
+    Raises BadInput when the run's folder holds no finished stage, CorruptArtifact when a table is not what its
+    manifest says: a report over damaged files would be believed.
+    """
+    stages = _stages(config)
+    done = [stage.manifest for stage in stages if stage.manifest is not None]
+    if not done:
+        raise BadInput(_nothing(config))
+    prompts = _prompts(config)
+    rounds = [_round(config, number, prompts) for number in range(config.rounds + 1)]
+    return RunReport(
+        config=config,
+        outcome=_outcome(rounds, stages),
+        rounds=rounds,
+        stages=stages,
+        train_prompts=sum(row["split"] == "train" for row in prompts.values()) if prompts else None,
+        timings=timings.of(stages),
+        changes=_changes(config, rounds, prompts),
+    )
+
+
+def _nothing(config: RunConfig) -> str:
+    if not config.folder.is_dir():
+        return f"{config.folder}: nothing to report: no such folder. Check `run` and `runs_dir`, or start the run."
+    return f"{config.folder}: nothing to report: no stage of this run is finished yet. Resume the run, then ask again."
+
+
+def _outcome(rounds: Sequence[RoundReport], stages: Sequence[StageReport]) -> Outcome:
+    if any(one.decision is not None and not one.decision.promoted for one in rounds):
+        return "refused"
+    return "finished" if all(stage.status == "done" for stage in stages) else "unfinished"
+
+
+def _stages(config: RunConfig) -> list[StageReport]:
+    """Every stage that the config asks for, in order; after a refused round no more are run."""
+    stages = [_stage(config, 0, name) for name in START_STAGES]
+    stopped = False
+    for number in range(1, config.rounds + 1):
+        stages += [_stage(config, number, name, stopped=stopped) for name in ROUND_STAGES]
+        verdict = stages[-1].manifest
+        stopped = stopped or (verdict is not None and verdict.outputs.get("promoted") == "no")
+    return stages
+
+
+def _stage(config: RunConfig, number: int, name: StageName, *, stopped: bool = False) -> StageReport:
+    folder = _folder(config, number, name)
+    manifest = store.read_manifest(folder)
+    if manifest is not None:
+        return StageReport(number, name, "done", manifest)
+    if stopped:
+        return StageReport(number, name, "not run", None)
+    begun = folder.exists() or (round_folder(config, number) / "logs" / f"{name}.log").exists()
+    status: Status = "begun" if begun else "not begun"
+    committed = store.read_parts(folder, "candidates").num_rows if name in _SAMPLING else 0
+    return StageReport(number, name, status, None, committed)
+
+
+def _folder(config: RunConfig, number: int, name: StageName) -> Path:
+    return Stage(name, number, config, {}).folder
+
+
+def _manifest(config: RunConfig, number: int, name: StageName) -> Manifest | None:
+    return store.read_manifest(_folder(config, number, name))
+
+
+def _rows(config: RunConfig, number: int, name: StageName, table: str) -> list[dict[str, Any]]:
+    """A finished stage's rows; none if it is not finished."""
+    if _manifest(config, number, name) is None:
+        return []
+    rows: list[dict[str, Any]] = store.read_table(_folder(config, number, name), table).to_pylist()
+    return rows
+
+
+def _prompts(config: RunConfig) -> dict[str, dict[str, Any]]:
+    return {row["prompt_id"]: row for row in _rows(config, 0, "prepare", "prompts")}
+
+
+def _round(config: RunConfig, number: int, prompts: dict[str, dict[str, Any]]) -> RoundReport:
+    summary = _summary(config, number)
+    if number == 0:
+        return RoundReport(number, summary)
+    paired = _manifest(config, number, "pair") is not None
+    log = _rows(config, number, "train", "train_log")
+    return RoundReport(
+        number,
+        summary,
+        _decision(config, number),
+        _funnel(config, number),
+        samples.statistics(_folder(config, number, "pair"), prompts) if paired else None,
+        [{column: row[column] for column in _CURVES} for row in log],
+    )
+
+
+def _summary(config: RunConfig, number: int) -> Summary | None:
+    rows = _rows(config, number, "evaluate", "evaluations")
+    return measures.summarise(rows) if rows else None
+
+
+def _decision(config: RunConfig, number: int) -> Decision | None:
+    rows = _rows(config, number, "decide", "decisions")
+    columns = ("rule", "value", "bound", "passed", "reason")
+    rulings = [Ruling(**{column: row[column] for column in columns}) for row in rows]
+    return Decision(rows[0]["promoted"], rulings) if rows else None
+
+
+def _funnel(config: RunConfig, number: int) -> Funnel | None:
+    generated, scored, paired, trained = found = [
+        _manifest(config, number, name) for name in ("generate", "score", "pair", "train")
+    ]
+    done = [manifest for manifest in found if manifest is not None]
+    if not done:
+        return None
+    return Funnel(
+        candidates=generated.rows_out if generated else None,
+        scored=scored.rows_out if scored else None,
+        prompts=paired.rows_in if paired else None,
+        pairs=paired.rows_out if paired else None,
+        trained=trained.rows_out if trained else None,
+        dropped={
+            (manifest.stage, manifest.unit, reason): count
+            for manifest in done
+            for reason, count in manifest.dropped.items()
+            if count
+        },
+    )
+
+
+def _changes(
+    config: RunConfig, rounds: Sequence[RoundReport], prompts: dict[str, dict[str, Any]]
+) -> HeldoutChanges | None:
+    evaluated = [one.number for one in rounds if one.summary is not None]
+    if len(evaluated) < 2 or evaluated[0] != 0:
+        return None
+    before, after = (_folder(config, number, "evaluate") for number in (0, evaluated[-1]))
+    return samples.changes(evaluated[-1], before, after, prompts)

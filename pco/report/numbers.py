@@ -1,0 +1,207 @@
+"""The numbers of a report, apart from how they are shown. HTML and Markdown both read these and compute none."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from data.store import Manifest
+from pco.config import RunConfig
+from pco.measures import Summary
+from pco.stage import StageName
+
+Status = Literal["done", "begun", "not begun", "not run"]
+Outcome = Literal["finished", "refused", "unfinished"]
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """How far one stage of one round got; `committed` counts completions of a stage that is not done."""
+
+    round: int
+    name: StageName
+    status: Status
+    manifest: Manifest | None
+    committed: int = 0
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """One rule of the gate, as the `decisions` table holds it."""
+
+    rule: str
+    value: float
+    bound: str
+    passed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The gate's verdict on a round."""
+
+    promoted: bool
+    rulings: list[Ruling]
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """What became of a round's prompts on the way to training; None for what is not there yet.
+
+    `dropped` counts by reason, each in its stage's own unit, as `(stage, unit, reason) -> count`.
+    """
+
+    candidates: int | None
+    scored: int | None
+    prompts: int | None
+    pairs: int | None
+    trained: int | None
+    dropped: dict[tuple[str, str, str], int]
+
+
+@dataclass(frozen=True)
+class SamplePair:
+    """Two completions of one prompt and their rewards."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_reward: float
+    rejected_reward: float
+
+    @property
+    def margin(self) -> float:
+        """How much more reward the chosen completion got."""
+        return self.chosen_reward - self.rejected_reward
+
+
+@dataclass(frozen=True)
+class PairStatistics:
+    """Means over a round's pairs (rewards; lengths in tokens), and the pairs at both ends of the reward margin."""
+
+    chosen_reward: float
+    rejected_reward: float
+    chosen_length: float
+    rejected_length: float
+    largest: list[SamplePair]
+    smallest: list[SamplePair]
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """A round's results; round 0 is the starting policy. What is not there yet is None or empty."""
+
+    number: int
+    summary: Summary | None = None
+    decision: Decision | None = None
+    funnel: Funnel | None = None
+    pairs: PairStatistics | None = None
+    train_log: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"round {self.number}" if self.number else "start"
+
+
+@dataclass(frozen=True)
+class HeldoutChange:
+    """The greedy completions of one held-out prompt by the starting policy and by a later one."""
+
+    prompt: str
+    before: str
+    after: str
+    before_reward: float
+    after_reward: float
+
+    @property
+    def gain(self) -> float:
+        """Reward after minus reward before."""
+        return self.after_reward - self.before_reward
+
+
+@dataclass(frozen=True)
+class HeldoutChanges:
+    """How greedy completions changed from the starting policy to that of `round`, in prompts, and the extremes."""
+
+    round: int
+    improved: int
+    equal: int
+    worsened: int
+    most_improved: list[HeldoutChange]
+    most_worsened: list[HeldoutChange]
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Where one finished stage's seconds went; `work_s` is sampling or training, what is unknown is 0."""
+
+    round: int
+    name: StageName
+    seconds: float
+    engine_start_s: float
+    work_s: float
+    tokens: int
+    tokens_per_s: float | None
+
+    @property
+    def rest_s(self) -> float:
+        """Loading, scoring, checking, saving."""
+        return max(0.0, self.seconds - self.engine_start_s - self.work_s)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall clock from the first finished stage's begin to the last one's end, seconds since the epoch."""
+
+    began: float
+    ended: float
+    outside_s: float
+    stages: list[StageTime]
+
+    @property
+    def wall_s(self) -> float:
+        """All of it."""
+        return self.ended - self.began
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """All that a report says about a run; `rounds[0]` is the starting policy."""
+
+    config: RunConfig
+    outcome: Outcome
+    rounds: list[RoundReport]
+    stages: list[StageReport]
+    train_prompts: int | None
+    timings: Timings
+    changes: HeldoutChanges | None
+
+    @property
+    def start(self) -> RoundReport:
+        """The starting policy."""
+        return self.rounds[0]
+
+    @property
+    def evaluated(self) -> list[RoundReport]:
+        """The rounds whose policy was evaluated, the starting policy first."""
+        return [one for one in self.rounds if one.summary is not None]
+
+    @property
+    def promoted(self) -> list[RoundReport]:
+        """The rounds whose policy was promoted."""
+        return [one for one in self.rounds if one.decision is not None and one.decision.promoted]
+
+    @property
+    def refused(self) -> RoundReport | None:
+        """The round that the gate refused, if any."""
+        return next((one for one in self.rounds if one.decision is not None and not one.decision.promoted), None)
+
+    @property
+    def subject(self) -> RoundReport | None:
+        """Whose measures stand at the top: the policy kept last, else the one evaluated last, if any."""
+        later = [one for one in self.evaluated if one.number]
+        return next(iter([*reversed(self.promoted), *reversed(later)]), None)
+
+    @property
+    def unfinished(self) -> StageReport | None:
+        """The first stage that is still to be finished."""
+        return next((stage for stage in self.stages if stage.status in {"begun", "not begun"}), None)

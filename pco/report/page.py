@@ -1,0 +1,137 @@
+"""The report as one self-contained HTML page."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pco.report import plots, run_tables, tables, wording
+from pco.report.numbers import HeldoutChange, HeldoutChanges, RunReport, SamplePair
+
+_TEXT_LIMIT = 1500  # characters of a prompt or completion
+_TONES = {"finished": "good", "refused": "bad", "unfinished": "open"}
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of two completions side by side."""
+
+    label: str
+    reward: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A prompt and two completions of it."""
+
+    prompt: str
+    change: str
+    sides: tuple[_Side, _Side]
+
+
+def render(report: RunReport) -> str:
+    """The page's HTML. Everything that comes from outside is escaped by the template engine; only plots are markup."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = _svg
+    return environment.get_template("template.html").render(
+        report=report,
+        headline=wording.headline(report),
+        model=_model_name(report.config.policy.model),
+        tone=_TONES[report.outcome],
+        when=f"{wording.moment(report.timings.began)} to {wording.moment(report.timings.ended)}",
+        tiles=[*tables.headlines(report), ("Wall clock", run_tables.total_time(report))],
+        tables=tables,
+        run_tables=run_tables,
+        plots=plots,
+        verdicts=[wording.verdict(report, one.number) for one in report.rounds if one.decision is not None],
+        pair_samples=_pair_samples(report),
+        heldout=_heldout(report),
+        config=yaml.safe_dump(report.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    )
+
+
+def _model_name(model: str) -> str:
+    """A hub id, or the name of a local folder without the path to it."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def _svg(plot: plots.Plot) -> Markup:
+    # Drawn by ourselves from numbers alone, so it is the one thing that needs no escaping.
+    return Markup(plot.svg)  # noqa: S704
+
+
+def _pair_samples(report: RunReport) -> list[tuple[str, list[tuple[str, list[_Comparison]]]]]:
+    """By round: the pairs at both ends of the reward margin."""
+    found = [(one.name.capitalize(), one.pairs) for one in reversed(report.rounds) if one.pairs is not None]
+    return [
+        (
+            name,
+            [
+                ("Largest margin", [_pair(pair) for pair in pairs.largest]),
+                ("Smallest margin", [_pair(pair) for pair in pairs.smallest]),
+            ],
+        )
+        for name, pairs in found
+    ]
+
+
+def _pair(pair: SamplePair) -> _Comparison:
+    chosen = _side("Chosen", pair.chosen_reward, pair.chosen)
+    rejected = _side("Rejected", pair.rejected_reward, pair.rejected)
+    return _Comparison(_shown(pair.prompt), f"margin {wording.decimal(pair.margin)}", (chosen, rejected))
+
+
+def _side(label: str, reward: float, text: str) -> _Side:
+    return _Side(label, f"reward {wording.decimal(reward)}", _shown(text))
+
+
+def _shown(text: str) -> str:
+    return wording.clipped(wording.visible(text).strip(), _TEXT_LIMIT)
+
+
+@dataclass(frozen=True)
+class _Heldout:
+    """How greedy completions of held-out prompts changed, in words and samples."""
+
+    told: str
+    groups: list[tuple[str, list[_Comparison]]]
+
+
+def _heldout(report: RunReport) -> _Heldout | None:
+    found = report.changes
+    if found is None:
+        return None
+    status = wording.status(report, found.round)
+    told = (
+        f"Greedy completions of the starting policy and of round {found.round}'s ({status}), by reward: "
+        f"{wording.count(found.improved)} prompts improved, {wording.count(found.equal)} stayed equal, "
+        f"{wording.count(found.worsened)} worsened."
+    )
+    return _Heldout(
+        told,
+        [
+            ("Improved most", _changed(found, found.most_improved)),
+            ("Worsened most", _changed(found, found.most_worsened)),
+        ],
+    )
+
+
+def _changed(found: HeldoutChanges, shown: list[HeldoutChange]) -> list[_Comparison]:
+    later = f"Round {found.round}"
+    return [
+        _Comparison(
+            _shown(change.prompt),
+            f"change {wording.signed(change.gain)}",
+            (_side("Start", change.before_reward, change.before), _side(later, change.after_reward, change.after)),
+        )
+        for change in shown
+    ]

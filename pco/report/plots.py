@@ -1,0 +1,207 @@
+"""The plots of a report as inline SVG that takes its text colour from the page, light or dark."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from pco.config import PairwiseCringe
+from pco.report.numbers import RunReport
+
+_INK = "#123457"  # stands for the page's text colour until the SVG is placed
+_BOUND = "#d1495b"
+_SERIES = ("#3b82c4", "#e08a1e", "#2a9d6f")
+_SIZE_INCHES = (4.4, 2.9)
+_STYLE: dict[Any, Any] = {
+    "font.size": 9.5,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pco",
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": _INK,
+    "grid.alpha": 0.15,
+    "legend.frameon": False,
+    "axes.unicode_minus": True,
+}
+_DROPPED = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>| xmlns(:xlink)?=\"[^\"]*\"", re.DOTALL)
+_IDS = re.compile(r"( id=\"|url\(#|href=\"#)")
+
+Draw = Callable[[Axes], None]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One drawing, with what it shows in words."""
+
+    title: str
+    caption: str
+    svg: str
+
+
+def rewards(report: RunReport) -> list[Plot]:
+    """Reward and repetition of every evaluated policy; none with fewer than two of them."""
+    if len(report.evaluated) < 2:
+        return []
+    return [
+        _plot("Reward", "Mean held-out reward; higher is better.", _over_rounds(report, "reward")),
+        _plot(
+            "Repetition",
+            "Share of repeated token 3-grams in held-out completions; lower is better.",
+            _over_rounds(report, "repetition", share=True),
+        ),
+    ]
+
+
+def guards(report: RunReport) -> list[Plot]:
+    """What must not get out of hand: perplexity and length against the start, with the gate's bounds."""
+    start = report.start.summary
+    if len(report.evaluated) < 2 or start is None:
+        return []
+    gate = report.config.gate
+    perplexity, length = start["perplexity"], start["length"]
+    return [
+        _plot(
+            "Perplexity",
+            "On human text, as a multiple of the starting policy's. Dashed: the gate's bound.",
+            _ratio(report, "perplexity", perplexity, [("at most", gate.max_perplexity_ratio)]),
+        ),
+        _plot(
+            "Length",
+            "Mean completion length as a multiple of the starting policy's. Dashed: the gate's bounds.",
+            _ratio(report, "length", length, [("at least", gate.min_length_ratio), ("at most", gate.max_length_ratio)]),
+        ),
+    ]
+
+
+def training(report: RunReport) -> list[Plot]:
+    """Training curves, a line per round; quantities that the loss does not have are left out."""
+    loss = report.config.train.loss
+    half_open = loss.b if isinstance(loss, PairwiseCringe) else None
+    panels: list[tuple[str, str, str, float | None]] = [
+        ("loss", "Loss", "Per completion token, over the pairs of each optimizer step.", None),
+        (
+            "margin",
+            "Margin (nats)",
+            "Log-probability of chosen minus rejected, mean over pairs. Dashed: where the gate is half open.",
+            half_open,
+        ),
+        ("gate", "Gate", "Weight of a pair in the loss, mean over pairs: near 0 once pairs are told apart well.", None),
+    ]
+    return [
+        _plot(title, caption, _curves(report, column, level))
+        for column, title, caption, level in panels
+        if any(row[column] is not None for one in report.rounds for row in one.train_log)
+    ]
+
+
+def _over_rounds(report: RunReport, measure: str, *, share: bool = False) -> Draw:
+    def draw(axes: Axes) -> None:
+        numbers = [one.number for one in report.evaluated]
+        for mode, colour in zip(("greedy", "sampled"), _SERIES, strict=False):
+            values = [(one.summary or {})[f"{measure}/{mode}"] for one in report.evaluated]
+            axes.plot(numbers, values, marker="o", color=colour, label=mode)
+        if share:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
+            axes.set_ylim(bottom=0)
+        axes.margins(y=0.12)
+        _round_axis(axes, numbers)
+        _legend(axes, 2)
+
+    return draw
+
+
+def _ratio(report: RunReport, measure: str, start: float, bounds: Sequence[tuple[str, float]]) -> Draw:
+    def draw(axes: Axes) -> None:
+        numbers = [one.number for one in report.evaluated]
+        values = [(one.summary or {})[measure] / start for one in report.evaluated]
+        axes.plot(numbers, values, marker="o", color=_SERIES[0])
+        _bounds(axes, bounds)
+        axes.margins(y=0.18)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+        _round_axis(axes, numbers)
+
+    return draw
+
+
+def _curves(report: RunReport, column: str, level: float | None) -> Draw:
+    trained = [one for one in report.rounds if one.train_log]
+    colours = _colours(len(trained))
+
+    def draw(axes: Axes) -> None:
+        for one, colour in zip(trained, colours, strict=True):
+            steps = [row["step"] + 1 for row in one.train_log]
+            axes.plot(steps, [row[column] for row in one.train_log], color=colour, label=one.name, marker=".")
+        if level is not None:
+            axes.axhline(level, color=_BOUND, linestyle="--", linewidth=1.2, label=f"b = {level:g}")
+        axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.margins(y=0.12)
+        _legend(axes, min(4, len(trained) + 1))
+
+    return draw
+
+
+def _colours(number: int) -> list[Any]:
+    """The fixed ones while they last, else a scale from the first round to the last."""
+    if number <= len(_SERIES):
+        return list(_SERIES[:number])
+    scale = matplotlib.colormaps["viridis"]
+    return [scale(0.15 + 0.7 * i / (number - 1)) for i in range(number)]
+
+
+def _bounds(axes: Axes, bounds: Sequence[tuple[str, float]]) -> None:
+    for name, value in bounds:
+        axes.axhline(value, color=_BOUND, linestyle="--", linewidth=1.2)
+        # At the left edge and just above the line, where the series, which start at 1, do not run.
+        axes.annotate(
+            f"{name} {value:g}×",
+            (0, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 3),
+            textcoords="offset points",
+            color=_BOUND,
+        )
+
+
+def _round_axis(axes: Axes, numbers: Sequence[int]) -> None:
+    axes.set_xlim(min(numbers) - 0.25, max(numbers) + 0.25)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"round {value:.0f}" if round(value) else "start"))
+    if len(numbers) > 5:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}" if round(value) else "start"))
+        axes.set_xlabel("round")
+
+
+def _legend(axes: Axes, columns: int) -> None:
+    """Above the drawing, where it covers nothing."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
+
+
+def _plot(title: str, caption: str, draw: Draw) -> Plot:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+        draw(figure.add_subplot())
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    return Plot(title, caption, _placeable(drawn.getvalue(), title))
+
+
+def _placeable(svg: str, title: str) -> str:
+    """An SVG that can stand in a page beside others: ids of its own, no namespaces, the page's text colour."""
+    prefix = re.sub(r"\W+", "-", title.lower())
+    inline = _IDS.sub(rf"\g<1>{prefix}-", _DROPPED.sub("", svg).replace("xlink:href", "href"))
+    labelled = inline.strip().replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    return labelled.replace(_INK, "currentColor")

@@ -1,0 +1,167 @@
+"""Numbers and sentences as people read them; every number of a report is written by a function of this module."""
+
+import unicodedata
+from datetime import UTC, datetime
+
+from pco.measures import Summary
+from pco.report.numbers import RoundReport, RunReport
+
+ABSENT = "–"
+_CONTROL_PICTURES = 0x2400
+_DELETE, _DELETE_PICTURE = 0x7F, "\u2421"
+_BIDI_OVERRIDES = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+
+
+def visible(text: str) -> str:
+    """Text whose control characters are seen rather than obeyed; line breaks and tabs stay."""
+    return "".join(_visible(character) for character in text.replace("\r\n", "\n"))
+
+
+def _visible(character: str) -> str:
+    code = ord(character)
+    if character in "\n\t":
+        return character
+    if code < ord(" "):
+        return chr(_CONTROL_PICTURES + code)
+    if code == _DELETE:
+        return _DELETE_PICTURE
+    # C1 controls, lone surrogates, and characters that turn the reading direction of what follows them.
+    if unicodedata.category(character) in {"Cc", "Cs"} or code in _BIDI_OVERRIDES:
+        return "\N{REPLACEMENT CHARACTER}"
+    return character
+
+
+def clipped(text: str, limit: int) -> str:
+    """The beginning of a long text, and how much is left out."""
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]} … ({len(text) - limit:,} more characters)"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.199 as `19.9 %`."""
+    return f"{share * 100:.{digits}f} %".replace("-", "−")
+
+
+def points(change: float) -> str:
+    """A change of a share in percentage points."""
+    return f"{_signed(change * 100, 1)} pp"
+
+
+def relative(now: float, then: float) -> str:
+    """A change as a signed percentage of what it was before."""
+    return f"{_signed((now / then - 1) * 100, 0)} %" if then else ABSENT
+
+
+def decimal(value: float, digits: int = 3) -> str:
+    """A plain number with a real minus sign."""
+    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")  # + 0.0: no "−0.000"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A change of a plain number."""
+    return _signed(value, digits)
+
+
+def _signed(value: float, digits: int) -> str:
+    text = f"{value:+,.{digits}f}"
+    if float(text.replace(",", "")) == 0:
+        return f"±{text[1:]}"
+    return text.replace("-", "−")
+
+
+def count(number: int | None) -> str:
+    """A number of things, or a dash for one not known yet."""
+    return ABSENT if number is None else f"{number:,}"
+
+
+def seconds(value: float) -> str:
+    """Seconds with one decimal."""
+    return f"{value:,.1f}"
+
+
+def duration(value: float) -> str:
+    """Seconds as `1 h 02 min`, `12 min 05 s` or `8.3 s`."""
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes_left:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{value:.1f} s"
+
+
+def moment(epoch_s: float) -> str:
+    """A time in UTC."""
+    return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def headline(report: RunReport) -> str:
+    """What came of the run, in plain words."""
+    told = _improvement(report)
+    return f"{_verdict(report)}{f': {told}' if told else ''}."
+
+
+def _verdict(report: RunReport) -> str:
+    total, promoted, refused = report.config.rounds, len(report.promoted), report.refused
+    if refused is not None:
+        kept = f"the policy of round {promoted} is kept" if promoted else "the starting policy is kept"
+        return f"Round {refused.number} of {total} refused by the gate, {kept}"
+    if report.unfinished is not None:
+        where = report.unfinished
+        place = f"round {where.round} has" if where.round else "the start has"
+        return f"Unfinished, {promoted} of {total} {_rounds(total)} promoted; {place} yet to finish `{where.name}`"
+    return f"{promoted} of {total} {_rounds(total)} promoted"
+
+
+def _rounds(number: int) -> str:
+    return "round" if number == 1 else "rounds"
+
+
+def _improvement(report: RunReport) -> str:
+    """How the policy at the top differs from the start; empty when there is none."""
+    start, subject = report.start.summary, report.subject
+    if subject is None or subject.summary is None or start is None:
+        return ""
+    told = f"{_repetition(start, subject.summary)}, {_perplexity(start, subject.summary)}"
+    return told if _is_kept(report, subject) else f"in round {subject.number}'s policy {told}"
+
+
+def _is_kept(report: RunReport, subject: RoundReport) -> bool:
+    """Whether a sentence about the kept policy needs no word on which one is meant."""
+    return subject in report.promoted
+
+
+def _repetition(start: Summary, now: Summary) -> str:
+    before, after = (percent(summary["repetition/greedy"]) for summary in (start, now))
+    if before == after:
+        return f"greedy repetition stayed at {after}"
+    fell = now["repetition/greedy"] < start["repetition/greedy"]
+    return f"greedy repetition {'fell' if fell else 'rose'} from {before} to {after}"
+
+
+def _perplexity(start: Summary, now: Summary) -> str:
+    change = now["perplexity"] / start["perplexity"] - 1
+    if round(change * 100) == 0:
+        return "perplexity stayed the same"
+    return f"perplexity {'rose' if change > 0 else 'fell'} {percent(abs(change), 0)}"
+
+
+def status(report: RunReport, number: int) -> str:
+    """A round's state in a few words."""
+    decision = report.rounds[number].decision
+    if decision is not None:
+        return "promoted" if decision.promoted else "refused"
+    if any(stage.round == number and stage.status == "not run" for stage in report.stages):
+        return "not run"
+    return "unfinished" if number else "start"
+
+
+def verdict(report: RunReport, number: int) -> str:
+    """One round's outcome as a sentence, with the reasons of the gate."""
+    decision = report.rounds[number].decision
+    if decision is None:
+        return f"Round {number}: {status(report, number)}." if number else "The starting policy."
+    if decision.promoted:
+        return f"Round {number} promoted: every rule of the gate passed."
+    failed = [ruling for ruling in decision.rulings if not ruling.passed]
+    told = "; ".join(f"{ruling.rule} {ruling.value:.4g}, must be {ruling.bound}" for ruling in failed)
+    return f"Round {number} refused: {told}."

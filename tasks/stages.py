@@ -1,0 +1,89 @@
+"""The Prefect task that runs one stage: retries, progress, log, and a failure that names its cause."""
+
+import time
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+
+from data.errors import StageFailed
+from data.store import Manifest
+from pco import launcher
+from pco.progress import Progress
+from pco.stage import Stage
+from pco.status import counted
+from tasks import views
+
+_ARTIFACT_EVERY_S = 5.0
+
+
+async def _may_be_transient(_task: Any, _run: TaskRun, state: State) -> bool:
+    """A killed or crashed process is worth another try; bad input and a damaged run are not."""
+    return isinstance(await state.aresult(raise_on_failure=False), StageFailed)
+
+
+@task(
+    task_run_name="{stage.title}",
+    cache_policy=NO_CACHE,  # the manifest on disk decides whether a stage is done, for whoever asks
+    persist_result=False,
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=_may_be_transient,
+)
+def run_stage(stage: Stage) -> Manifest:
+    """Make sure that a stage is finished; a finished one returns its manifest at once."""
+    view = views.current()
+    watch = _Watch(stage, view)
+    view.begin(stage.title)
+    began = time.time()
+    try:
+        manifest = launcher.run(stage, on_progress=watch.advance, on_log=get_run_logger().debug)
+    except BaseException as error:  # a cancelled or interrupted stage has ended, too
+        view.end(str(error).partition("\n")[0] or type(error).__name__, ok=False)
+        raise
+    view.end(summary(manifest, reused=manifest.finished < began), ok=True)
+    return manifest
+
+
+class _Watch:
+    """Passes a stage's progress on to the view and, less often, to the Prefect UI."""
+
+    def __init__(self, stage: Stage, view: views.View) -> None:
+        self._stage, self._view = stage, view
+        self._first: tuple[float, int] | None = None
+        self._artifact: Any = None
+        self._told = 0.0
+
+    def advance(self, progress: Progress) -> None:
+        self._view.advance(progress, self._eta(progress))
+        now = time.monotonic()
+        if now - self._told < _ARTIFACT_EVERY_S and progress.done < progress.total:
+            return
+        self._told = now
+        percent = 100 * progress.done / progress.total
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(percent, description=f"{self._stage.title}, {progress.unit}")
+        else:
+            update_progress_artifact(self._artifact, percent)
+
+    def _eta(self, progress: Progress) -> float | None:
+        """Seconds to go, at the pace since the first report (engine start and resumed shards do not count)."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, progress.done)
+            return None
+        began, at_first = self._first
+        done = progress.done - at_first
+        return (now - began) / done * (progress.total - progress.done) if done else None
+
+
+def summary(manifest: Manifest, *, reused: bool) -> str:
+    """A finished stage in one line."""
+    parts = [counted(manifest)]
+    parts += [f"{count:,} dropped ({reason})" for reason, count in manifest.dropped.items() if count]
+    parts.append("done before" if reused else views.duration(manifest.seconds))
+    if "tokens_per_s" in manifest.metrics and not reused:
+        parts.append(f"{manifest.metrics['tokens_per_s']:,.0f} tok/s")
+    return " · ".join(parts)

@@ -1,0 +1,148 @@
+"""Configs, stages and tables for the tests, each valid on its own, so that a test names only what it is about."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data import schemas, store
+from data.readers import prompt_id
+from pco.config import RunConfig
+from pco.stage import Artifact, Stage, StageName
+
+Row = dict[str, Any]
+
+PRETEND = Artifact(Path("/nowhere"), "0123456789abcdef")  # an input that the code under test never opens
+
+
+def raw_config(folder: Path, model: Path | str = "some/model") -> Row:
+    """The smallest valid config, as YAML would give it."""
+    prompts = {name: str(folder / f"{name}.jsonl") for name in ("train", "heldout", "heldout_text")}
+    return {"run": "test", "runs_dir": str(folder / "runs"), "policy": {"model": str(model)}, "prompts": prompts}
+
+
+def config(folder: Path, model: Path | str = "some/model", **settings: Any) -> RunConfig:
+    """The smallest valid config with some settings changed, named as `section__key`."""
+    raw = RunConfig.model_validate(raw_config(folder, model)).model_dump()
+    return changed(raw, **settings)
+
+
+def changed(raw: Row | RunConfig, **settings: Any) -> RunConfig:
+    """The config with some settings changed, named as `section__key`."""
+    raw = json.loads(json.dumps(raw if isinstance(raw, dict) else raw.model_dump()))
+    for name, value in settings.items():
+        *parents, last = name.split("__")
+        section = raw
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    return RunConfig.model_validate(raw)
+
+
+def stage(name: StageName, config: RunConfig, inputs: dict[str, Artifact] | None = None, number: int = 1) -> Stage:
+    """A stage of round 1, unless told otherwise."""
+    return Stage(name, number, config, inputs or {})
+
+
+def write_jsonl(path: Path, rows: Sequence[Any]) -> Path:
+    """A JSONL file of some rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_prompts(
+    folder: Path, train: Sequence[str], heldout: Sequence[str], texts: Sequence[str] = ("Human prose.",)
+) -> None:
+    """The three files that `raw_config` names."""
+    write_jsonl(folder / "train.jsonl", [{"prompt": text} for text in train])
+    write_jsonl(folder / "heldout.jsonl", [{"prompt": text} for text in heldout])
+    write_jsonl(folder / "heldout_text.jsonl", [{"text": text} for text in texts])
+
+
+def finished(
+    folder: Path, tables: dict[str, list[Row]], name: StageName = "score", fingerprint: str = "f" * 16
+) -> Artifact:
+    """A finished stage's folder with some tables, to be the input of another."""
+    for table, rows in tables.items():
+        store.write_part(folder, table, 0, schemas.build(table, rows), fingerprint)
+    rows = sum(map(len, tables.values()))
+    store.finish(
+        folder,
+        stage=name,
+        fingerprint=fingerprint,
+        unit="rows",
+        rows_in=rows,
+        rows_out=rows,
+        dropped={},
+        inputs={},
+        settings={},
+        started=0.0,
+    )
+    return Artifact(folder, fingerprint)
+
+
+def model(folder: Path) -> Artifact:
+    """A model folder as a stage's input."""
+    return Artifact(folder, store.folder_digest(folder))
+
+
+def prompt_row(text: str, split: str = "train") -> Row:
+    """A row of `prompts`."""
+    return {"split": split, "prompt_id": prompt_id(text), "source_id": None, "prompt": text}
+
+
+def candidate_row(prompt: str = "p", sample: int = 0, tokens: Sequence[int] = (1, 2, 3), mode: str = "sampled") -> Row:
+    """A row of `candidates`."""
+    return {
+        "prompt_id": prompt_id(prompt),
+        "mode": mode,
+        "sample": sample,
+        "prompt": prompt,
+        "prompt_token_ids": [7, 8],
+        "completion": " ".join(map(str, tokens)),
+        "token_ids": list(tokens),
+        "logprob": -1.0,
+        "finish_reason": "length",
+        "seed": 0,
+        "policy": "digest",
+    }
+
+
+def score_row(prompt: str, sample: int, reward: float) -> Row:
+    """A row of `scores`."""
+    return {"prompt_id": prompt_id(prompt), "sample": sample, "reward": reward, "reward_model": "digest"}
+
+
+def pair_rows(tokenizer: Any, count: int, seed: int = 0) -> list[Row]:
+    """Rows of `pairs` over text of the tiny model's kind: varied text is chosen, a repeated sentence rejected."""
+    from tests import tiny_model
+
+    draw = random.Random(seed)
+    rows = []
+    for i in range(count):
+        prompt, *chosen = tiny_model.sentences(3, seed=1000 * seed + i)
+        rejected = [prompt] * draw.randint(1, 3)
+        rows.append(_pair_row(tokenizer, f"{prompt} {i}.", " ".join(chosen[: draw.randint(1, 2)]), " ".join(rejected)))
+    return rows
+
+
+def _pair_row(tokenizer: Any, prompt: str, chosen: str, rejected: str) -> Row:
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    return {
+        "prompt_id": prompt_id(prompt),
+        "prompt": prompt,
+        "chosen": f" {chosen}",
+        "rejected": f" {rejected}",
+        "prompt_token_ids": tokenizer(prompt)["input_ids"],
+        "chosen_token_ids": [*ids(f" {chosen}"), tokenizer.eos_token_id],
+        "rejected_token_ids": ids(f" {rejected}"),
+        "chosen_sample": 0,
+        "rejected_sample": 1,
+        "chosen_reward": 0.0,
+        "rejected_reward": -0.5,
+        "policy": "digest",
+    }

@@ -1,0 +1,134 @@
+"""Prompt files: what can be read is read exactly; all else is refused by file and line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.errors import BadInput
+from data.readers import prompt_id, read_jsonl
+from tests.builders import write_jsonl
+
+texts = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("readers") / "prompts.jsonl"
+
+
+def write(file: Path, content: str) -> Path:
+    file.write_text(content, encoding="utf-8", newline="")
+    return file
+
+
+@given(prompts=st.lists(texts, min_size=1, unique=True), escaped=st.booleans())
+def test_every_text_comes_back_unchanged_and_in_order(file: Path, prompts: list[str], escaped: bool) -> None:
+    write(file, "\n".join(json.dumps({"prompt": text}, ensure_ascii=escaped) for text in prompts))
+    rows = read_jsonl(file, key="prompt")
+    assert [row["prompt"] for row in rows] == prompts
+    assert [row["prompt_id"] for row in rows] == [prompt_id(text) for text in prompts]
+
+
+@given(content=st.binary(max_size=60))
+def test_any_bytes_either_are_rows_or_are_refused_by_name(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    try:
+        assert read_jsonl(file, key="prompt")
+    except BadInput as error:
+        assert str(file) in str(error)
+
+
+@given(value=st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists, max_leaves=4))
+def test_any_json_value_in_place_of_a_text_is_refused_with_its_line(file: Path, value: object) -> None:
+    if isinstance(value, str) and value.strip():
+        return
+    write(file, json.dumps({"prompt": "good"}) + "\n" + json.dumps({"prompt": value}))
+    with pytest.raises(BadInput, match=r"prompts\.jsonl, line 2: expected an object with a non-empty text"):
+        read_jsonl(file, key="prompt")
+
+
+@given(a=texts, b=texts)
+def test_equal_texts_have_equal_ids_and_others_do_not(a: str, b: str) -> None:
+    assert (prompt_id(a) == prompt_id(b)) == (a == b)
+
+
+@given(before=st.integers(0, 3), between=st.integers(0, 3))
+def test_blank_lines_are_skipped_but_counted(file: Path, before: int, between: int) -> None:
+    write(file, "\n" * before + '{"prompt": "a"}\n' + " \n" * between + "{broken")
+    with pytest.raises(BadInput, match=f"line {before + between + 2}: not valid JSON"):
+        read_jsonl(file, key="prompt")
+
+
+def test_windows_line_ends_are_line_ends(file: Path) -> None:
+    write(file, '{"prompt": "a"}\r\n{"prompt": "b"}\r\n')
+    assert [row["prompt"] for row in read_jsonl(file, key="prompt")] == ["a", "b"]
+
+
+def test_the_users_own_ids_are_kept_as_text(file: Path) -> None:
+    write_jsonl(file, [{"prompt": "a", "id": 7}, {"prompt": "b", "id": "x"}, {"prompt": "c"}])
+    assert [row["source_id"] for row in read_jsonl(file, key="prompt")] == ["7", "x", None]
+
+
+def test_the_limit_keeps_the_first_rows_but_all_lines_are_checked(file: Path) -> None:
+    write_jsonl(file, [{"prompt": text} for text in "abc"])
+    assert [row["prompt"] for row in read_jsonl(file, key="prompt", limit=2)] == ["a", "b"]
+    write(file, '{"prompt": "a"}\n{"prompt": "b"}\n{broken')
+    with pytest.raises(BadInput, match="line 3"):
+        read_jsonl(file, key="prompt", limit=1)
+
+
+@pytest.mark.parametrize("key", ["prompt", "id"])
+def test_a_repeated_prompt_or_id_is_refused_with_both_lines(file: Path, key: str) -> None:
+    rows = [{"prompt": "a", "id": 1}, {"prompt": "b", "id": 2}, {"prompt": "c", "id": 3}]
+    rows[2][key] = rows[0][key]
+    write_jsonl(file, rows)
+    with pytest.raises(BadInput, match=f"line 3: the same `{key}` as in line 1"):
+        read_jsonl(file, key="prompt")
+
+
+@pytest.mark.parametrize("content", ["", "\n", " \n\t\n"])
+def test_a_file_without_rows_is_refused(file: Path, content: str) -> None:
+    write(file, content)
+    with pytest.raises(BadInput, match=r'holds no rows. Expected .* \{"text": "..."\}'):
+        read_jsonl(file, key="text")
+
+
+def test_a_missing_key_is_refused_with_the_keys_that_are_there(file: Path) -> None:
+    write_jsonl(file, [{"text": "a", "id": 1}])
+    with pytest.raises(BadInput, match="line 1: expected .* under `prompt`; found keys 'text', 'id'"):
+        read_jsonl(file, key="prompt")
+
+
+@pytest.mark.parametrize(("line", "found"), [("[1]", "list"), ('"a"', "str"), ("3", "int"), ("null", "NoneType")])
+def test_a_line_that_is_no_object_is_refused(file: Path, line: str, found: str) -> None:
+    write(file, line)
+    with pytest.raises(BadInput, match=f"line 1: .*; found {found}"):
+        read_jsonl(file, key="prompt")
+
+
+def test_another_encoding_is_refused_with_the_place(file: Path) -> None:
+    file.write_bytes('{"prompt": "é"}'.encode("latin-1"))
+    with pytest.raises(BadInput, match=r"not UTF-8 \(byte 12\)"):
+        read_jsonl(file, key="prompt")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such file"):
+        read_jsonl(tmp_path / "absent.jsonl", key="prompt")
+    with pytest.raises(BadInput, match="could not be read"):
+        read_jsonl(tmp_path, key="prompt")
+
+
+def test_half_a_character_is_refused_rather_than_written_on(file: Path) -> None:
+    write(file, '{"prompt": "a"}\n{"prompt": "\\ud83d"}')
+    with pytest.raises(BadInput, match="line 2"):
+        read_jsonl(file, key="prompt")
+
+
+def test_absurd_nesting_is_refused(file: Path) -> None:
+    write(file, "[" * 100_000)
+    with pytest.raises(BadInput, match="line 1"):
+        read_jsonl(file, key="prompt")

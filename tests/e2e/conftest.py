@@ -1,0 +1,98 @@
+"""Whole runs with the real engines on the tiny model, through the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pco.config import RunConfig
+from pco.rundir import read_config
+from tests import builders, tiny_model
+
+EPOCHS = 3
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "COLUMNS": "200",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A config file of a tiny run, and how to call the command on it."""
+
+    file: Path
+    environment: dict[str, str]
+
+    @property
+    def config(self) -> RunConfig:
+        raw = yaml.safe_load(self.file.read_text())
+        return read_config(Path(raw["runs_dir"]) / raw["run"])
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "flows.cli", *arguments]
+
+    def start(self, *sets: str) -> subprocess.Popen[str]:
+        settings = [word for one in sets for word in ("--set", one)]
+        return subprocess.Popen(
+            self.command("run", str(self.file), *settings),
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *sets: str) -> tuple[int, str]:
+        process = self.start(*sets)
+        output, _ = process.communicate(timeout=900)
+        return process.returncode, output
+
+
+@pytest.fixture(scope="session")
+def make_case(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
+    """Make the config of a tiny run: two rounds, 24 training prompts, 8 held-out ones."""
+
+    def make(**changes: Any) -> Case:
+        folder = tmp_path_factory.mktemp("case")
+        texts = [
+            f"{first} {second}"
+            for first, second in zip(tiny_model.sentences(40, 1), tiny_model.sentences(40, 2), strict=True)
+        ]
+        unique = list(dict.fromkeys(texts))
+        builders.write_prompts(
+            folder, unique[:24], unique[24:32], [tiny_model.repetitive_text(7), tiny_model.repetitive_text(8)]
+        )
+        raw = builders.raw_config(folder, tiny)
+        raw["policy"]["prompt_format"] = "raw"
+        raw |= {
+            "generate": {"n": 4, "temperature": 1.0, "max_tokens": 24, "shard_size": 8},
+            "engine": {"kv_cache_gib": 0.1, "dtype": "float32"},
+            "train": {"learning_rate": 1e-3, "epochs": EPOCHS, "precision": "fp32", "micro_batch_pairs": 4},
+            "gate": {
+                "max_perplexity_ratio": 10.0,
+                "min_reward_gain": -1.0,
+                "min_length_ratio": 0.0,
+                "max_length_ratio": 9.0,
+            },
+        }
+        raw = json.loads(json.dumps(raw))
+        for dotted, value in changes.items():
+            *parents, last = dotted.split("__")
+            section = raw
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[last] = value
+        file = folder / "config.yaml"
+        file.write_text(yaml.safe_dump(raw))
+        return Case(file, {**ENVIRONMENT, "PREFECT_HOME": str(folder / "prefect")})
+
+    return make

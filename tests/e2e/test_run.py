@@ -1,0 +1,138 @@
+"""`pco run` from the first prompt to the report, killed and resumed on the way."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+
+import pyarrow as pa
+import pytest
+
+from data import store
+from pco.config import RunConfig
+from pco.stage import ROUND_STAGES, START_STAGES, Stage, StageName
+from tests.e2e.conftest import EPOCHS, Case
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def finished(make_case: Callable[..., Case]) -> Case:
+    case = make_case()
+    status, output = case.run()
+    assert status == 0, output
+    assert "Report: " in output
+    return case
+
+
+def _stages(config: RunConfig) -> list[Stage]:
+    start = [Stage(name, 0, config, {}) for name in START_STAGES]
+    return start + [Stage(name, number, config, {}) for number in range(1, config.rounds + 1) for name in ROUND_STAGES]
+
+
+def _table(config: RunConfig, number: int, stage: StageName, table: str) -> pa.Table:
+    return store.read_table(Stage(stage, number, config, {}).folder, table)
+
+
+def _tables(config: RunConfig) -> dict[str, pa.Table]:
+    """Every table of a run by where it lies, without the columns that hold times."""
+    found = {}
+    for stage in _stages(config):
+        manifest = store.read_manifest(stage.folder)
+        assert manifest is not None, stage.folder
+        for table in {part.table for part in manifest.parts}:
+            content = store.read_table(stage.folder, table)
+            found[f"{stage.round}/{table}/{stage.name}"] = content.drop_columns(
+                [name for name in content.column_names if name == "seconds"]
+            )
+    return found
+
+
+def test_every_stage_of_every_round_is_done_and_accounted_for(finished: Case) -> None:
+    for stage in _stages(finished.config):
+        manifest = store.read_manifest(stage.folder)
+        assert manifest is not None, stage.title
+        assert manifest.rows_in == manifest.rows_out + sum(manifest.dropped.values())
+    assert (finished.config.folder / "report.html").stat().st_size > 10_000
+
+
+def test_each_row_is_traceable_to_the_policy_that_made_it(finished: Case) -> None:
+    config = finished.config
+    first, second = (_table(config, number, "generate", "candidates") for number in (1, 2))
+    trained = store.read_manifest(Stage("train", 1, config, {}).folder)
+    assert trained is not None
+    assert set(second["policy"].to_pylist()) == {trained.outputs["policy"]}
+    assert set(first["policy"].to_pylist()).isdisjoint(second["policy"].to_pylist())
+    assert store.folder_digest(config.folder / "round-01" / "policy") == trained.outputs["policy"]
+
+
+def test_training_changes_the_policy_towards_the_chosen_completions(finished: Case) -> None:
+    log = _table(finished.config, 1, "train", "train_log").to_pylist()
+    first, last = ([row["margin"] for row in log if row["epoch"] == epoch] for epoch in (0, EPOCHS - 1))
+    assert fmean(last) > fmean(first)
+
+
+def test_a_finished_run_runs_nothing_again(finished: Case) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.config.folder.rglob("*.parquet")}
+    status, output = finished.run()
+    assert status == 0
+    assert output.count("done before") == len(_stages(finished.config))
+    assert {path: path.stat().st_mtime_ns for path in finished.config.folder.rglob("*.parquet")} == before
+
+
+def test_a_round_that_the_gate_refuses_ends_the_run_and_keeps_the_last_good_policy(
+    make_case: Callable[..., Case],
+) -> None:
+    case = make_case(gate__min_reward_gain=1.0)
+    status, output = case.run()
+    assert status == 0, output
+    assert "round 1 refused: held-out reward" in output
+    assert not (case.config.folder / "round-02").exists()
+    decisions = _table(case.config, 1, "decide", "decisions").to_pylist()
+    assert [row["rule"] for row in decisions if not row["passed"]] == ["reward gain"]
+
+
+def _stage_processes(folder: Path) -> list[str]:
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True)
+    return [line for line in listed.stdout.splitlines() if str(folder) in line and "pco.process" in line]
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.05)
+
+
+MOMENTS = [
+    "round-00/evaluation/candidates-00000.parquet",
+    "round-01/candidates/candidates-00001.parquet",
+    "round-01/logs/train.log",
+    "round-01/policy/config.json",
+    "round-02/candidates/candidates-00000.parquet",
+]
+
+
+def test_a_run_killed_again_and_again_resumes_to_the_same_tables(
+    make_case: Callable[..., Case], finished: Case
+) -> None:
+    case = make_case()
+    folder = case.file.parent / "runs" / "test"
+    for moment in MOMENTS:
+        process = case.start()
+        _wait_for(folder / moment, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        deadline = time.monotonic() + 10
+        while _stage_processes(folder):
+            assert time.monotonic() < deadline, "a stage process outlived its parent"
+            time.sleep(0.1)
+    status, output = case.run()
+    assert status == 0, output
+    resumed, whole = _tables(case.config), _tables(finished.config)
+    assert resumed.keys() == whole.keys()
+    assert [name for name in whole if not resumed[name].equals(whole[name])] == []
