@@ -93,7 +93,9 @@ def _run(config: RunConfig) -> None:
     from flows.rounds import run_rounds
     from tasks import views
 
-    console.print(f"Run [bold]{config.run}[/]: {config.rounds} round(s) into {config.folder}", soft_wrap=True, highlight=False)
+    console.print(
+        f"Run [bold]{config.run}[/]: {config.rounds} round(s) into {config.folder}", soft_wrap=True, highlight=False
+    )
     if in_terminal:
         with views.shown_in(views.Terminal(console)):
             report = run_rounds(config)

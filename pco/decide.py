@@ -1,6 +1,5 @@
 """Stage `decide`: the gate. A round is promoted when every rule passes; the table says why."""
 
-import time
 from dataclasses import dataclass
 
 from data import schemas, store
@@ -23,7 +22,7 @@ class Ruling:
 
 def run(stage: Stage) -> store.Manifest:
     """Write the `decisions` table, a row per rule; `outputs["promoted"]` is `yes` or `no`."""
-    started = time.time()
+    started = stage.launched()
     new, previous, start = (
         measures.summarise(evaluate.read(stage.inputs[name].folder)) for name in ("evaluation", "previous", "start")
     )

@@ -1,6 +1,5 @@
 """Stage `evaluate`: a policy meets the held-out prompts and the human texts that no training ever sees."""
 
-import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ def run(stage: Stage) -> store.Manifest:
 
     The inputs `start` and `previous` (evaluations of other policies) add the win rates against those policies.
     """
-    started = time.time()
+    started = stage.launched()
     current = policy.verified(stage)
 
     @cache

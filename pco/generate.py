@@ -18,7 +18,7 @@ from pco.stage import Stage
 
 def run(stage: Stage) -> store.Manifest:
     """Write the `candidates` table: n samples of each training prompt under the stage's policy."""
-    started = time.time()
+    started = stage.launched()
     config = stage.config
     current = policy.verified(stage)
     prompts = read_prompts(stage, "train")

@@ -1,6 +1,5 @@
 """Stage `pair`: scored candidates become preference pairs."""
 
-import time
 from collections import Counter
 from itertools import groupby
 from typing import Any
@@ -18,7 +17,7 @@ def run(stage: Stage) -> store.Manifest:
 
     Raises BadInput when no prompt gives a pair: there would be nothing to train on.
     """
-    started = time.time()
+    started = stage.launched()
     prompts = _scored(stage)
     made = [best_worst(rows, stage.config.pair) for rows in prompts]
     pairs = [pair for pair in made if isinstance(pair, dict)]

@@ -1,7 +1,5 @@
 """Stage `prepare`: check everything, then freeze the prompts and name the starting policy by its digest."""
 
-import time
-
 from data import schemas, store
 from pco import checks
 from pco.stage import Stage
@@ -9,7 +7,7 @@ from pco.stage import Stage
 
 def run(stage: Stage) -> store.Manifest:
     """Write the `prompts` table; `outputs` name the starting policy's folder and digest."""
-    started = time.time()
+    started = stage.launched()
     inputs = checks.check(stage.config)
     splits = {"train": inputs.train, "heldout": inputs.heldout, "text": inputs.heldout_text}
     rows = [{"split": split, **row} for split, group in splits.items() for row in group]

@@ -1,7 +1,6 @@
 """Stage `score`: the reward judges every candidate."""
 
 import math
-import time
 
 from data import schemas, store
 from pco import rewards
@@ -10,7 +9,7 @@ from pco.stage import Stage
 
 def run(stage: Stage) -> store.Manifest:
     """Write the `scores` table. Candidates whose reward is not a finite number are dropped and counted."""
-    started = time.time()
+    started = stage.launched()
     candidates = store.read_table(stage.inputs["candidates"].folder, "candidates").to_pylist()
     reward = rewards.load(stage.config.reward)
     rows = [

@@ -1,6 +1,8 @@
 """A stage: one step of a round with everything that determines its result, and so its fingerprint."""
 
 import json
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,8 @@ from data import store
 from pco.config import RunConfig
 
 StageName = Literal["prepare", "generate", "score", "pair", "train", "evaluate", "decide"]
+
+LAUNCHED = "PCO_LAUNCHED_AT"  # set by the launcher for the stage process
 
 START_STAGES: tuple[StageName, ...] = ("prepare", "evaluate")
 ROUND_STAGES: tuple[StageName, ...] = ("generate", "score", "pair", "train", "evaluate", "decide")
@@ -97,6 +101,11 @@ class Stage:
             settings=self.settings,
             **account,
         )
+
+    @staticmethod
+    def launched() -> float:
+        """When the parent started this process, in seconds since the epoch: its imports are part of the stage's time."""
+        return float(os.environ.get(LAUNCHED, time.time()))
 
     def to_json(self) -> str:
         """The whole stage, to be handed to its process."""

@@ -68,9 +68,7 @@ def _stage_line(config: RunConfig, number: int, name: StageName) -> StageLine:
     manifest = store.read_manifest(folder)
     if manifest is not None:
         dropped = "; ".join(f"{count} {reason}" for reason, count in manifest.dropped.items() if count)
-        return StageLine(
-            number, name, "done", counted(manifest), dropped, f"{manifest.seconds:,.0f} s"
-        )
+        return StageLine(number, name, "done", counted(manifest), dropped, f"{manifest.seconds:,.0f} s")
     shards = len(list(folder.glob("*.parquet")))
     if shards:
         return StageLine(number, name, f"partial ({shards} shards)")

@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 def run(stage: Stage) -> store.Manifest | None:
     """Write the `train_log` table and the trained policy's folder; rank 0 returns the manifest."""
-    started = time.time()
+    started = stage.launched()
     _start_ranks()
     torch.manual_seed(stage.config.seed)
     current = policy.verified(stage)

@@ -37,6 +37,10 @@ class Call:
     head: Tensor  #: the weight in the dtype of the products
     work: Work
 
+    @staticmethod
+    def of(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor | None, work: Work) -> "Call":
+        return Call(first, second, weight, bias, weight.to(work.dtype), work)
+
     @property
     def vocab(self) -> int:
         return self.weight.shape[0]
@@ -64,10 +68,6 @@ class Call:
         return torch.addmm(bias, hidden, head.t(), out=out)
 
 
-def _call(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor | None, work: Work) -> Call:
-    return Call(first, second, weight, bias, weight.to(work.dtype), work)
-
-
 class HeadScores(torch.autograd.Function):
     """Log-probabilities and contrast gaps from (T_1, D) and (T_2, D) hidden states and the head.
 
@@ -81,8 +81,8 @@ class HeadScores(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         with torch.autocast(weight.device.type, enabled=False):
-            call = _call(first, second, weight, bias, work)
-            ahead = _prepare(call, *_wanted(ctx)) if work.grad else NOTHING
+            call = Call.of(first, second, weight, bias, work)
+            ahead = _prepare(call, *_wanted(ctx)) if work.grad and any(_wanted(ctx)) else NOTHING
             logps, norms, gaps, contrast = _score(call, ahead)
         # The weight is saved as the parameter that it is: under ZeRO-3 it is gathered again for the
         # backward. What was computed ahead is no saved tensor, because the backward uses it up.
@@ -106,7 +106,7 @@ class HeadScores(torch.autograd.Function):
         # Scaled in place below. A second backward through the same graph recomputes everything.
         ahead, ctx.ahead = ctx.ahead, NOTHING
         with torch.autocast(weight.device.type, enabled=False):
-            call = _call(first, second, weight, bias, ctx.work)
+            call = Call.of(first, second, weight, bias, ctx.work)
             factors = _factors(call, first_grad, second_grad)
             sums = _scale(call, ahead, factors, *_wanted(ctx))
             for part in _missing(call, ahead, factors, sums):
@@ -147,6 +147,7 @@ def _score(call: Call, ahead: Ahead) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-probability and log-sum-exp (N,) of each token, gaps and contrast ids (N_2,)."""
     work = call.work
     count = work.labels.numel()
+    eager_tokens = 0 if ahead is NOTHING else work.eager_tokens
     logps, norms = call.new(count), call.new(count)
     gaps = call.new(count - work.split).zero_()
     contrast = work.labels[work.split :].clone() if work.contrast is None else work.contrast.clone()
@@ -157,7 +158,7 @@ def _score(call: Call, ahead: Ahead) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _, tail = work.parts(tokens)
         if tail.stop > tail.start:
             gaps[tail], contrast[tail] = _gaps(work, logits[tail.start - tail.stop :], tail)
-        eager = max(min(tokens.stop, work.eager_tokens) - tokens.start, 0)
+        eager = max(min(tokens.stop, eager_tokens) - tokens.start, 0)
         logps[tokens], norms[tokens] = _normalize(logits, work.labels[tokens], eager)
         if eager:
             _take_ahead(call, ahead, slice(tokens.start, tokens.start + eager), hidden, logits[:eager])
@@ -257,13 +258,15 @@ def _per_token(work: Work, factors: Tensor) -> Tensor:
 
 def _scale(call: Call, ahead: Ahead, factors: Tensor, with_hidden: bool, with_head: bool) -> Sums:
     """The gradients as far as they were computed ahead, taking over their memory."""
-    tokens = _per_token(call.work, factors).split([call.work.split, len(call.work.labels) - call.work.split])
+    work = call.work
+    weights = _per_token(work, factors)
+    tokens = weights[: work.split], weights[work.split :]
     hidden: list[Tensor | None] = [None, None]
     for side, value in enumerate((call.first, call.second)):
         done = ahead.hidden[side]
         if done is not None:
             scale = call.new(len(done)).zero_()
-            scale[call.work.positions[side]] = tokens[side]
+            scale[work.positions[side]] = tokens[side]
             hidden[side] = done.mul_(scale.unsqueeze(1))
         elif with_hidden:
             hidden[side] = torch.zeros_like(value)

@@ -9,7 +9,7 @@ from pco.report.numbers import RoundReport, RunReport, SamplePair
 
 _TEXT_LIMIT = 400  # characters of a prompt or completion in a table cell
 # Readable as they are; every other punctuation mark may mean something to some Markdown dialect.
-_HARMLESS = frozenset("| ,.;'()?%/+-")
+_HARMLESS = frozenset(" ,.;'()?%/+-")
 _ENTITIES = {ord(mark): f"&#{ord(mark)};" for mark in string.punctuation if mark not in _HARMLESS}
 
 

@@ -130,6 +130,7 @@ def _ratio(report: RunReport, measure: str, start: float, bounds: Sequence[tuple
         axes.plot(numbers, values, marker="o", color=_SERIES[0])
         _bounds(axes, bounds)
         axes.margins(y=0.18)
+        axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
         _round_axis(axes, numbers)
 

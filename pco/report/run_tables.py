@@ -79,8 +79,8 @@ def _share(part: float, whole: float) -> str:
 def missing(report: RunReport) -> Table:
     """The stages that the config asks for and that are not done."""
     return Table(
-        "Stages that are not finished. `begun`: at work right now, or interrupted; what it committed is kept, and "
-        "resuming the run goes on from there. `not run`: the gate stopped the run before.",
+        "Stages that are not finished. Begun: at work right now, or interrupted; what it committed is kept, and "
+        "resuming the run goes on from there. Not run: the gate stopped the run before.",
         [
             Column("Round"),
             Column("Stage", number=False),

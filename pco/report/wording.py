@@ -104,11 +104,13 @@ def _verdict(report: RunReport) -> str:
     total, promoted, refused = report.config.rounds, len(report.promoted), report.refused
     if refused is not None:
         kept = f"the policy of round {promoted} is kept" if promoted else "the starting policy is kept"
-        return f"Round {refused.number} of {total} refused by the gate, {kept}"
+        return f"Round {refused.number} of {total} refused by the gate ({_faults(refused)}), {kept}"
     if report.unfinished is not None:
         where = report.unfinished
         place = f"round {where.round} has" if where.round else "the start has"
-        return f"Unfinished, {promoted} of {total} {_rounds(total)} promoted; {place} yet to finish `{where.name}`"
+        return (
+            f"Unfinished, {promoted} of {total} {_rounds(total)} promoted; {place} yet to finish its {where.name} stage"
+        )
     return f"{promoted} of {total} {_rounds(total)} promoted"
 
 
@@ -162,6 +164,9 @@ def verdict(report: RunReport, number: int) -> str:
         return f"Round {number}: {status(report, number)}." if number else "The starting policy."
     if decision.promoted:
         return f"Round {number} promoted: every rule of the gate passed."
-    failed = [ruling for ruling in decision.rulings if not ruling.passed]
-    told = "; ".join(f"{ruling.rule} {ruling.value:.4g}, must be {ruling.bound}" for ruling in failed)
-    return f"Round {number} refused: {told}."
+    return f"Round {number} refused: {_faults(report.rounds[number])}."
+
+
+def _faults(refused: RoundReport) -> str:
+    failed = [ruling for ruling in refused.decision.rulings if not ruling.passed] if refused.decision else []
+    return "; ".join(f"{ruling.rule} {ruling.value:.4g}, must be {ruling.bound}" for ruling in failed)

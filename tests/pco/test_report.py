@@ -79,7 +79,10 @@ def test_a_finished_run_says_so_and_shows_every_section(config: RunConfig) -> No
 def test_a_refused_run_names_the_broken_rule_and_the_policy_that_is_kept(tmp_path: Path) -> None:
     config = make_run(builders.config(tmp_path, rounds=3), rounds=2, refuse=2)
     told = Page(read_page(config)).text
-    assert "Round 2 of 3 refused by the gate, the policy of round 1 is kept: greedy repetition fell" in told
+    assert (
+        "Round 2 of 3 refused by the gate (perplexity ratio 148.4, must be <= 1.5), the policy of round 1 is kept"
+        in told
+    )
     assert "Round 2 refused: perplexity ratio 148.4, must be <= 1.5." in told
     assert "✗ failed" in told and "Round 2 (refused)" in told
     assert re.search(r"3\s*generate\s*not run", told)
@@ -88,7 +91,8 @@ def test_a_refused_run_names_the_broken_rule_and_the_policy_that_is_kept(tmp_pat
 
 def test_a_run_refused_in_its_first_round_keeps_the_start(config: RunConfig) -> None:
     told = wording.headline(gather.run_report(make_run(config, rounds=1, refuse=1)))
-    assert told.startswith("Round 1 of 2 refused by the gate, the starting policy is kept: in round 1's policy greedy")
+    assert told.startswith("Round 1 of 2 refused by the gate (perplexity ratio")
+    assert "the starting policy is kept: in round 1's policy greedy repetition fell" in told
 
 
 @pytest.mark.parametrize(("last", "waiting"), [*zip(ROUND_STAGES, ROUND_STAGES[1:], strict=False)])
@@ -97,14 +101,14 @@ def test_a_run_cut_after_any_stage_is_reported_as_far_as_it_got(
 ) -> None:
     make_run(config, rounds=1, last=last)
     told = Page(read_page(config)).text
-    assert f"0 of 2 rounds promoted; round 1 has yet to finish `{waiting}`" in told
+    assert f"0 of 2 rounds promoted; round 1 has yet to finish its {waiting} stage" in told
     assert "What is missing" in told
     assert report.run_markdown(config) and report.round_markdown(config, 1)
 
 
 def test_a_run_that_only_froze_its_prompts_is_reported(config: RunConfig) -> None:
     prepare(config, "")
-    assert "0 of 2 rounds promoted; the start has yet to finish `evaluate`" in Page(read_page(config)).text
+    assert "0 of 2 rounds promoted; the start has yet to finish its evaluate stage" in Page(read_page(config)).text
     assert "| start | evaluate | not begun | – |" in report.run_markdown(config)
 
 
