@@ -23,6 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pco import losses
+from pco.losses import gradients
+from pco.losses.fused import CHUNK_LOGITS
+
 RESULTS = Path(__file__).parent / "results"
 KNOBS: dict[str, Any] = {"alpha": 0.5, "b": 0.0, "tau": 1e4, "k": 5}
 GIB = 2**30
@@ -81,8 +85,6 @@ def make(case: Case, device: str) -> Inputs:
 
 
 def plain(x: Inputs, **options: Any) -> Tensor:
-    from pco import losses
-
     result = losses.pairwise_cringe(
         F.linear(x.chosen, x.head),
         x.chosen_labels,
@@ -95,8 +97,6 @@ def plain(x: Inputs, **options: Any) -> Tensor:
 
 
 def fused(x: Inputs, **options: Any) -> Tensor:
-    from pco import losses
-
     result = losses.fused_pairwise_cringe(
         x.chosen, x.chosen_labels, x.rejected, x.rejected_labels, x.head, **KNOBS, **options
     )
@@ -119,8 +119,6 @@ def binary_transcribed(x: Inputs) -> Tensor:
 
 
 def dpo_ours(x: Inputs) -> Tensor:
-    from pco import losses
-
     hidden, labels = x.both()
     policy = losses.fused_logps(hidden, labels, x.head).chunk(2)
     return losses.dpo(*policy, *(p.detach() for p in policy), beta=0.1).sum()
@@ -128,16 +126,16 @@ def dpo_ours(x: Inputs) -> Tensor:
 
 def dpo_trl(x: Inputs) -> Tensor:
     """TRL's DPO: the log-probabilities of its fused head, then its formula."""
-    from trl.trainer import utils
+    from trl.kernels import ChunkedLogProbFunction  # noqa: PLC0415  a heavy import for the others
 
     hidden, labels = x.both()
-    per_token = utils._ChunkedLogProbFunction.apply(
+    per_token = ChunkedLogProbFunction.apply(
         hidden.flatten(0, 1),
         x.head,
         None,
         labels.flatten(),
         1.0,
-        utils._CHUNKED_LOGPROB_CHUNK_SIZE,
+        32768,  # tokens of the vocabulary per tile, as its trainers pass
         None,
         1.0,
         ("log_probs",),
@@ -148,7 +146,7 @@ def dpo_trl(x: Inputs) -> Tensor:
 
 
 def dpo_liger(x: Inputs) -> Tensor:
-    from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
+    from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss  # noqa: PLC0415  a heavy import for the others
 
     hidden, labels = x.both()
     loss = LigerFusedLinearDPOLoss(beta=0.1, use_ref_model=False, average_log_prob=False, compiled=x.head.is_cuda)
@@ -176,9 +174,11 @@ def predicted_products(peer: str, case: Case) -> float | None:
     """Matrix products with the head, each of all tokens x vocabulary x D."""
     match peer:
         case "pairwise, fused" | "DPO, fused":
-            return 4 - 0.5 / case.pairs - 0.5 * _kept_share(case)
+            free = 0.5 / case.pairs
+            return 4 - free - (1 - free) * _kept_share(case)
         case "pairwise, fused, detached gate":
-            return 2.5 - 0.5 / case.pairs - (0.5 - 0.5 / case.pairs) * _kept_share(case, sides=1)
+            free = 0.5 / case.pairs
+            return 2.5 - free - (0.5 - free) * _kept_share(case, sides=1)
         case "DPO, TRL":
             return 4
         case _:
@@ -204,9 +204,6 @@ def predicted_bytes(peer: str, case: Case) -> float | None:
 
 def _kept_share(case: Case, sides: int = 2) -> float:
     """Share of the head's gradient that the forward keeps for completions other than the longest."""
-    from pco.losses import gradients
-    from pco.losses.fused import CHUNK_LOGITS
-
     others = sides * case.pairs - 1
     if not others or case.tokens // (2 * case.pairs) < gradients.KEPT_TOKENS:
         return 0

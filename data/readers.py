@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,10 @@ def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
 
     Raises BadInput naming the file and line for whatever is malformed, empty, or there twice.
     """
-    # Not splitlines(), which also breaks at characters that JSON allows inside a string, such as U+2028.
-    lines = _text(path).split("\n")
     rows: list[Row] = []
     first_line: dict[tuple[str, str], int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        row = _row(line, f"{path}, line {number}", key)
+    for number, raw in _objects(path):
+        row = _row(raw, f"{path}, line {number}", key)
         for what, name in ((row["source_id"], "id"), (row["prompt_id"], key)):
             if what is None:
                 continue
@@ -40,6 +37,43 @@ def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
     if not rows:
         raise BadInput(f'{path}: holds no rows. Expected one JSON object a line, such as {{"{key}": "..."}}.')
     return rows[:limit]
+
+
+def read_feedback(path: Path) -> list[dict[str, Any]]:
+    """Read unpaired feedback, rows `{"prompt": text, "completion": text, "good": true or false}`.
+
+    Raises BadInput naming the file and line for whatever is malformed.
+    """
+    rows = [_feedback_row(raw, f"{path}, line {number}") for number, raw in _objects(path)]
+    if not rows:
+        raise BadInput(f"{path}: holds no feedback. Put rows into it, or leave `prompts.feedback` out.")
+    return rows
+
+
+def _feedback_row(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    if not isinstance(raw.get("good"), bool):
+        raise BadInput(f"{where}: expected true or false under `good`; found {raw.get('good')!r}.")
+    prompt, completion = (_row(raw, where, key)["prompt"] for key in ("prompt", "completion"))
+    return {"prompt_id": prompt_id(str(prompt)), "prompt": prompt, "completion": completion, "good": raw["good"]}
+
+
+def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a file with their line numbers; blank lines are skipped."""
+    # Not splitlines(), which also breaks at characters that JSON allows inside a string, such as U+2028.
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, _object(line, f"{path}, line {number}")
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        raw = json.loads(line)
+        json.dumps(raw, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{where}: not valid JSON ({error}). Expected one object a line.") from None
+    if not isinstance(raw, dict):
+        raise BadInput(f"{where}: expected an object, found {type(raw).__name__}.")
+    return raw
 
 
 def _text(path: Path) -> str:
@@ -53,15 +87,10 @@ def _text(path: Path) -> str:
         raise BadInput(f"{path}: could not be read ({error.strerror}).") from None
 
 
-def _row(line: str, where: str, key: str) -> Row:
-    try:
-        raw: Any = json.loads(line)
-        json.dumps(raw, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{where}: not valid JSON ({error}). Expected one object a line.") from None
-    text = raw.get(key) if isinstance(raw, dict) else None
+def _row(raw: dict[str, Any], where: str, key: str) -> Row:
+    text = raw.get(key)
     if not isinstance(text, str) or not text.strip():
-        found = f"keys {', '.join(map(repr, raw))}" if isinstance(raw, dict) else type(raw).__name__
-        raise BadInput(f"{where}: expected an object with a non-empty text under `{key}`; found {found}.")
+        keys = ", ".join(map(repr, raw)) or "none"
+        raise BadInput(f"{where}: expected an object with a non-empty text under `{key}`; found keys {keys}.")
     source = raw.get("id")
     return {"prompt_id": prompt_id(text), "source_id": None if source is None else str(source), "prompt": text}

@@ -60,21 +60,39 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("rejected_reward", pa.float64()),
         ("policy", pa.string()),
     ),
+    "feedback": _schema(
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("completion", pa.string()),
+        ("good", pa.bool_()),
+        ("prompt_token_ids", _TOKENS),
+        ("token_ids", _TOKENS),
+    ),
+    "reference_logps": _schema(
+        ("prompt_id", pa.string()),
+        ("chosen_sample", pa.int32()),
+        ("rejected_sample", pa.int32()),
+        ("chosen_logp", pa.float64()),  # of the whole completion under the reference policy, nats
+        ("rejected_logp", pa.float64()),
+        ("policy", pa.string()),
+    ),
     "train_log": _schema(
         ("step", pa.int32()),
         ("epoch", pa.int32()),
         ("pairs", pa.int32()),
-        ("tokens", pa.int64()),  # completion tokens, chosen and rejected
+        ("feedback", pa.int32()),  # unpaired completions
+        ("tokens", pa.int64()),  # completion tokens that the loss is divided by
         ("loss", pa.float64()),  # per completion token, as optimised
         ("margin", pa.float64()),  # the rest: means over pairs
         ("gate", pa.float64()),
         ("ce", pa.float64()),
         ("cringe", pa.float64()),
+        ("feedback_loss", pa.float64()),  # mean over the unpaired completions
         ("learning_rate", pa.float64()),
         ("grad_norm", pa.float64()),  # before clipping
         ("seconds", pa.float64()),
-        # Losses without a margin, gate or Cringe term leave those columns empty.
-        nullable=("margin", "gate", "ce", "cringe"),
+        # Losses without a margin, gate or Cringe term leave those columns empty, as steps without feedback do theirs.
+        nullable=("margin", "gate", "ce", "cringe", "feedback_loss"),
     ),
     "evaluations": _schema(
         ("measure", pa.string()),

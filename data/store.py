@@ -117,20 +117,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes `folder`'s place, synced to disk, if the block ends well."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was killed
+    """A temporary folder that takes `folder`'s place, synced to disk, if the block ends well.
+
+    Whatever happens, `folder` is the old one, the new one, or absent; never half of either.
+    """
+    temporary, replaced = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    for leftover in (temporary, replaced):  # of an attempt that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     with write_errors(folder):
         try:
             temporary.mkdir(parents=True)
             yield temporary
             for path in temporary.iterdir():
                 _sync(path)
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                folder.rename(replaced)
             temporary.rename(folder)
             _sync(folder.parent)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for leftover in (temporary, replaced):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -163,17 +169,23 @@ def write_part(folder: Path, table: str, shard: int, content: pa.Table, fingerpr
 
 def has_part(folder: Path, table: str, shard: int, fingerprint: str) -> bool:
     """Whether this shard was already committed for this very fingerprint."""
-    path = part_path(folder, table, shard)
+    return _is_of(part_path(folder, table, shard), fingerprint)
+
+
+def _is_of(path: Path, fingerprint: str) -> bool:
+    """Whether a part was written for this fingerprint; one that cannot be read was not."""
     try:
         found = pq.read_schema(path).metadata or {}
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowException):
         return False
-    return found.get(_FINGERPRINT_KEY) == fingerprint.encode()
+    return bool(found.get(_FINGERPRINT_KEY) == fingerprint.encode())
 
 
-def read_parts(folder: Path, table: str) -> pa.Table:
-    """The committed parts of a table of a stage still at work, in shard order."""
+def read_parts(folder: Path, table: str, fingerprint: str | None = None) -> pa.Table:
+    """The committed parts of a table of a stage still at work, in shard order; of one attempt, if named."""
     paths = sorted(folder.glob(f"{table}-*.parquet"))
+    if fingerprint is not None:
+        paths = [path for path in paths if _is_of(path, fingerprint)]
     return pa.concat_tables([_read_part(path, table) for path in paths]) if paths else schemas.build(table, [])
 
 
@@ -192,7 +204,9 @@ def finish(
     outputs: Mapping[str, str] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Manifest:
-    """Write the manifest over all parts in `folder`: from now on the stage is done.
+    """Write the manifest over this fingerprint's parts in `folder`: from now on the stage is done.
+
+    Parts that an earlier attempt with other settings committed are left out.
 
     Raises PCOError when rows were lost without being counted.
     """
@@ -204,7 +218,7 @@ def finish(
     manifest = Manifest(
         stage=stage,
         fingerprint=fingerprint,
-        parts=[_part(path) for path in sorted(folder.glob("*.parquet"))],
+        parts=[_part(path) for path in sorted(folder.glob("*.parquet")) if _is_of(path, fingerprint)],
         unit=unit,
         rows_in=rows_in,
         rows_out=rows_out,
@@ -244,9 +258,13 @@ def read_manifest(folder: Path) -> Manifest | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise PCOError(f"{path}: could not be read ({error.strerror}).") from error
     except ValueError as error:
         raise CorruptArtifact(f"{path}: not readable as JSON ({error}). Move the folder away and resume.") from error
-    if not isinstance(content, dict) or content.get("format", 0) > _FORMAT:
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise CorruptArtifact(f"{path}: not a manifest. Move the folder away and resume.")
+    if content["format"] > _FORMAT:
         raise CorruptArtifact(
             f"{path}: written by a newer version of this package. Upgrade it, or use another run name."
         )
@@ -269,6 +287,12 @@ def finished(folder: Path, fingerprint: str) -> Manifest | None:
             "run name, or restore what changed."
         )
     return manifest
+
+
+def has_table(folder: Path, table: str) -> bool:
+    """Whether a finished stage's folder holds this table."""
+    manifest = read_manifest(folder)
+    return manifest is not None and any(part.table == table for part in manifest.parts)
 
 
 def read_table(folder: Path, table: str) -> pa.Table:

@@ -8,7 +8,8 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from pco import policy
-from pco.config import RunConfig
+from pco.config import DPO, IPO, RunConfig
+from pco.prepare import planned as prepared
 from pco.rundir import opened
 from pco.stage import Artifact, Stage
 from tasks.stages import run_stage
@@ -21,7 +22,7 @@ def run_rounds(config: RunConfig) -> str:
     What is finished on disk is not done again, so the same call resumes a run that died.
     """
     with opened(config):
-        prepare = Stage("prepare", 0, config, {})
+        prepare = prepared(config)
         current = start_policy = policy.starting(run_stage(prepare))
         start = previous = _done(Stage("evaluate", 0, config, {"policy": start_policy, "prompts": prepare.artifact}))
         for number in range(1, config.rounds + 1):
@@ -29,7 +30,12 @@ def run_rounds(config: RunConfig) -> str:
             candidates = _done(stage("generate", inputs={"policy": current, "prompts": prepare.artifact}))
             scores = _done(stage("score", inputs={"candidates": candidates}))
             pairs = _done(stage("pair", inputs={"candidates": candidates, "scores": scores}))
-            train = stage("train", inputs={"policy": current, "pairs": pairs})
+            learned = {"policy": current, "pairs": pairs}
+            if config.prompts.feedback is not None:
+                learned["prompts"] = prepare.artifact
+            if (reference := _reference(config, current, start_policy)) is not None:
+                learned["reference"] = _done(stage("refer", inputs={"policy": reference, "pairs": pairs}))
+            train = stage("train", inputs=learned)
             trained = policy.trained(train, run_stage(train))
             measured = {"policy": trained, "prompts": prepare.artifact, "start": start, "previous": previous}
             evaluation = _done(stage("evaluate", inputs=measured))
@@ -40,6 +46,14 @@ def run_rounds(config: RunConfig) -> str:
                 break
             current, previous = trained, evaluation
         return str(_publish_run(config))
+
+
+def _reference(config: RunConfig, current: Artifact, start: Artifact) -> Artifact | None:
+    """The policy whose log-probabilities the loss needs, if it needs any."""
+    loss = config.train.loss
+    if not isinstance(loss, DPO | IPO):
+        return None
+    return current if loss.reference == "previous" else start
 
 
 def _done(stage: Stage) -> Artifact:

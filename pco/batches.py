@@ -1,8 +1,8 @@
-"""From pairs to optimizer steps and micro-batches, the same ones on every rank."""
+"""From pairs and feedback to optimizer steps and micro-batches, the same ones on every rank."""
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,15 +11,18 @@ from torch import Tensor
 from pco.losses import IGNORE
 from pco.seeds import seed_of
 
+Row = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Example:
-    """One preference pair as token ids."""
+    """One preference pair as token ids; `reference` holds the reference's log-probabilities (chosen, rejected)."""
 
     pair_id: str
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    reference: tuple[float, float] | None = None
 
     @property
     def longest(self) -> int:
@@ -28,75 +31,162 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Rated:
+    """One completion with a thumb up or down, as token ids."""
+
+    rated_id: str
+    prompt: list[int]
+    completion: list[int]
+    good: bool
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its sequence."""
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True)
 class Step:
-    """The pairs of one optimizer step, over all ranks."""
+    """What one optimizer step learns from, over all ranks."""
 
     number: int
     epoch: int
     examples: list[Example]
+    feedback: list[Rated]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch of B pairs: rows [0, B) hold the chosen sequences, rows [B, 2B) the rejected ones.
+    """A micro-batch of R = 2B + U sequences: B chosen ones, U pieces of feedback, then the B rejected ones.
 
-    Without any pair it still has B = 1, a placeholder without completions.
+    Without anything in it B is 1, a placeholder without completions, and `pairs` is 0.
     """
 
-    input_ids: Tensor  # (2B, L)
-    attention_mask: Tensor  # (2B, L)
-    labels: Tensor  # (2B, L): position t holds the token after it, if that is part of a completion, else IGNORE
-    generators: list[torch.Generator]  # one per pair, for its contrast tokens
-    pairs: int  # B, or 0 for a placeholder, whose statistics must not count
+    input_ids: Tensor  # (R, L)
+    attention_mask: Tensor  # (R, L)
+    labels: Tensor  # (R, L): position t holds the token after it if that is part of a completion, else IGNORE
+    generators: list[torch.Generator]  # one for each of the B pairs, then the U completions: for contrast tokens
+    pairs: int  # how many of the B pairs count
+    good: Tensor  # (U,) bool
+    reference: Tensor  # (2, B) log-probabilities of chosen and rejected under the reference; zeros without one
+
+    @property
+    def chosen(self) -> slice:
+        """The rows of the chosen sequences."""
+        return slice(0, self.reference.shape[1])
+
+    @property
+    def rated(self) -> slice:
+        """The rows of the feedback."""
+        return slice(self.chosen.stop, self.chosen.stop + len(self.good))
+
+    @property
+    def rejected(self) -> slice:
+        """The rows of the rejected sequences."""
+        return slice(self.rated.stop, len(self.labels))
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device; the generators stay on the CPU, where they give the same numbers everywhere."""
+        names = ("input_ids", "attention_mask", "labels", "good", "reference")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-def examples_of(pairs: Sequence[dict[str, Any]]) -> list[Example]:
-    """The rows of a `pairs` table as examples."""
+def examples_of(pairs: Sequence[Row], reference: Sequence[Row] = ()) -> list[Example]:
+    """The rows of a `pairs` table as examples, joined with the rows of `reference_logps` if there are any."""
+    logps = {pair_id(row): (row["chosen_logp"], row["rejected_logp"]) for row in reference}
     return [
         Example(
-            f"{row['prompt_id']}:{row['chosen_sample']}:{row['rejected_sample']}",
+            pair_id(row),
             row["prompt_token_ids"],
             row["chosen_token_ids"],
             row["rejected_token_ids"],
+            logps[pair_id(row)] if logps else None,
         )
         for row in pairs
     ]
 
 
-def steps(examples: Sequence[Example], *, pairs_per_step: int, epochs: int, seed: object) -> Iterator[Step]:
-    """Every epoch visits every pair once, in an order that depends on seed and epoch alone.
+def pair_id(row: Row) -> str:
+    """What identifies a pair within a round."""
+    return f"{row['prompt_id']}:{row['chosen_sample']}:{row['rejected_sample']}"
 
-    The last step of an epoch may hold fewer pairs; none is left out.
+
+def rated_of(feedback: Sequence[Row]) -> list[Rated]:
+    """The rows of a `feedback` table."""
+    return [
+        Rated(f"{row['prompt_id']}:{i}", row["prompt_token_ids"], row["token_ids"], row["good"])
+        for i, row in enumerate(feedback)
+    ]
+
+
+def steps(
+    examples: Sequence[Example],
+    feedback: Sequence[Rated] = (),
+    *,
+    pairs_per_step: int,
+    epochs: int,
+    seed: object,
+) -> Iterator[Step]:
+    """Every epoch visits every pair and every piece of feedback once, in an order that depends on seed and epoch alone.
+
+    The last step of an epoch may hold fewer pairs; none is left out. Feedback is spread evenly over an epoch's steps.
     """
-    number = 0
+    per_epoch = -(-len(examples) // pairs_per_step)
     for epoch in range(epochs):
-        order = list(examples)
+        order, rated = list(examples), list(feedback)
         random.Random(f"{seed}:{epoch}").shuffle(order)
-        for start in range(0, len(order), pairs_per_step):
-            yield Step(number, epoch, order[start : start + pairs_per_step])
-            number += 1
+        random.Random(f"{seed}:{epoch}:feedback").shuffle(rated)
+        for i in range(per_epoch):
+            pairs = order[i * pairs_per_step : (i + 1) * pairs_per_step]
+            spread = rated[i * len(rated) // per_epoch : (i + 1) * len(rated) // per_epoch]
+            yield Step(epoch * per_epoch + i, epoch, pairs, spread)
 
 
 def micro_batches(step: Step, *, rank: int, world: int, size: int, pad: int, seed: object) -> Iterator[Batch]:
-    """This rank's share of a step in micro-batches of at most `size` pairs.
+    """This rank's share of a step in micro-batches of at most `size` pairs, or twice as many pieces of feedback.
 
-    Every rank gets equally many, because ZeRO's collectives must meet; a rank that runs out of pairs gets one that
-    counts for nothing.
+    Every rank gets equally many, because ZeRO's collectives must meet; a rank that runs out gets one that counts for
+    nothing.
     """
-    share = step.examples[rank::world]
-    largest_share = -(-len(step.examples) // world)
+    salt = f"{seed}:{step.epoch}"
+    for pairs in _shares(step.examples, rank, world, size):
+        yield collate(pairs, pad=pad, seed=salt)
+    for feedback in _shares(step.feedback, rank, world, 2 * size):
+        yield collate([], feedback, pad=pad, seed=salt)
+
+
+def _shares(items: list[Any], rank: int, world: int, size: int) -> Iterator[list[Any]]:
+    share = items[rank::world]
+    largest_share = -(-len(items) // world)
     for start in range(0, largest_share, size):
-        yield collate(share[start : start + size], pad=pad, seed=f"{seed}:{step.epoch}")
+        yield share[start : start + size]
 
 
-def collate(examples: Sequence[Example], *, pad: int, seed: object) -> Batch:
+def collate(examples: Sequence[Example], feedback: Sequence[Rated] = (), *, pad: int, seed: object) -> Batch:
     """Pad to the right; prompts are masked out of the labels.
 
-    Each pair's generator depends on `seed` and the pair alone, so its contrast tokens are the same in any micro-batch
-    on any rank.
+    Each generator depends on `seed` and its pair or completion alone, so the contrast tokens are the same in any
+    micro-batch on any rank.
     """
-    rows = [(e.prompt, e.chosen) for e in examples] + [(e.prompt, e.rejected) for e in examples]
-    rows = rows or [([pad], []), ([pad], [])]
+    pairs = list(examples) if examples or feedback else [Example("", [pad], [], [])]
+    rows = [(pair.prompt, pair.chosen) for pair in pairs]
+    rows += [(rated.prompt, rated.completion) for rated in feedback]
+    rows += [(pair.prompt, pair.rejected) for pair in pairs]
+    input_ids, attention_mask, labels = _padded(rows, pad)
+    names = [pair.pair_id for pair in pairs] + [rated.rated_id for rated in feedback]
+    reference = [pair.reference or (0.0, 0.0) for pair in pairs]
+    return Batch(
+        input_ids,
+        attention_mask,
+        labels,
+        [torch.Generator().manual_seed(seed_of("contrast", seed, name)) for name in names],
+        len(examples),
+        torch.tensor([rated.good for rated in feedback], dtype=torch.bool),
+        torch.tensor(reference, dtype=torch.float64).reshape(-1, 2).T,
+    )
+
+
+def _padded(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
     length = max(len(prompt) + len(completion) for prompt, completion in rows)
     input_ids = torch.full((len(rows), length), pad)
     attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
@@ -106,6 +196,4 @@ def collate(examples: Sequence[Example], *, pad: int, seed: object) -> Batch:
         input_ids[i, :end] = torch.tensor(prompt + completion)
         attention_mask[i, :end] = 1
         labels[i, len(prompt) - 1 : end - 1] = torch.tensor(completion)
-    seeds = [seed_of("contrast", seed, example.pair_id) for example in examples] or [0]
-    generators = [torch.Generator().manual_seed(one) for one in seeds]
-    return Batch(input_ids, attention_mask, labels, generators, len(examples))
+    return input_ids, attention_mask, labels

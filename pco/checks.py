@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,15 @@ class Inputs:
     train: list[readers.Row]
     heldout: list[readers.Row]
     heldout_text: list[readers.Row]
+    feedback: list[dict[str, Any]]
     context: int
     longest_prompt: int
 
     def summary(self) -> str:
         """One line for people."""
         return (
-            f"{len(self.train)} training prompts, {len(self.heldout)} held-out, {len(self.heldout_text)} texts; "
+            f"{len(self.train)} training prompts, {len(self.heldout)} held-out, {len(self.heldout_text)} texts, "
+            f"{len(self.feedback)} pieces of feedback; "
             f"longest prompt {self.longest_prompt} of {self.context} tokens; model {self.model}"
         )
 
@@ -47,13 +50,14 @@ def check(config: RunConfig) -> Inputs:
     train = readers.read_jsonl(Path(prompts.train), key="prompt", limit=prompts.train_limit)
     heldout = readers.read_jsonl(Path(prompts.heldout), key="prompt", limit=prompts.heldout_limit)
     text = readers.read_jsonl(Path(prompts.heldout_text), key="text", limit=prompts.heldout_limit)
-    _check_leakage(config, train, heldout)
+    feedback = readers.read_feedback(Path(prompts.feedback)) if prompts.feedback else []
+    _check_leakage(config, [*train, *feedback], heldout)
     model = find_model(config)
     shape = _model_shape(model)
     _check_k(config, shape["vocab_size"])
     context = config.engine.max_model_len or shape.get("max_position_embeddings") or 2048
     longest = _check_lengths(config, model, train, heldout, text, context)
-    return Inputs(model, train, heldout, text, context, longest)
+    return Inputs(model, train, heldout, text, feedback, context, longest)
 
 
 def _check_engines() -> None:
@@ -75,13 +79,14 @@ def _check_writable(runs_dir: Path) -> None:
         raise BadInput(f"{runs_dir}: only {free:.2f} GiB free; at least {_FREE_GIB} GiB is wanted. Make room first.")
 
 
-def _check_leakage(config: RunConfig, train: list[readers.Row], heldout: list[readers.Row]) -> None:
-    seen = {row["prompt_id"]: row for row in train}
+def _check_leakage(config: RunConfig, trained: Sequence[Mapping[str, Any]], heldout: list[readers.Row]) -> None:
+    seen = {row["prompt_id"] for row in trained}
     for row in heldout:
         if row["prompt_id"] in seen:
             raise BadInput(
-                f"{config.prompts.heldout}: prompt {row['source_id'] or row['prompt_id']} is also a training prompt "
-                f"({config.prompts.train}). Evaluation on training prompts proves nothing: remove it from one file."
+                f"{config.prompts.heldout}: prompt {row['source_id'] or row['prompt_id']} is also trained on "
+                f"({config.prompts.train}, or the feedback). Evaluation on training prompts proves nothing: remove it "
+                "from one file."
             )
 
 
@@ -125,12 +130,16 @@ def _model_shape(model: Path) -> dict[str, Any]:
 
 
 def _check_k(config: RunConfig, vocabulary: int) -> None:
-    loss = config.train.loss
-    if isinstance(loss, PairwiseCringe) and loss.k >= vocabulary:
-        raise BadInput(
-            f"train.loss.k: {loss.k} contrast candidates need a vocabulary of more than {loss.k} tokens; this "
-            f"model has {vocabulary}. Usual values are 5 to 50."
-        )
+    train = config.train
+    used = {"train.feedback.k": train.feedback.k} if config.prompts.feedback else {}
+    if isinstance(train.loss, PairwiseCringe):
+        used["train.loss.k"] = train.loss.k
+    for name, k in used.items():
+        if k >= vocabulary:
+            raise BadInput(
+                f"{name}: {k} contrast candidates need a vocabulary of more than {k} tokens; this model has "
+                f"{vocabulary}. Usual values are 5 to 50."
+            )
 
 
 def _check_lengths(

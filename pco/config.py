@@ -1,8 +1,9 @@
 """The one config of a run. Every field's description is its documentation; unknown keys are refused by name."""
 
 import difflib
+import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -12,6 +13,13 @@ from data.errors import BadInput
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="after")
+    def _numbers_are_numbers(self) -> Self:
+        for name, value in self:
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"`{name}` is not a number")
+        return self
 
 
 class Policy(_Section):
@@ -42,6 +50,8 @@ class Prompts(_Section):
     """Prompts that only the evaluation sees."""
     heldout_text: str
     """Human prose (`text` on each line) on which the policy's perplexity is watched."""
+    feedback: str | None = None
+    """Unpaired feedback to train on beside the pairs: `prompt`, `completion`, `good` (true or false) a line."""
     train_limit: int | None = Field(None, ge=1)
     """Use only the first so many training prompts."""
     heldout_limit: int | None = Field(None, ge=1)
@@ -136,7 +146,35 @@ class SFT(_Section):
     kind: Literal["sft"] = "sft"
 
 
-Loss = Annotated[PairwiseCringe | SFT, Field(discriminator="kind")]
+class _WithReference(_Section):
+    beta: float = Field(0.1, gt=0)
+    """How closely the policy is held to the reference: larger is closer."""
+    reference: Literal["previous", "start"] = "previous"
+    """The reference policy: the one each round starts from, or the starting policy of the run."""
+
+
+class DPO(_WithReference):
+    """Direct preference optimization against log-probabilities of a reference policy, read from a table."""
+
+    kind: Literal["dpo"] = "dpo"
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Assumed share of pairs whose preference is the wrong way round."""
+
+
+class IPO(_WithReference):
+    """Identity preference optimization: DPO's margin is pulled to 1 / (2 beta) by a square."""
+
+    kind: Literal["ipo"] = "ipo"
+
+
+Loss = Annotated[PairwiseCringe | SFT | DPO | IPO, Field(discriminator="kind")]
+
+
+class Feedback(_Cringe):
+    """Binary Cringe on unpaired thumbs up and down, mixed into every step beside the pairs (`prompts.feedback`)."""
+
+    weight: float = Field(1.0, ge=0)
+    """Weight of the feedback's loss against that of the pairs."""
 
 
 class LoRA(_Section):
@@ -156,7 +194,9 @@ class Train(_Section):
     """Training with DeepSpeed."""
 
     loss: Loss = PairwiseCringe()
-    """The training objective."""
+    """The training objective on pairs."""
+    feedback: Feedback = Feedback()
+    """The objective on unpaired feedback, if there is any."""
     learning_rate: float = Field(5e-5, gt=0)
     """Peak learning rate of AdamW."""
     epochs: int = Field(1, ge=1)
@@ -310,7 +350,14 @@ def _nearest(loc: tuple[str | int, ...]) -> str:
     """A hint among the keys of the section that the unknown one stands in."""
     known = set(RunConfig.model_fields)
     for step in loc[:-1]:
-        kinds = {"pairwise_cringe": PairwiseCringe, "sft": SFT, "loss": PairwiseCringe, "lora": LoRA}
+        kinds = {
+            "pairwise_cringe": PairwiseCringe,
+            "sft": SFT,
+            "dpo": DPO,
+            "ipo": IPO,
+            "feedback": Feedback,
+            "lora": LoRA,
+        }
         field = RunConfig.model_fields.get(str(step))
         section = kinds.get(str(step)) or (field.annotation if field else None)
         known = set(getattr(section, "model_fields", known))
@@ -330,8 +377,9 @@ def _absolute(config: RunConfig) -> RunConfig:
             ),
             "prompts": prompts.model_copy(
                 update={
-                    name: str(Path(getattr(prompts, name)).expanduser().resolve())
-                    for name in ("train", "heldout", "heldout_text")
+                    name: str(Path(path).expanduser().resolve())
+                    for name in ("train", "heldout", "heldout_text", "feedback")
+                    if (path := getattr(prompts, name)) is not None
                 }
             ),
         }

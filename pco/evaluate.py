@@ -27,7 +27,7 @@ def run(stage: Stage) -> store.Manifest:
 
     shards = _shards(stage, load_tokenizer(current.folder))
     metrics = generate.complete_shards(stage, shards, engine)
-    candidates = store.read_parts(stage.folder, "candidates").to_pylist()
+    candidates = store.read_parts(stage.folder, "candidates", stage.fingerprint).to_pylist()
     rows = measures.completion_rows(candidates, rewards.load(stage.config.reward).score(candidates))
     for name in ("start", "previous"):
         if name in stage.inputs:

@@ -14,7 +14,7 @@ from data import errors, store
 from data.errors import PCOError, StageFailed
 from pco import progress
 from pco.progress import Failure, Progress
-from pco.stage import LAUNCHED, Stage, round_folder
+from pco.stage import LAUNCHED, PARENT, Stage, round_folder
 
 _POLL_S = 0.1
 _GRACE_S = 5.0
@@ -97,7 +97,7 @@ def _process(stage: Stage, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _environment(stage: Stage) -> dict[str, str]:
-    environment = {**_ENVIRONMENT, **os.environ, LAUNCHED: repr(time.time())}
+    environment = {**_ENVIRONMENT, **os.environ, LAUNCHED: repr(time.time()), PARENT: str(os.getpid())}
     if Path(stage.config.policy.model).is_dir():
         environment.setdefault("HF_HUB_OFFLINE", "1")
     # A rank of an outer launcher must not make this stage believe it is one itself.

@@ -16,7 +16,7 @@ from pathlib import Path
 from data import store
 from data.errors import PCOError
 from pco import progress
-from pco.stage import Stage
+from pco.stage import PARENT, Stage
 
 FAILED = 3  # exit status after a failure that was told to the parent
 _PR_SET_PDEATHSIG = 1
@@ -39,9 +39,8 @@ def main() -> None:
 def _die_with_parent() -> None:
     """Ask the kernel (Linux) to end this process when its parent dies, however that happens."""
     if sys.platform == "linux":
-        parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died in between
+        if os.getppid() != int(os.environ.get(PARENT, os.getppid())):  # it died before we could ask
             sys.exit(FAILED)
 
 
@@ -50,6 +49,7 @@ def _become_deepspeed_launcher(path: str, processes: int) -> None:
     world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(processes))}).encode()).decode()
     launcher = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
     options = [f"--master_port={_free_port()}", "--no_local_rank", "--module", "--quiet"]
+    os.environ[PARENT] = str(os.getpid())  # of the ranks
     os.execv(sys.executable, [*launcher, *options, "pco.process", path])
 
 
@@ -75,6 +75,10 @@ def _run(stage: Stage) -> store.Manifest | None:
             from pco import score
 
             return score.run(stage)
+        case "refer":
+            from pco import refer
+
+            return refer.run(stage)
         case "train":
             from pco import train
 

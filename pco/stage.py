@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data import store
-from pco.config import RunConfig
+from pco.config import DPO, IPO, RunConfig
 
-StageName = Literal["prepare", "generate", "score", "pair", "train", "evaluate", "decide"]
+StageName = Literal["prepare", "generate", "score", "pair", "refer", "train", "evaluate", "decide"]
 
-LAUNCHED = "PCO_LAUNCHED_AT"  # set by the launcher for the stage process
+# Set by the launcher for the stage process: when, and by which process, it was started.
+LAUNCHED = "PCO_LAUNCHED_AT"
+PARENT = "PCO_PARENT"
 
 START_STAGES: tuple[StageName, ...] = ("prepare", "evaluate")
 ROUND_STAGES: tuple[StageName, ...] = ("generate", "score", "pair", "train", "evaluate", "decide")
@@ -24,6 +26,7 @@ _VERSIONS: dict[StageName, int] = {
     "generate": 1,
     "score": 1,
     "pair": 1,
+    "refer": 1,
     "train": 1,
     "evaluate": 1,
     "decide": 1,
@@ -35,6 +38,7 @@ _FOLDERS: dict[StageName, str] = {
     "generate": "candidates",
     "score": "scores",
     "pair": "pairs",
+    "refer": "reference",
     "train": "training",
     "evaluate": "evaluation",
     "decide": "decision",
@@ -104,7 +108,7 @@ class Stage:
 
     @staticmethod
     def launched() -> float:
-        """When the parent started this process, in seconds since the epoch: its imports are part of the stage's time."""
+        """When the parent started this process, seconds since the epoch: imports are part of a stage's time."""
         return float(os.environ.get(LAUNCHED, time.time()))
 
     def to_json(self) -> str:
@@ -123,9 +127,27 @@ class Stage:
         return Stage(raw["name"], raw["round"], RunConfig.model_validate(raw["config"]), inputs)
 
 
+def stages_of(config: RunConfig, number: int) -> tuple[StageName, ...]:
+    """The stages of a round in the order in which they run; only losses with a reference have `refer`."""
+    if number == 0:
+        return START_STAGES
+    train = ROUND_STAGES.index("train")
+    refer: tuple[StageName, ...] = ("refer",) if isinstance(config.train.loss, DPO | IPO) else ()
+    return (*ROUND_STAGES[:train], *refer, *ROUND_STAGES[train:])
+
+
 def round_folder(config: RunConfig, number: int) -> Path:
     """The folder of a round."""
     return config.folder / f"round-{number:02d}"
+
+
+# They change memory and speed, and the result by no more than rounding: after an error for want of memory a run can go
+# on with others.
+_HOW_TRAINING_RUNS = ("micro_batch_pairs", "processes", "zero_stage", "fused_head", "gradient_checkpointing")
+
+
+def _without(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def _settings(name: StageName, config: RunConfig) -> dict[str, Any]:
@@ -135,15 +157,19 @@ def _settings(name: StageName, config: RunConfig) -> dict[str, Any]:
     match name:
         case "prepare":
             limits = {key: dump["prompts"][key] for key in ("train_limit", "heldout_limit")}
-            return {"model": policy["model"], "revision": policy["revision"], **limits}
+            # How feedback is rendered decides its tokens; prompts are rendered where they are used.
+            feedback = {"rendering": rendering} if config.prompts.feedback else {}
+            return {"model": policy["model"], "revision": policy["revision"], **limits, **feedback}
         case "generate":
             return {"rendering": rendering, "generate": dump["generate"], "engine": engine, "seed": config.seed}
         case "score":
             return {"reward": dump["reward"]}
         case "pair":
             return {"pair": dump["pair"]}
+        case "refer":
+            return {"precision": config.train.precision}
         case "train":
-            return {"train": dump["train"], "seed": config.seed}
+            return {"train": _without(dump["train"], _HOW_TRAINING_RUNS), "seed": config.seed}
         case "evaluate":
             return {
                 "rendering": rendering,

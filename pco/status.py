@@ -7,7 +7,7 @@ from data import store
 from data.errors import BadInput
 from pco.config import RunConfig
 from pco.rundir import CONFIG, read_config
-from pco.stage import ROUND_STAGES, START_STAGES, Stage, StageName, round_folder
+from pco.stage import Stage, StageName, round_folder, stages_of
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def verdicts(config: RunConfig) -> list[str]:
 
 def of_run(config: RunConfig) -> list[StageLine]:
     """Every stage of every round, in the order in which they run."""
-    rounds = [(0, START_STAGES)] + [(number, ROUND_STAGES) for number in range(1, config.rounds + 1)]
-    return [_stage_line(config, number, name) for number, names in rounds for name in names]
+    numbers = range(config.rounds + 1)
+    return [_stage_line(config, number, name) for number in numbers for name in stages_of(config, number)]
 
 
 def _stage_line(config: RunConfig, number: int, name: StageName) -> StageLine:

@@ -7,9 +7,8 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
@@ -20,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from data import schemas, store
 from data.errors import BadInput
 from pco import policy, progress
-from pco.batches import Batch, Example, Step, examples_of, micro_batches, steps
+from pco.batches import Example, Rated, Step, examples_of, micro_batches, rated_of, steps
 from pco.config import LoRA, Train
 from pco.objective import STATISTICS, PairPolicy, step_tokens
 from pco.progress import Progress
@@ -28,6 +27,7 @@ from pco.rendering import load_tokenizer
 from pco.stage import Stage, round_folder
 
 Row = dict[str, Any]
+Fitting = TypeVar("Fitting", Example, Rated)
 
 
 def run(stage: Stage) -> store.Manifest | None:
@@ -36,9 +36,11 @@ def run(stage: Stage) -> store.Manifest | None:
     _start_ranks()
     torch.manual_seed(stage.config.seed)
     current = policy.verified(stage)
-    rows = store.read_table(stage.inputs["pairs"].folder, "pairs").to_pylist()
-    examples, dropped = _that_fit(examples_of(rows), stage.config.train.max_pair_tokens)
-    plan = list(_steps(stage, examples))
+    rows, feedback = _read(stage, "pairs", "pairs"), _read(stage, "prompts", "feedback")
+    limit = stage.config.train.max_pair_tokens
+    examples = _that_fit(examples_of(rows, _read(stage, "reference", "reference_logps")), limit)
+    rated = _that_fit(rated_of(feedback), limit) if feedback else []
+    plan = list(_steps(stage, examples, rated))
     engine, pair_policy = _engine(current.folder, stage.config.train, len(plan))
     began = time.monotonic()
     log = list(_train(stage, engine, pair_policy, plan))
@@ -51,10 +53,10 @@ def run(stage: Stage) -> store.Manifest | None:
     store.write_part(stage.folder, "train_log", 0, schemas.build("train_log", log), stage.fingerprint)
     tokens = sum(row["tokens"] for row in log)
     return stage.finish(
-        unit="pairs",
-        rows_in=len(rows),
-        rows_out=len(examples),
-        dropped={"longer than max_pair_tokens": dropped},
+        unit="pairs and feedback" if feedback else "pairs",
+        rows_in=len(rows) + len(feedback),
+        rows_out=len(examples) + len(rated),
+        dropped={"longer than max_pair_tokens": len(rows) + len(feedback) - len(examples) - len(rated)},
         started=started,
         outputs={"policy": store.folder_digest(folder)},
         metrics={"training_s": seconds, "steps": len(log), "tokens": tokens, "tokens_per_s": tokens / seconds},
@@ -72,24 +74,35 @@ def _start_ranks() -> None:
     deepspeed.init_distributed(verbose=False)
 
 
-def _that_fit(examples: list[Example], limit: int) -> tuple[list[Example], int]:
-    fitting = [example for example in examples if example.longest <= limit]
+def _read(stage: Stage, source: str, table: str) -> list[Row]:
+    """A table of one of the inputs; no rows when the stage has no such input, or the input no such table."""
+    if source not in stage.inputs or not store.has_table(stage.inputs[source].folder, table):
+        return []
+    rows: list[Row] = store.read_table(stage.inputs[source].folder, table).to_pylist()
+    return rows
+
+
+def _that_fit(items: list[Fitting], limit: int) -> list[Fitting]:
+    fitting = [item for item in items if item.longest <= limit]
     if not fitting:
-        raise BadInput(f"train.max_pair_tokens: all {len(examples)} pairs are longer than {limit} tokens. Raise it.")
-    return fitting, len(examples) - len(fitting)
+        raise BadInput(
+            f"train.max_pair_tokens: all {len(items)} pairs or pieces of feedback are longer than {limit} tokens. "
+            "Raise it."
+        )
+    return fitting
 
 
 def _seed(stage: Stage) -> str:
     return f"{stage.config.seed}:{stage.round}"
 
 
-def _steps(stage: Stage, examples: list[Example]) -> Iterator[Step]:
+def _steps(stage: Stage, examples: list[Example], rated: list[Rated]) -> Iterator[Step]:
     train = stage.config.train
-    return steps(examples, pairs_per_step=train.pairs_per_step, epochs=train.epochs, seed=_seed(stage))
+    return steps(examples, rated, pairs_per_step=train.pairs_per_step, epochs=train.epochs, seed=_seed(stage))
 
 
 def _engine(folder: Path, train: Train, total_steps: int) -> tuple[Any, PairPolicy]:
-    pair_policy = PairPolicy(_model(folder, train), train.loss, fused=train.fused_head)
+    pair_policy = PairPolicy(_model(folder, train), train)
     trainable = [parameter for parameter in pair_policy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=train.learning_rate, weight_decay=train.weight_decay)
     warmup = round(train.warmup_share * total_steps)
@@ -157,15 +170,15 @@ def _train(stage: Stage, engine: Any, pair_policy: PairPolicy, plan: list[Step])
     for step in plan:
         at = time.monotonic()
         sums = torch.zeros(len(STATISTICS), dtype=torch.float64)
-        tokens = step_tokens(step, train.loss)
+        tokens = step_tokens(step, train)
         learning_rate = engine.get_lr()[0]
         for batch in micro_batches(
             step, rank=rank, world=world, size=train.micro_batch_pairs, pad=pad, seed=_seed(stage)
         ):
-            statistics = engine(_on(batch, engine.device))
+            loss, statistics = engine(batch.to(engine.device))
             # DeepSpeed averages over ranks; the objective is a sum over ranks divided by the whole step's tokens.
-            engine.backward(statistics[0].sum() * (world / tokens), scale_wrt_gas=False)
-            sums += torch.stack([value[: batch.pairs].detach().double().sum().cpu() for value in statistics])
+            engine.backward(loss * (world / tokens), scale_wrt_gas=False)
+            sums += statistics.cpu()
         engine.step()
         yield _log_row(step, sums, tokens, learning_rate, engine, time.monotonic() - at)
         _tell(step, len(plan), tokens, time.monotonic() - at)
@@ -174,16 +187,18 @@ def _train(stage: Stage, engine: Any, pair_policy: PairPolicy, plan: list[Step])
 def _log_row(step: Step, sums: torch.Tensor, tokens: int, learning_rate: float, engine: Any, seconds: float) -> Row:
     sums = sums.to(engine.device)
     torch.distributed.all_reduce(sums)
-    loss, *means = (float(value) for value in sums)
-    pairs = len(step.examples)
-    named = {name: value / pairs for name, value in zip(STATISTICS[1:], means, strict=True)}
+    totals = dict(zip(STATISTICS, sums.tolist(), strict=True))
+    pairs, feedback = len(step.examples), len(step.feedback)
+    of_pairs = {name: totals[name] / pairs for name in ("margin", "gate", "ce", "cringe")}
     return {
         "step": step.number,
         "epoch": step.epoch,
         "pairs": pairs,
+        "feedback": feedback,
         "tokens": tokens,
-        "loss": loss / tokens,
-        **{name: None if math.isnan(value) else value for name, value in named.items()},
+        "loss": totals["loss"] / tokens,
+        **{name: None if math.isnan(value) else value for name, value in of_pairs.items()},
+        "feedback_loss": totals["feedback_loss"] / feedback if feedback else None,
         "learning_rate": learning_rate,
         "grad_norm": float(engine.get_global_grad_norm() or 0.0),
         "seconds": seconds,
@@ -193,15 +208,6 @@ def _log_row(step: Step, sums: torch.Tensor, tokens: int, learning_rate: float, 
 def _tell(step: Step, total: int, tokens: int, seconds: float) -> None:
     if torch.distributed.get_rank() == 0:
         progress.report(Progress(step.number + 1, total, "steps", f"{tokens / seconds:,.0f} tok/s"))
-
-
-def _on(batch: Batch, device: torch.device) -> Batch:
-    return replace(
-        batch,
-        input_ids=batch.input_ids.to(device),
-        attention_mask=batch.attention_mask.to(device),
-        labels=batch.labels.to(device),
-    )
 
 
 def _gather(engine: Any, model: Any) -> dict[str, torch.Tensor]:

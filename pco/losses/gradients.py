@@ -40,11 +40,13 @@ class HeadGrad:
             hidden = (hidden * factor.unsqueeze(-1)).to(hidden.dtype)
         if residual.dtype == self.weight.dtype:
             self.weight.addmm_(residual.t(), hidden)
-            return
-        # bf16 products summed in float32, a tile at a time so that no second (V, D) tensor arises.
-        for start in range(0, len(self.weight), TILE):
-            tile = slice(start, start + TILE)
-            self.weight[tile].add_(matmul(residual[:, tile].t(), hidden, self.weight.dtype))
+        elif residual.is_cuda:
+            torch.addmm(self.weight, residual.t(), hidden, out_dtype=self.weight.dtype, out=self.weight)
+        else:
+            # A tile at a time, so that no second (V, D) tensor arises.
+            for start in range(0, len(self.weight), TILE):
+                tile = slice(start, start + TILE)
+                self.weight[tile].add_(residual[:, tile].t() @ hidden)
 
     def scale(self, factor: Tensor) -> None:
         self.weight.mul_(factor)
@@ -74,14 +76,16 @@ class Ahead:
 NOTHING = Ahead((None, None), {})
 
 
-def matmul(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """`left @ right` in `dtype`, unrounded from the float32 sums of the hardware where torch can.
+def matmul_into(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """`out = left @ right`, where `out` may be wider than the factors.
 
-    On a CPU torch rounds a bf16 product to bf16, just as the model's own head does.
+    CUDA then writes its float32 sums as they are. A CPU rounds a bf16 product to bf16, just as the model's own head.
     """
-    if left.dtype != dtype and left.is_cuda:
-        return torch.mm(left, right, out_dtype=dtype)
-    return (left @ right).to(dtype)
+    if left.dtype == out.dtype:
+        return torch.mm(left, right, out=out)
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=out.dtype, out=out)
+    return out.copy_(left @ right)
 
 
 def rows_to_keep(work: Work, vocab: int, dim: int) -> dict[int, int]:

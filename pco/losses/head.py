@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from pco.losses.checks import wide
 from pco.losses.contrast import pick_contrast
-from pco.losses.gradients import NOTHING, Ahead, HeadGrad, matmul, rows_to_keep
+from pco.losses.gradients import NOTHING, Ahead, HeadGrad, matmul_into, rows_to_keep
 from pco.losses.work import Work
 
 
@@ -60,12 +60,10 @@ class Call:
         """Logits (n, V - start) of hidden states (n, D), leaving out the first rows of the head."""
         head, out = self.head[start:], out[: len(hidden)]
         bias = None if self.bias is None else self.bias[start:].to(self.dtype)
-        if head.dtype != out.dtype:
-            out.copy_(matmul(hidden, head.t(), out.dtype))
-            return out if bias is None else out.add_(bias)
-        if bias is None:
-            return torch.mm(hidden, head.t(), out=out)
-        return torch.addmm(bias, hidden, head.t(), out=out)
+        if bias is not None and head.dtype == out.dtype:
+            return torch.addmm(bias, hidden, head.t(), out=out)
+        matmul_into(out, hidden, head.t())
+        return out if bias is None else out.add_(bias)
 
 
 class HeadScores(torch.autograd.Function):

@@ -22,7 +22,7 @@ from pco.report.numbers import (
     StageReport,
     Status,
 )
-from pco.stage import ROUND_STAGES, START_STAGES, Stage, StageName, round_folder
+from pco.stage import Stage, StageName, round_folder, stages_of
 
 _SAMPLING: tuple[StageName, ...] = ("generate", "evaluate")
 _CURVES = ("step", "loss", "margin", "gate")
@@ -65,10 +65,10 @@ def _outcome(rounds: Sequence[RoundReport], stages: Sequence[StageReport]) -> Ou
 
 def _stages(config: RunConfig) -> list[StageReport]:
     """Every stage that the config asks for, in order; after a refused round no more are run."""
-    stages = [_stage(config, 0, name) for name in START_STAGES]
+    stages: list[StageReport] = []
     stopped = False
-    for number in range(1, config.rounds + 1):
-        stages += [_stage(config, number, name, stopped=stopped) for name in ROUND_STAGES]
+    for number in range(config.rounds + 1):
+        stages += [_stage(config, number, name, stopped=stopped) for name in stages_of(config, number)]
         verdict = stages[-1].manifest
         stopped = stopped or (verdict is not None and verdict.outputs.get("promoted") == "no")
     return stages

@@ -1,4 +1,4 @@
-"""The run on disk: parts and manifests appear whole or not at all, and reads notice whatever is not as it was written."""
+"""The run on disk: parts and manifests appear whole or not at all, and reads notice all that is not as written."""
 
 import contextlib
 import json
@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact, PCOError, RunConflict
 from tests.builders import score_row
-from tests.processes import as_nobody, run_until_call
+from tests.processes import as_nobody, killed_after
 
 PRINT = "aaaabbbbccccdddd"
 ACCOUNT: dict[str, Any] = {
@@ -127,8 +127,9 @@ def test_a_folders_digest_does_not_depend_on_where_it_lies_or_when_it_was_made(m
 # Writing and reading.
 
 
+@settings(max_examples=20)  # each waits for the disk
 @given(sizes=st.lists(st.integers(0, 4), min_size=1, max_size=12), data=st.data())
-def test_a_table_is_its_shards_in_order_whatever_order_they_were_written_in(sizes: list[int], data: st.DataObject) -> None:
+def test_a_table_is_its_shards_in_order_however_they_were_written(sizes: list[int], data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:
         shards = [scores(size, f"prompt {i}") for i, size in enumerate(sizes)]
         for i in data.draw(st.permutations(range(len(sizes)))):
@@ -148,6 +149,7 @@ def test_a_manifest_records_every_part_and_reads_back_equal(folder: Path) -> Non
     assert written.versions["pyarrow"] == pa.__version__
 
 
+@settings(max_examples=50)
 @given(rows_in=st.integers(0, 9), rows_out=st.integers(0, 9), dropped=st.lists(st.integers(0, 9), max_size=3))
 def test_a_stage_finishes_only_if_every_row_is_accounted_for(rows_in: int, rows_out: int, dropped: list[int]) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -186,58 +188,41 @@ def test_parts_of_an_attempt_with_other_settings_never_mix_with_a_stages_own(fol
 
 # Writers that are killed or fail.
 
-WRITE_STAGE = """
-from pathlib import Path
-from tests.data.test_store import finished_in
-
-finished_in(Path({folder!r}))
-"""
-
 
 def test_a_writer_killed_at_any_point_leaves_whole_parts_and_the_manifest_last(tmp_path: Path) -> None:
-    whole = {1: scores(2, "second"), 0: scores(3, "first")}
+    names = ["manifest.json", "scores-00000.parquet", "scores-00001.parquet"]
     for calls in range(100):
         folder = tmp_path / str(calls)
-        killed = run_until_call(WRITE_STAGE.format(folder=str(folder)), calls)
+        killed = killed_after(calls, lambda folder=folder: finished_in(folder))
         visible = sorted(path.name for path in folder.glob("[!.]*"))
-        everything = ["manifest.json", "scores-00000.parquet", "scores-00001.parquet"]
-        assert visible in ([], everything[1:2], everything[1:], everything)
-        for shard, content in whole.items():
-            if store.has_part(folder, "scores", shard, PRINT):
-                part = pq.read_table(store.part_path(folder, "scores", shard))
-                assert part.replace_schema_metadata(None).equals(content)
+        assert visible in ([], names[1:2], names[1:], names)
+        parts = [scores(3, "first"), scores(2, "second")][: len(visible)]
+        assert store.read_parts(folder, "scores", PRINT).equals(pa.concat_tables([scores(0), *parts]))
         # The next attempt ends as if nothing had happened.
         assert store.read_table(finished_in(folder), "scores").num_rows == 5
         if not killed:
             break
-    assert 6 < calls < 99
-
-
-REPLACE_FOLDER = """
-from pathlib import Path
-from data import store
-
-with store.atomic_folder(Path({folder!r})) as temporary:
-    for name in ("a", "b"):
-        (temporary / name).write_text("new")
-"""
+    assert 9 <= calls < 99
 
 
 def test_a_folder_whose_replacement_is_killed_at_any_point_is_whole_or_absent(tmp_path: Path) -> None:
     for calls in range(100):
         folder = tmp_path / str(calls) / "policy"
-        folder.mkdir(parents=True)
-        for name in ("a", "b", "c"):
-            (folder / name).write_text("old")
-        killed = run_until_call(REPLACE_FOLDER.format(folder=str(folder)), calls)
+        replace_folder(folder, {"a": "old", "b": "old", "c": "old"})
+        killed = killed_after(calls, lambda folder=folder: replace_folder(folder, {"a": "new", "b": "new"}))
         assert texts(folder) in ({"a": "old", "b": "old", "c": "old"}, {"a": "new", "b": "new"}, {})
-        with store.atomic_folder(folder) as temporary:
-            (temporary / "a").write_text("newest")
+        replace_folder(folder, {"a": "newest"})
         assert texts(folder) == {"a": "newest"}
         assert [path.name for path in folder.parent.iterdir()] == ["policy"]
         if not killed:
             break
-    assert 6 < calls < 99
+    assert 6 <= calls < 99
+
+
+def replace_folder(folder: Path, content: dict[str, str]) -> None:
+    with store.atomic_folder(folder) as temporary:
+        for name, text in content.items():
+            (temporary / name).write_text(text)
 
 
 def texts(folder: Path) -> dict[str, str]:
@@ -341,14 +326,13 @@ def test_a_manifest_that_is_none_is_refused_by_name(stage: Path, content: str) -
             read()
 
 
-@given(data=st.data())
-def test_a_manifest_cut_anywhere_is_refused(data: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        path = finished_in(Path(name)) / "manifest.json"
-        content = path.read_bytes()
-        path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+def test_a_manifest_cut_anywhere_is_refused(stage: Path) -> None:
+    path = stage / "manifest.json"
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
         with pytest.raises(CorruptArtifact, match=r"manifest\.json"):
-            store.read_manifest(Path(name))
+            store.read_manifest(stage)
 
 
 # Damage.
@@ -356,7 +340,7 @@ def test_a_manifest_cut_anywhere_is_refused(data: st.DataObject) -> None:
 
 def test_a_missing_part_is_named(stage: Path) -> None:
     (stage / "scores-00001.parquet").unlink()
-    with pytest.raises(CorruptArtifact, match=r"scores-00001\.parquet: missing, though its manifest lists it \(2 rows\)"):
+    with pytest.raises(CorruptArtifact, match=r"scores-00001\.parquet: missing, .* lists it \(2 rows\)"):
         store.read_table(stage, "scores")
 
 
@@ -368,15 +352,18 @@ def test_a_part_of_another_length_is_named(stage: Path, damage: Any) -> None:
         store.read_table(stage, "scores")
 
 
-@given(data=st.data())
-def test_a_part_altered_in_any_bit_is_named(data: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        path = finished_in(Path(name)) / "scores-00000.parquet"
-        content = bytearray(path.read_bytes())
-        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-        path.write_bytes(content)
+def test_a_part_altered_in_any_byte_is_named(stage: Path) -> None:
+    path = stage / "scores-00000.parquet"
+    content = path.read_bytes()
+    for position in range(len(content)):
+        path.write_bytes(flipped(content, position))
         with pytest.raises(CorruptArtifact, match=r"scores-00000\.parquet: .*checksum differs"):
-            store.read_table(Path(name), "scores")
+            store.read_table(stage, "scores")
+
+
+def flipped(content: bytes, position: int) -> bytes:
+    """The content with one bit changed."""
+    return content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :]
 
 
 def test_a_foreign_part_is_not_read_even_if_it_is_sound(stage: Path, tmp_path: Path) -> None:
@@ -421,11 +408,13 @@ def test_an_unfinished_stage_with_a_broken_part_makes_it_again_rather_than_use_i
         assert not store.has_part(folder, "scores", 0, PRINT)
 
 
-def test_a_part_of_an_unfinished_stage_with_any_bit_flipped_is_made_again_or_named_or_read_unharmed(folder: Path) -> None:
+def test_any_altered_byte_of_a_part_of_an_unfinished_stage_is_noticed_or_harmless(
+    folder: Path,
+) -> None:
     path = store.write_part(folder, "scores", 0, scores(3), PRINT)
     content = path.read_bytes()
     for position in range(len(content)):
-        path.write_bytes(content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
+        path.write_bytes(flipped(content, position))
         if store.has_part(folder, "scores", 0, PRINT):
             try:
                 assert store.read_parts(folder, "scores", PRINT).equals(scores(3)), position
