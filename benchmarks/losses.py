@@ -4,7 +4,7 @@ Every measurement runs in a process of its own: the peak of its resident memory 
 peer inherits another's warm allocator. Rounds go over all peers in turn, so that a disturbance of the machine meets
 all of them; the table shows the fastest round and the largest peak.
 
-    python benchmarks/losses.py [--full] [--rounds 2] [--only TEXT] [--memory-gib 8]
+    python benchmarks/losses.py [--full] [--rounds 2] [--only TEXT] [--peers TEXT] [--memory-gib 8] [--out FILE]
 """
 
 import argparse
@@ -352,6 +352,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     parser.add_argument("--peers", default="", help="peers whose name holds this text")
     parser.add_argument("--memory-gib", type=float, default=8, help="leave out what would need more")
+    parser.add_argument("--out", type=Path, default=RESULTS / "losses.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -361,10 +362,9 @@ def main() -> None:
     cases = tuple(case for case in (FULL if options.full else QUICK) if options.only in case.name)
     peers = [peer for peer in PEERS if options.peers in peer]
     rows = run(cases, peers, options.rounds, options.memory_gib * GIB)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "losses.json"
-    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
-    print(f"\n{path}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
+    print(f"\n{options.out}")
 
 
 if __name__ == "__main__":

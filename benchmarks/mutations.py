@@ -118,8 +118,10 @@ MUTATIONS = (
     Mutation(
         "ignored rows are multiplied by zero, so NaN survives",
         "likelihood.py",
-        "logits.flatten(0, 1) if bool(mask.all()) else logits[mask]",
-        "(logits * mask.unsqueeze(-1))[mask]",
+        'nll = F.cross_entropy(rows.to(wide(logits.dtype)), labels[mask].long(), reduction="none")',
+        """every = logits.flatten(0, 1).to(wide(logits.dtype))
+    nll = F.cross_entropy(every, labels.flatten().long().clamp(min=0), reduction="none")
+    nll = (nll.view(mask.shape) * mask)[mask]""",
     ),
     Mutation(
         "the contrast token gets no gradient",

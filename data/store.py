@@ -86,6 +86,14 @@ def folder_digest(folder: Path) -> str:
     return digest({path.name: file_digest(path) for path in files})
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something at this path, as far as this user may look."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write into an error that says what to do; nothing committed is lost by it."""

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import readers
+from data import readers, store
 from data.errors import BadInput
 from pco.config import PairwiseCringe, RunConfig
 from pco.rendering import load_tokenizer, render
 
 _MODEL_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _FREE_GIB = 1.0
+_CONTEXT = 2048  # of a model that does not say
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def check(config: RunConfig) -> Inputs:
     model = find_model(config)
     shape = _model_shape(model)
     _check_k(config, shape["vocab_size"])
-    context = config.engine.max_model_len or shape.get("max_position_embeddings") or 2048
+    context = _context(config, shape["max_position_embeddings"])
     longest = _check_lengths(config, model, train, heldout, text, context)
     return Inputs(model, train, heldout, text, feedback, context, longest)
 
@@ -71,7 +72,7 @@ def _check_engines() -> None:
 
 
 def _check_writable(runs_dir: Path) -> None:
-    existing = next(path for path in (runs_dir, *runs_dir.parents) if path.exists())
+    existing = next(path for path in (runs_dir, *runs_dir.parents) if store.exists(path))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise BadInput(f"{runs_dir}: cannot be written by this user. Give it the right, or set `runs_dir`.")
     free = shutil.disk_usage(existing).free / 2**30
@@ -97,9 +98,9 @@ def find_model(config: RunConfig) -> Path:
     """
     name = config.policy.model
     folder = Path(name)
-    if not folder.is_dir():
+    if not store.exists(folder):
         folder = _download(name, config.policy.revision)
-    if not (folder / "config.json").is_file():
+    if not store.exists(folder / "config.json"):
         raise BadInput(f"{name}: has no config.json, so it is not a Hugging Face model folder (`policy.model`).")
     if not any(folder.glob("*.safetensors")):
         raise BadInput(f"{name}: has no *.safetensors weights. Save it with `save_pretrained` (`policy.model`).")
@@ -127,6 +128,13 @@ def _model_shape(model: Path) -> dict[str, Any]:
         return {"vocab_size": int(text["vocab_size"]), "max_position_embeddings": text.get("max_position_embeddings")}
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{model / 'config.json'}: not a language model's config ({error!r}).") from error
+
+
+def _context(config: RunConfig, own: int | None) -> int:
+    wanted = config.engine.max_model_len
+    if wanted and own and wanted > own:
+        raise BadInput(f"engine.max_model_len: {wanted} is more than the model's own context of {own} tokens. Lower it.")
+    return wanted or own or _CONTEXT
 
 
 def _check_k(config: RunConfig, vocabulary: int) -> None:

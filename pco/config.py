@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from data import store
 from data.errors import BadInput
 
 
@@ -373,7 +374,7 @@ def _absolute(config: RunConfig) -> RunConfig:
         update={
             "runs_dir": str(Path(config.runs_dir).expanduser().resolve()),
             "policy": config.policy.model_copy(
-                update={"model": str(model.resolve()) if model.exists() else config.policy.model}
+                update={"model": str(model.resolve()) if store.exists(model) else config.policy.model}
             ),
             "prompts": prompts.model_copy(
                 update={

@@ -120,7 +120,7 @@ def _lines(process: subprocess.Popen[bytes], log: Path, deadline: float) -> Iter
                     yield torn
                 return
             if time.monotonic() > deadline:
-                raise StageFailed(f"ran out of time (`stage_timeout_s`) and was ended. Log: {log}")
+                raise StageFailed(f"{log.stem}: ran out of time (`stage_timeout_s`) and was ended. Log: {log}")
             if not chunk:
                 time.sleep(_POLL_S)
 

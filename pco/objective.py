@@ -124,7 +124,8 @@ def _objective(train: Train, scorer: _Scorer, batch: Batch) -> tuple[Tensor, Ten
     statistics = dict.fromkeys(STATISTICS, torch.zeros((), dtype=torch.float64, device=batch.labels.device))
     if batch.reference.shape[1]:
         loss, of_pairs = _of_pairs(train.loss, scorer, batch)
-        parts.append(loss.sum())
+        # A placeholder keeps its place in the graph, where ZeRO's collectives are, but DPO of nothing is log 2, not 0.
+        parts.append(loss.sum() * bool(batch.pairs))
         statistics |= {name: value.detach()[: batch.pairs].double().sum() for name, value in of_pairs.items()}
     if len(batch.good):
         feedback = _of_feedback(train.feedback, scorer, batch)

@@ -8,7 +8,7 @@ from torch import Tensor
 from pco.losses.work import Work
 
 # Head gradients kept ahead, beyond the free one, in units of one chunk of logits.
-KEPT_CHUNKS = 2
+KEPT_CHUNKS = 1.5
 # Not worth a buffer: fewer tokens (writing V * D numbers costs more than the product it saves), or a
 # smaller share of the vocabulary.
 KEPT_TOKENS = 128
@@ -98,7 +98,7 @@ def rows_to_keep(work: Work, vocab: int, dim: int) -> dict[int, int]:
     if not worth:
         return {}
     free, *others = sorted(worth, key=lambda row: -work.lengths[row])
-    share = KEPT_CHUNKS * work.chunk * vocab // (dim * len(others)) if others else 0
+    share = int(KEPT_CHUNKS * work.chunk * vocab) // (dim * len(others)) if others else 0
     if share < KEPT_SHARE * vocab:
         others = []
     return {free: vocab} | {row: min(share, vocab) for row in others}

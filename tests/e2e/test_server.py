@@ -1,0 +1,80 @@
+"""The same command with a Prefect server to report to."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import ENVIRONMENT, Case
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    home: Path = tmp_path_factory.mktemp("prefect-server")
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    environment = {**ENVIRONMENT, "PREFECT_HOME": str(home)}
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}/api"
+    deadline = time.monotonic() + 120
+    while not _healthy(url):
+        assert process.poll() is None, (home / "log").read_text()
+        assert time.monotonic() < deadline, "the server never came up"
+        time.sleep(0.5)
+    yield url
+    os.killpg(process.pid, 15)
+    process.wait(30)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").is_success
+    except httpx.TransportError:
+        return False
+
+
+def _ask(url: str, what: str, wanted: int) -> list[dict[str, object]]:
+    """Rows arrive late: ask until they are there."""
+    deadline = time.monotonic() + 60
+    while True:
+        rows: list[dict[str, object]] = httpx.post(f"{url}/{what}/filter", json={}).raise_for_status().json()
+        if len(rows) >= wanted or time.monotonic() > deadline:
+            return rows
+        time.sleep(1)
+
+
+def test_a_run_reports_to_the_server_in_the_environment(make_case: Callable[..., Case], server: str) -> None:
+    made = make_case(rounds=1)
+    case = Case(made.file, {**made.environment, "PREFECT_API_URL": server})
+    status, output = case.run()
+    assert status == 0, output
+    assert "temporary server" not in output
+    (run,) = _ask(server, "flow_runs", 1)
+    assert (run["name"], run["state_type"]) == ("test", "COMPLETED")
+    tasks = _ask(server, "task_runs", 8)
+    assert {task["state_type"] for task in tasks} == {"COMPLETED"}
+    assert "round 1/1 · train" in {task["name"] for task in tasks}
+    artifacts = _ask(server, "artifacts", 5)
+    assert {"test-round-1", "test-report"} <= {artifact["key"] for artifact in artifacts}
+    assert "progress" in {artifact["type"] for artifact in artifacts}
+
+
+def test_a_failed_stage_gives_its_cause_as_the_runs_state_message(make_case: Callable[..., Case], server: str) -> None:
+    made = make_case(stage_timeout_s=1)
+    case = Case(made.file, {**made.environment, "PREFECT_API_URL": server})
+    status, output = case.run("run=late")
+    assert status == 2
+    assert "ran out of time" in output
+    runs = [run for run in _ask(server, "flow_runs", 2) if run["name"] == "late"]
+    assert "ran out of time" in str(runs[0]["state"])
