@@ -2,9 +2,9 @@
 
     python benchmarks/wikitext.py --data FOLDER [--seeds 0 1 2] [--set key=value ...]
 
-Training prompts are 32-token prefixes of validation paragraphs; held-out prompts and the human text for perplexity come from
-the test split. FOLDER holds wikitext2_valid.txt and wikitext2_test.txt, one paragraph a line (the word-level language
-modelling example of pytorch/examples has the same text).
+Training prompts are 32-token prefixes of validation paragraphs; held-out prompts and the human text for perplexity come
+from the test split. FOLDER holds wikitext2_valid.txt and wikitext2_test.txt, one paragraph a line (the word-level
+language modelling example of pytorch/examples has the same text).
 """
 
 import argparse

@@ -43,6 +43,9 @@ def _clear_errors() -> Iterator[None]:
     except PCOError as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        errors.print("Interrupted. What is finished is kept; the same command resumes.", highlight=False)
+        raise typer.Exit(130) from None
 
 
 @app.command()

@@ -133,7 +133,7 @@ def _model_shape(model: Path) -> dict[str, Any]:
 def _context(config: RunConfig, own: int | None) -> int:
     wanted = config.engine.max_model_len
     if wanted and own and wanted > own:
-        raise BadInput(f"engine.max_model_len: {wanted} is more than the model's own context of {own} tokens. Lower it.")
+        raise BadInput(f"engine.max_model_len: {wanted} is more than the model's own context of {own}. Lower it.")
     return wanted or own or _CONTEXT
 
 

@@ -226,6 +226,10 @@ class Train(_Section):
     """Recompute activations in the backward pass: less memory, slower."""
     lora: LoRA | None = None
     """Train low-rank adapters instead of all weights."""
+    checkpoint_steps: int = Field(50, ge=1)
+    """Steps between checkpoints: what a kill in mid-training costs at most."""
+    keep_checkpoints: int = Field(1, ge=1)
+    """How many checkpoints to keep while training; a finished training keeps none."""
     max_pair_tokens: int = Field(2048, ge=8)
     """Pairs with a longer sequence (prompt + completion) are dropped and counted."""
 

@@ -1,5 +1,6 @@
 """Stage `decide`: the gate. A round is promoted when every rule passes; the table says why."""
 
+import math
 from dataclasses import dataclass
 
 from data import schemas, store
@@ -44,7 +45,7 @@ def judge(new: Summary, previous: Summary, start: Summary, gate: Gate) -> list[R
     """Apply every rule of the gate to the summaries of the new, the previous and the starting policy."""
     gain = new["reward"] - previous["reward"]
     perplexity = new["perplexity"] / start["perplexity"]
-    length = new["length"] / start["length"]
+    length = new["length"] / start["length"] if start["length"] else math.inf
     return [
         Ruling(
             "reward gain",

@@ -71,11 +71,12 @@ class Sampler:
 
     def _completion(self, request: Request, output: Any) -> Completion:
         sampled = output.outputs[0]
-        token_ids, text = list(sampled.token_ids), sampled.text
+        token_ids = list(sampled.token_ids)
         logprobs = [step[token].logprob for step, token in zip(sampled.logprobs, token_ids, strict=True)]
         if isinstance(sampled.stop_reason, str):
-            token_ids = self._before_stop_string(token_ids, text)
-            text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+            token_ids = self._before_stop_string(token_ids, sampled.text)
+        # Not sampled.text, which leaves out a character of which the last token holds only a part.
+        text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
         return Completion(request, text, token_ids, sum(logprobs[: len(token_ids)]), sampled.finish_reason)
 
     def _before_stop_string(self, token_ids: list[int], text: str) -> list[int]:

@@ -74,8 +74,15 @@ def summarise(rows: Iterable[Row]) -> Summary:
         summary[measure] = fmean(modes)
     logprobs, tokens = values["text_logprob", TEXT], values["text_tokens", TEXT]
     if sum(tokens):
-        summary["perplexity"] = math.exp(-sum(logprobs) / sum(tokens))
+        summary["perplexity"] = _exp(-sum(logprobs) / sum(tokens))
     return summary
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _key(row: Row) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ import yaml
 from data import store
 from data.errors import BadInput, RunConflict
 from pco.config import RunConfig, parse
+from pco.stage import HOW_TRAINING_RUNS
 
 CONFIG = "config.yaml"
 _LOCK = ".lock"
@@ -25,6 +26,7 @@ _FREE = {
     "stage_timeout_s",
     "engine.kv_cache_gib",
     "engine.gpu_memory_utilization",
+    *(f"train.{name}" for name in HOW_TRAINING_RUNS),
 }
 
 

@@ -143,7 +143,15 @@ def round_folder(config: RunConfig, number: int) -> Path:
 
 # They change memory and speed, and the result by no more than rounding: after an error for want of memory a run can go
 # on with others.
-_HOW_TRAINING_RUNS = ("micro_batch_pairs", "processes", "zero_stage", "fused_head", "gradient_checkpointing")
+HOW_TRAINING_RUNS = (
+    "micro_batch_pairs",
+    "processes",
+    "zero_stage",
+    "fused_head",
+    "gradient_checkpointing",
+    "checkpoint_steps",
+    "keep_checkpoints",
+)
 
 
 def _without(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -169,7 +177,7 @@ def _settings(name: StageName, config: RunConfig) -> dict[str, Any]:
         case "refer":
             return {"precision": config.train.precision}
         case "train":
-            return {"train": _without(dump["train"], _HOW_TRAINING_RUNS), "seed": config.seed}
+            return {"train": _without(dump["train"], HOW_TRAINING_RUNS), "seed": config.seed}
         case "evaluate":
             return {
                 "rendering": rendering,

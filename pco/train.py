@@ -13,17 +13,18 @@ from typing import Any, TypeVar
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from transformers import AutoModelForCausalLM, get_scheduler
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from data import schemas, store
 from data.errors import BadInput
-from pco import policy, progress
+from pco import checkpoints, policy, progress
 from pco.batches import Example, Rated, Step, examples_of, micro_batches, rated_of, steps
 from pco.config import LoRA, Train
 from pco.objective import STATISTICS, PairPolicy, step_tokens
 from pco.progress import Progress
 from pco.rendering import load_tokenizer
+from pco.seeds import seed_of
 from pco.stage import Stage, round_folder
 
 Row = dict[str, Any]
@@ -34,25 +35,23 @@ def run(stage: Stage) -> store.Manifest | None:
     """Write the `train_log` table and the trained policy's folder; rank 0 returns the manifest."""
     started = stage.launched()
     _start_ranks()
-    torch.manual_seed(stage.config.seed)
     current = policy.verified(stage)
     rows, feedback = _read(stage, "pairs", "pairs"), _read(stage, "prompts", "feedback")
     limit = stage.config.train.max_pair_tokens
     examples = _that_fit(examples_of(rows, _read(stage, "reference", "reference_logps")), limit)
     rated = _that_fit(rated_of(feedback), limit) if feedback else []
     plan = list(_steps(stage, examples, rated))
+    torch.manual_seed(seed_of("adapters", _seed(stage)))  # their first values are random
     engine, pair_policy = _engine(current.folder, stage.config.train, len(plan))
-    began = time.monotonic()
-    log = list(_train(stage, engine, pair_policy, plan))
-    seconds = time.monotonic() - began
+    log = _train(stage, engine, pair_policy, plan)
     state = _gather(engine, pair_policy.model)
     if torch.distributed.get_rank() != 0:
         return None
     folder = round_folder(stage.config, stage.round) / "policy"
     _save(state, current.folder, stage.config.train, folder)
     store.write_part(stage.folder, "train_log", 0, schemas.build("train_log", log), stage.fingerprint)
-    tokens = sum(row["tokens"] for row in log)
-    return stage.finish(
+    tokens, seconds = (sum(row[name] for row in log) for name in ("tokens", "seconds"))
+    manifest = stage.finish(
         unit="pairs and feedback" if feedback else "pairs",
         rows_in=len(rows) + len(feedback),
         rows_out=len(examples) + len(rated),
@@ -61,6 +60,12 @@ def run(stage: Stage) -> store.Manifest | None:
         outputs={"policy": store.folder_digest(folder)},
         metrics={"training_s": seconds, "steps": len(log), "tokens": tokens, "tokens_per_s": tokens / seconds},
     )
+    checkpoints.remove(_checkpoints(stage))
+    return manifest
+
+
+def _checkpoints(stage: Stage) -> Path:
+    return stage.folder / "checkpoints"
 
 
 def _start_ranks() -> None:
@@ -105,15 +110,30 @@ def _engine(folder: Path, train: Train, total_steps: int) -> tuple[Any, PairPoli
     pair_policy = PairPolicy(_model(folder, train), train)
     trainable = [parameter for parameter in pair_policy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=train.learning_rate, weight_decay=train.weight_decay)
-    warmup = round(train.warmup_share * total_steps)
-    name = "constant_with_warmup" if train.schedule == "constant" else train.schedule
-    # One more than there are, so that the last step still has a learning rate above 0.
-    schedule = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps + 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total_steps, train))
     engine, *_ = deepspeed.initialize(
         model=pair_policy, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(train)
     )
     _remember_gradient_norm(engine)
     return engine, pair_policy
+
+
+def rate(step: int, total: int, train: Train) -> float:
+    """Share of the peak learning rate in a step (from 0): rising over the warm-up, then as `schedule` says.
+
+    Unlike the common helpers it is nowhere 0, neither in the first step nor in the last: a round has few steps.
+    """
+    warmup = round(train.warmup_share * total)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    left = (total - step) / (total - warmup) if total > step else 0.0
+    match train.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return left
+        case "cosine":
+            return (1 - math.cos(math.pi * left)) / 2
 
 
 def _remember_gradient_norm(engine: Any) -> None:
@@ -163,28 +183,44 @@ def _deepspeed_config(train: Train) -> dict[str, Any]:
     }
 
 
-def _train(stage: Stage, engine: Any, pair_policy: PairPolicy, plan: list[Step]) -> Iterator[Row]:
-    train = stage.config.train
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+def _train(stage: Stage, engine: Any, pair_policy: PairPolicy, plan: list[Step]) -> list[Row]:
+    """Take every step that no checkpoint holds; returns the log of all steps."""
+    train, folder = stage.config.train, _checkpoints(stage)
+    # DeepSpeed splits a checkpoint by these two; with others it could not be read.
+    fingerprint = store.digest([stage.fingerprint, train.processes, train.zero_stage])
+    log: list[Row] = []
+    if (checkpoint := checkpoints.latest(folder, fingerprint)) is not None:
+        checkpoints.load(engine, checkpoint)
+        log = checkpoint.log
     pad = pair_policy.model.config.pad_token_id or 0
-    for step in plan:
-        at = time.monotonic()
-        sums = torch.zeros(len(STATISTICS), dtype=torch.float64)
-        tokens = step_tokens(step, train)
-        learning_rate = engine.get_lr()[0]
-        for batch in micro_batches(
-            step, rank=rank, world=world, size=train.micro_batch_pairs, pad=pad, seed=_seed(stage)
-        ):
-            loss, statistics = engine(batch.to(engine.device))
-            # DeepSpeed averages over ranks; the objective is a sum over ranks divided by the whole step's tokens.
-            engine.backward(loss * (world / tokens), scale_wrt_gas=False)
-            sums += statistics.cpu()
-        engine.step()
-        yield _log_row(step, sums, tokens, learning_rate, engine, time.monotonic() - at)
-        _tell(step, len(plan), tokens, time.monotonic() - at)
+    for step in plan[len(log) :]:
+        log.append(_step(stage, engine, step, pad))
+        _tell(log[-1], len(plan))
+        if len(log) % train.checkpoint_steps == 0 and len(log) < len(plan):
+            checkpoints.save(engine, folder, log, fingerprint, keep=train.keep_checkpoints)
+    return log
 
 
-def _log_row(step: Step, sums: torch.Tensor, tokens: int, learning_rate: float, engine: Any, seconds: float) -> Row:
+def _step(stage: Stage, engine: Any, step: Step, pad: int) -> Row:
+    """One optimizer step over all ranks, and its row of the log."""
+    began = time.monotonic()
+    train, seed = stage.config.train, _seed(stage)
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    torch.manual_seed(seed_of("dropout", seed, step.number, rank))  # so that a resumed training draws the same
+    sums = torch.zeros(len(STATISTICS), dtype=torch.float64)
+    tokens, learning_rate = step_tokens(step, train), engine.get_lr()[0]
+    for batch in micro_batches(step, rank=rank, world=world, size=train.micro_batch_pairs, pad=pad, seed=seed):
+        loss, statistics = engine(batch.to(engine.device))
+        # DeepSpeed averages over ranks; the objective is a sum over ranks divided by the whole step's tokens.
+        engine.backward(loss * (world / tokens), scale_wrt_gas=False)
+        sums += statistics.cpu()
+    engine.step()
+    figures = {"tokens": tokens, "learning_rate": learning_rate, "seconds": time.monotonic() - began}
+    row = _log_row(step, engine, sums)
+    return row | figures | {"loss": row["loss"] / tokens}
+
+
+def _log_row(step: Step, engine: Any, sums: torch.Tensor) -> Row:
     sums = sums.to(engine.device)
     torch.distributed.all_reduce(sums)
     totals = dict(zip(STATISTICS, sums.tolist(), strict=True))
@@ -195,19 +231,17 @@ def _log_row(step: Step, sums: torch.Tensor, tokens: int, learning_rate: float, 
         "epoch": step.epoch,
         "pairs": pairs,
         "feedback": feedback,
-        "tokens": tokens,
-        "loss": totals["loss"] / tokens,
+        "loss": totals["loss"],
         **{name: None if math.isnan(value) else value for name, value in of_pairs.items()},
         "feedback_loss": totals["feedback_loss"] / feedback if feedback else None,
-        "learning_rate": learning_rate,
         "grad_norm": float(engine.get_global_grad_norm() or 0.0),
-        "seconds": seconds,
     }
 
 
-def _tell(step: Step, total: int, tokens: int, seconds: float) -> None:
+def _tell(row: Row, total: int) -> None:
     if torch.distributed.get_rank() == 0:
-        progress.report(Progress(step.number + 1, total, "steps", f"{tokens / seconds:,.0f} tok/s"))
+        speed = f"{row['tokens'] / row['seconds']:,.0f} tok/s"
+        progress.report(Progress(row["step"] + 1, total, "steps", speed))
 
 
 def _gather(engine: Any, model: Any) -> dict[str, torch.Tensor]:

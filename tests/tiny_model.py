@@ -39,7 +39,12 @@ def make(folder: Path) -> Path:
     """Train tokenizer and model, and save them as a Hugging Face folder."""
     tokenizer = _tokenizer()
     model = _model(tokenizer)
-    _train(model, tokenizer)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so little work is not worth the waiting for each other on a busy machine
+    try:
+        _train(model, tokenizer)
+    finally:
+        torch.set_num_threads(threads)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -323,6 +322,6 @@ def test_another_content_of_a_prompts_file_is_another_stage_and_another_place_of
 
 
 def test_planning_with_a_missing_file_is_refused(config: RunConfig) -> None:
-    os.unlink(config.prompts.heldout)
+    Path(config.prompts.heldout).unlink()
     with pytest.raises(BadInput, match="Name a JSONL file as `prompts.heldout`"):
         prepare.planned(config)

@@ -1,0 +1,82 @@
+"""Checkpoints inside a training stage: what a kill in mid-training costs at most.
+
+DeepSpeed writes model, optimizer and schedule into `checkpoints/step-N/`, every rank its share. When all have, rank 0
+writes `checkpoints/step-N.json`, which makes the checkpoint valid and holds the log so far. Data order and random
+numbers follow from the step's number, so nothing else is needed to go on as if nothing had happened.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data import store
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: `steps` steps were taken, and `log` holds a row of each."""
+
+    folder: Path
+    tag: str
+    steps: int
+    log: list[Row]
+
+
+def save(engine: Any, folder: Path, log: list[Row], fingerprint: str, *, keep: int) -> None:
+    """Write a checkpoint after `len(log)` steps, together on all ranks, and keep only the newest `keep`."""
+    tag = _tag(len(log))
+    engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        _sync_all(folder / tag)
+        store.write_text(folder / f"{tag}.json", json.dumps({"fingerprint": fingerprint, "log": log}))
+        for old in _markers(folder)[:-keep]:
+            old.unlink()  # the marker first: a folder without one is never loaded
+            shutil.rmtree(old.with_suffix(""), ignore_errors=True)
+    torch.distributed.barrier()
+
+
+def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
+    """The newest complete checkpoint of this very training, if there is one."""
+    for marker in reversed(_markers(folder)):
+        try:
+            content = json.loads(marker.read_text(encoding="utf-8"))
+        except ValueError:
+            continue  # damaged: the one before will do
+        if content["fingerprint"] == fingerprint:
+            return Checkpoint(folder, marker.stem, len(content["log"]), content["log"])
+    return None
+
+
+def load(engine: Any, checkpoint: Checkpoint) -> None:
+    """Set model, optimizer and schedule to where they were, together on all ranks."""
+    engine.load_checkpoint(str(checkpoint.folder), tag=checkpoint.tag)
+
+
+def remove(folder: Path) -> None:
+    """Drop all checkpoints of a finished training."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tag(steps: int) -> str:
+    return f"step-{steps:08d}"
+
+
+def _markers(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.json"))
+
+
+def _sync_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,110 @@
+"""Training killed in the middle goes on from its last checkpoint and ends where it would have ended."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from data import store
+from data.errors import StageFailed
+from pco import checkpoints, launcher
+from pco.progress import Progress
+from pco.stage import Stage, round_folder
+from tests import builders
+
+SETTINGS = {
+    "train__precision": "fp32",
+    "train__learning_rate": 1e-3,
+    "train__pairs_per_step": 2,
+    "train__epochs": 2,
+    "train__checkpoint_steps": 3,
+    "train__lora": {"r": 2, "dropout": 0.2},  # dropout, so that random numbers matter too
+}
+
+
+def _stage(folder: Path, tiny: Path, tokenizer: Any, **changes: Any) -> Stage:
+    config = builders.config(folder, tiny, **{**SETTINGS, **changes})
+    pairs = builders.finished(folder / "pairs", {"pairs": builders.pair_rows(tokenizer, 9)})
+    return Stage("train", 1, config, {"policy": builders.model(tiny), "pairs": pairs})
+
+
+def _log(stage: Stage) -> list[dict[str, Any]]:
+    rows = store.read_table(stage.folder, "train_log").to_pylist()
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def _kill_after(stage: Stage, marker: str) -> threading.Thread:
+    """Kill every process of the stage as soon as a file of its checkpoints is there."""
+
+    def watch() -> None:
+        while not (stage.folder / "checkpoints" / marker).exists():
+            time.sleep(0.01)
+        for process in psutil.process_iter(["cmdline"]):
+            if (
+                "pco.process" in (process.info["cmdline"] or [])
+                and str(stage.config.folder) in process.info["cmdline"][-1]
+            ):
+                os.kill(process.pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_a_killed_training_resumes_exactly_and_redoes_at_most_the_steps_since_its_checkpoint(
+    tmp_path: Path, tiny: Path, tokenizer: Any, one_thread: None
+) -> None:
+    whole = _stage(tmp_path / "whole", tiny, tokenizer)
+    launcher.run(whole)
+    assert not (whole.folder / "checkpoints").exists()
+
+    killed = _stage(tmp_path / "killed", tiny, tokenizer)
+    watch = _kill_after(killed, "step-00000006.json")
+    with pytest.raises(StageFailed, match="SIGKILL"):
+        launcher.run(killed)
+    watch.join()
+    assert store.read_manifest(killed.folder) is None
+    steps: list[Progress] = []
+    launcher.run(killed, on_progress=steps.append)
+    assert min(step.done for step in steps) > 6
+    assert _log(killed) == _log(whole)
+    ours, theirs = (load_file(round_folder(s.config, 1) / "policy/model.safetensors") for s in (killed, whole))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def _marker(folder: Path, steps: int, fingerprint: str) -> None:
+    folder.mkdir(exist_ok=True)
+    store.write_text(folder / f"step-{steps:08d}.json", f'{{"fingerprint": "{fingerprint}", "log": {[{}] * steps}}}')
+
+
+def test_the_newest_complete_checkpoint_of_this_training_is_taken(tmp_path: Path) -> None:
+    assert checkpoints.latest(tmp_path, "ours") is None
+    _marker(tmp_path, 3, "ours")
+    _marker(tmp_path, 12, "ours")
+    _marker(tmp_path, 15, "another")
+    (tmp_path / "step-00000018").mkdir()  # half-written: without its marker
+    found = checkpoints.latest(tmp_path, "ours")
+    assert found is not None
+    assert (found.steps, found.tag) == (12, "step-00000012")
+
+
+def test_a_damaged_marker_is_passed_over(tmp_path: Path) -> None:
+    _marker(tmp_path, 3, "ours")
+    (tmp_path / "step-00000006.json").write_text('{"fingerprint": "ou')
+    found = checkpoints.latest(tmp_path, "ours")
+    assert found is not None
+    assert found.steps == 3
+
+
+def test_checkpoint_settings_decide_no_result(tmp_path: Path, tiny: Path, tokenizer: Any) -> None:
+    often, seldom = (
+        _stage(tmp_path, tiny, tokenizer, train__checkpoint_steps=steps, train__keep_checkpoints=keep)
+        for steps, keep in ((1, 1), (99, 5))
+    )
+    assert often.fingerprint == seldom.fingerprint
