@@ -72,7 +72,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where}: not valid JSON ({error}). Expected one object a line.") from None
     if not isinstance(raw, dict):
-        raise BadInput(f"{where}: expected an object, found {type(raw).__name__}.")
+        raise BadInput(f"{where}: expected one JSON object; found {type(raw).__name__}.")
     return raw
 
 

@@ -125,9 +125,25 @@ def _model_shape(model: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
         text = {**config, **config.get("text_config", {})}
-        return {"vocab_size": int(text["vocab_size"]), "max_position_embeddings": text.get("max_position_embeddings")}
+        vocabulary, context = int(text["vocab_size"]), text.get("max_position_embeddings")
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{model / 'config.json'}: not a language model's config ({error!r}).") from error
+    _check_plain_logits(model, text)
+    return {"vocab_size": vocabulary, "max_position_embeddings": context}
+
+
+# What some families do to their logits after the head, where the losses cannot see it, and the value that does nothing.
+_LOGIT_CHANGES = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+
+
+def _check_plain_logits(model: Path, config: dict[str, Any]) -> None:
+    for key, harmless in _LOGIT_CHANGES.items():
+        value = config.get(key, harmless)
+        if value not in {None, harmless}:
+            raise BadInput(
+                f"{model / 'config.json'}: `{key}` is {value}: this model changes its logits after the head, and "
+                "training would optimise other log-probabilities than generation samples from. Not supported yet."
+            )
 
 
 def _context(config: RunConfig, own: int | None) -> int:

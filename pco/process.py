@@ -11,9 +11,9 @@ import signal
 import socket
 import sys
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
-from data import store
 from data.errors import PCOError
 from pco import progress
 from pco.stage import PARENT, Stage
@@ -30,7 +30,8 @@ def main() -> None:
         stage = Stage.from_json(Path(path).read_text(encoding="utf-8"))
         if stage.name == "train" and "RANK" not in os.environ:
             _become_deepspeed_launcher(path, stage.config.train.processes)
-        _run(stage)
+        # The stage's module has its name; its imports are heavy and belong to this kind of process alone.
+        import_module(f"pco.{stage.name}").run(stage)
     except PCOError as error:
         progress.send({"failure": asdict(progress.Failure(type(error).__name__, str(error)))})
         sys.exit(FAILED)
@@ -58,43 +59,6 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _run(stage: Stage) -> store.Manifest | None:
-    # Each import is heavy and belongs to one kind of process alone.
-    match stage.name:
-        case "prepare":
-            from pco import prepare
-
-            return prepare.run(stage)
-        case "generate":
-            from pco import generate
-
-            return generate.run(stage)
-        case "score":
-            from pco import score
-
-            return score.run(stage)
-        case "refer":
-            from pco import refer
-
-            return refer.run(stage)
-        case "train":
-            from pco import train
-
-            return train.run(stage)
-        case "evaluate":
-            from pco import evaluate
-
-            return evaluate.run(stage)
-        case "pair":
-            from pco import pair
-
-            return pair.run(stage)
-        case "decide":
-            from pco import decide
-
-            return decide.run(stage)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from data.errors import BadInput
 from data.store import Manifest
 from pco import measures
 from pco.config import RunConfig
+from pco.decide import Ruling
 from pco.measures import Summary
 from pco.report import samples, timings
 from pco.report.numbers import (
@@ -17,7 +18,6 @@ from pco.report.numbers import (
     HeldoutChanges,
     Outcome,
     RoundReport,
-    Ruling,
     RunReport,
     StageReport,
     Status,

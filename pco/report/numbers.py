@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from data.store import Manifest
 from pco.config import RunConfig
+from pco.decide import Ruling
 from pco.measures import Summary
 from pco.stage import StageName
 
@@ -21,17 +22,6 @@ class StageReport:
     status: Status
     manifest: Manifest | None
     committed: int = 0
-
-
-@dataclass(frozen=True)
-class Ruling:
-    """One rule of the gate, as the `decisions` table holds it."""
-
-    rule: str
-    value: float
-    bound: str
-    passed: bool
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,15 @@ def train(config: RunConfig, number: int) -> None:
     curves = {"margin": None, "gate": None, "ce": 1.0, "cringe": None}
     if config.train.loss.kind == "pairwise_cringe":
         curves = dict.fromkeys(curves, 0.5)
-    fixed = {"epoch": 0, "pairs": 3, "tokens": 100, "learning_rate": 1e-5, "grad_norm": 1.0, "seconds": 0.1}
+    fixed = {
+        "epoch": 0,
+        "pairs": 3,
+        "feedback": 0,
+        "tokens": 100,
+        "learning_rate": 1e-5,
+        "grad_norm": 1.0,
+        "seconds": 0.1,
+    }
     rows = [{"step": step, "loss": 1.0 / (step + 1), **fixed, **curves} for step in range(3)]
     metrics = {"training_s": 1.0, "tokens": 300, "tokens_per_s": 300.0}
     finish(config, number, "train", "train_log", rows, unit="pairs", rows_in=3, rows_out=3, metrics=metrics)

@@ -325,3 +325,22 @@ def test_planning_with_a_missing_file_is_refused(config: RunConfig) -> None:
     Path(config.prompts.heldout).unlink()
     with pytest.raises(BadInput, match="Name a JSONL file as `prompts.heldout`"):
         prepare.planned(config)
+
+
+@pytest.mark.parametrize(
+    "change", [{"final_logit_softcapping": 30.0}, {"logit_scale": 0.0625}, {"logits_scaling": 8.0}]
+)
+def test_a_model_that_changes_its_logits_after_the_head_is_refused(
+    config: RunConfig, model: Path, change: dict[str, float]
+) -> None:
+    edit_model(model, **change)
+    (name,) = change
+    assert f"`{name}`" in refused(config, policy__model=str(model))
+    edit_model(model, final_logit_softcapping=None, logit_scale=1.0, logits_scaling=1.0)
+    checks.check(builders.changed(config, policy__model=str(model)))
+
+
+def test_feedback_on_a_held_out_prompt_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    rows = [{"prompt": HELDOUT[0], "completion": "so it is", "good": True}]
+    path = builders.write_jsonl(tmp_path / "feedback.jsonl", rows)
+    assert "Evaluation on training prompts proves nothing" in refused(config, prompts__feedback=str(path))
