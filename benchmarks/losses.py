@@ -174,10 +174,10 @@ def predicted_products(peer: str, case: Case) -> float | None:
     """Matrix products with the head, each of all tokens x vocabulary x D."""
     match peer:
         case "pairwise, fused" | "DPO, fused":
-            free = 0.5 / case.pairs
+            free = _free_share(case)
             return 4 - free - (1 - free) * _kept_share(case)
         case "pairwise, fused, detached gate":
-            free = 0.5 / case.pairs
+            free = _free_share(case)
             return 2.5 - free - (0.5 - free) * _kept_share(case, sides=1)
         case "DPO, TRL":
             return 4
@@ -200,6 +200,11 @@ def predicted_bytes(peer: str, case: Case) -> float | None:
             return 2.5 * case.logits + case.head
         case _:
             return None
+
+
+def _free_share(case: Case) -> float:
+    """Share of the tokens whose head gradient the forward accumulates in what becomes the gradient."""
+    return 0.5 / case.pairs if case.tokens // (2 * case.pairs) >= gradients.FREE_TOKENS else 0
 
 
 def _kept_share(case: Case, sides: int = 2) -> float:

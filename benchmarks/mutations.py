@@ -177,7 +177,7 @@ def noticed_by(mutation: Mutation) -> str | None:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", TESTS]
         environment = {**os.environ, "PYTHONPATH": folder}
         run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
-    failed = re.search(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py\S*)", run.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py(?:::\w+)?)", run.stdout, re.MULTILINE)
     if run.returncode and not failed:
         raise RuntimeError(f"{mutation.name}: the tests did not run\n{run.stdout}{run.stderr}")
     return failed.group(1) if failed else None

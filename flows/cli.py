@@ -157,7 +157,7 @@ def _stages_table(config: RunConfig) -> Table:
     return table
 
 
-_STYLES = {"done": "green", "partial": "yellow", "failed": "red", "missing": "dim"}
+_STYLES = {"done": "green", "running": "cyan", "failed:": "red", "interrupted": "yellow", "not": "dim"}
 
 
 @app.command()

@@ -13,8 +13,9 @@ from pathlib import Path
 from data import errors, store
 from data.errors import PCOError, StageFailed
 from pco import progress
+from pco.config import RunConfig
 from pco.progress import Failure, Progress
-from pco.stage import LAUNCHED, PARENT, Stage, round_folder
+from pco.stage import LAUNCHED, PARENT, Stage, StageName, round_folder
 
 _POLL_S = 0.1
 _GRACE_S = 5.0
@@ -47,6 +48,22 @@ def run(
     if done is not None:
         return done
     log = _prepare_log(stage)
+    try:
+        return _launched(stage, log, on_progress, on_log)
+    except PCOError as error:
+        with contextlib.suppress(PCOError):  # a full disk, say: the first error is the one to tell
+            store.write_text(error_path(stage.config, stage.round, stage.name), str(error))
+        raise
+
+
+def error_path(config: RunConfig, number: int, name: StageName) -> Path:
+    """Where the error of a stage's last attempt lies, if that failed."""
+    return round_folder(config, number) / "logs" / f"{name}.error"
+
+
+def _launched(
+    stage: Stage, log: Path, on_progress: Callable[[Progress], None], on_log: Callable[[str], None]
+) -> store.Manifest:
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     failure: Failure | None = None
     with _process(stage, log) as process:
@@ -74,6 +91,7 @@ def _prepare_log(stage: Stage) -> Path:
     store.write_text(logs / f"{stage.name}.json", stage.to_json())
     log = logs / f"{stage.name}.log"
     with store.write_errors(log):
+        error_path(stage.config, stage.round, stage.name).unlink(missing_ok=True)
         log.write_text("", encoding="utf-8")
     return log
 

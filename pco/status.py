@@ -6,8 +6,9 @@ from pathlib import Path
 from data import store
 from data.errors import BadInput
 from pco.config import RunConfig
-from pco.rundir import CONFIG, read_config
-from pco.stage import Stage, StageName, round_folder, stages_of
+from pco.launcher import error_path
+from pco.rundir import CONFIG, is_held, read_config
+from pco.stage import Stage, StageName, stages_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,10 @@ class RunLine:
 
 @dataclass(frozen=True)
 class StageLine:
-    """One stage of a run; `state` is `done`, `partial (n shards)`, `failed` or `missing`."""
+    """One stage of a run.
+
+    `state` is `done`, `running`, `failed: why`, `interrupted` or `not started`.
+    """
 
     round: int
     stage: StageName
@@ -43,7 +47,8 @@ def _run_line(config: RunConfig) -> RunLine:
     refused = any(manifest.outputs["promoted"] == "no" for manifest in decisions)
     done = len(decisions) >= config.rounds
     report = config.folder / "report.html"
-    state = "refused by the gate" if refused else "finished" if done else "unfinished"
+    running = "running" if is_held(config.folder) else "unfinished"
+    state = "refused by the gate" if refused else "finished" if done else running
     return RunLine(config.run, config.rounds, len(decisions), state, report if report.exists() else None)
 
 
@@ -69,11 +74,18 @@ def _stage_line(config: RunConfig, number: int, name: StageName) -> StageLine:
     if manifest is not None:
         dropped = "; ".join(f"{count} {reason}" for reason, count in manifest.dropped.items() if count)
         return StageLine(number, name, "done", counted(manifest), dropped, f"{manifest.seconds:,.0f} s")
-    shards = len(list(folder.glob("*.parquet")))
-    if shards:
-        return StageLine(number, name, f"partial ({shards} shards)")
-    started = (round_folder(config, number) / "logs" / f"{name}.log").exists()
-    return StageLine(number, name, "begun, nothing committed" if started else "missing")
+    committed = len(list(folder.glob("*.parquet")))
+    return StageLine(number, name, _unfinished(config, number, name), f"{committed} shards" if committed else "")
+
+
+def _unfinished(config: RunConfig, number: int, name: StageName) -> str:
+    """A stage that has failed may be running again: its error file is gone then."""
+    error = error_path(config, number, name)
+    if error.exists():
+        return f"failed: {error.read_text(encoding='utf-8').partition(chr(10))[0]}"
+    if not error.with_suffix(".log").exists():
+        return "not started"
+    return "running" if is_held(config.folder) else "interrupted"
 
 
 def counted(manifest: store.Manifest) -> str:

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from pco.losses.work import Work
 
+# A completion shorter than this is not worth a pass over the head's gradient of its own.
+FREE_TOKENS = 128
+# Nor, shorter than this, a buffer of its own: filling and adding V * D numbers costs more than it saves.
+KEPT_TOKENS = 512
 # Head gradients kept ahead, beyond the free one, in units of one chunk of logits.
 KEPT_CHUNKS = 1.5
-# Not worth a buffer: fewer tokens (writing V * D numbers costs more than the product it saves), or a
-# smaller share of the vocabulary.
-KEPT_TOKENS = 128
+# The smallest share of the head's rows worth keeping.
 KEPT_SHARE = 1 / 8
 # Rows of the head per product where the product is not in the dtype of the sum.
 TILE = 16384
@@ -94,11 +96,10 @@ def rows_to_keep(work: Work, vocab: int, dim: int) -> dict[int, int]:
     The longest completion is free, for its buffer becomes the gradient. The others share the budget
     evenly.
     """
-    worth = [row for row in range(work.eager_rows) if work.lengths[row] >= KEPT_TOKENS]
-    if not worth:
-        return {}
-    free, *others = sorted(worth, key=lambda row: -work.lengths[row])
+    longest_first = sorted(range(work.eager_rows), key=lambda row: -work.lengths[row])
+    worth = [row for row in longest_first if work.lengths[row] >= FREE_TOKENS]
+    others = [row for row in worth[1:] if work.lengths[row] >= KEPT_TOKENS]
     share = int(KEPT_CHUNKS * work.chunk * vocab) // (dim * len(others)) if others else 0
     if share < KEPT_SHARE * vocab:
         others = []
-    return {free: vocab} | {row: min(share, vocab) for row in others}
+    return dict.fromkeys(worth[:1], vocab) | dict.fromkeys(others, min(share, vocab))

@@ -105,7 +105,7 @@ def test_a_missing_key_is_refused_with_the_keys_that_are_there(file: Path) -> No
 @pytest.mark.parametrize(("line", "found"), [("[1]", "list"), ('"a"', "str"), ("3", "int"), ("null", "NoneType")])
 def test_a_line_that_is_no_object_is_refused(file: Path, line: str, found: str) -> None:
     write(file, line)
-    with pytest.raises(BadInput, match=f"line 1: .*; found {found}"):
+    with pytest.raises(BadInput, match=f"line 1: expected an object, found {found}"):
         read_jsonl(file, key="prompt")
 
 
@@ -165,3 +165,38 @@ def test_an_empty_feedback_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "feedback.jsonl").write_text("\n")
     with pytest.raises(BadInput, match="holds no feedback"):
         read_feedback(tmp_path / "feedback.jsonl")
+
+
+# Unpaired feedback.
+
+
+def thumb(**changes: object) -> dict[str, object]:
+    return {"prompt": "a", "completion": " b", "good": True, **changes}
+
+
+@given(prompts=st.lists(texts, min_size=1), good=st.booleans())
+def test_all_feedback_comes_back_even_several_times_for_one_prompt(file: Path, prompts: list[str], good: bool) -> None:
+    write_jsonl(file, [thumb(prompt=text, completion=text, good=good) for text in prompts])
+    expected = [{"prompt_id": prompt_id(text), "prompt": text, "completion": text, "good": good} for text in prompts]
+    assert read_feedback(file) == expected
+
+
+@pytest.mark.parametrize("good", [None, 1, 0, "true", [], "good"])
+def test_a_rating_that_is_neither_true_nor_false_is_refused_with_its_line(file: Path, good: object) -> None:
+    write_jsonl(file, [thumb(), thumb(good=good)])
+    with pytest.raises(BadInput, match=r"prompts\.jsonl, line 2: expected true or false under `good`; found "):
+        read_feedback(file)
+
+
+@pytest.mark.parametrize("key", ["prompt", "completion"])
+@pytest.mark.parametrize("text", [None, "", " ", 3])
+def test_feedback_without_a_text_is_refused_with_its_line(file: Path, key: str, text: object) -> None:
+    write_jsonl(file, [thumb(), thumb(**{key: text})])
+    with pytest.raises(BadInput, match=f"line 2: expected an object with a non-empty text under `{key}`"):
+        read_feedback(file)
+
+
+def test_a_feedback_file_without_rows_is_refused(file: Path) -> None:
+    write(file, "\n")
+    with pytest.raises(BadInput, match="holds no feedback. Put rows into it, or leave `prompts.feedback` out"):
+        read_feedback(file)

@@ -34,6 +34,9 @@ NEUTRAL = {
     "train.zero_stage",
     "train.fused_head",
     "train.gradient_checkpointing",
+    # A training that resumes from a checkpoint ends as the uninterrupted one.
+    "train.checkpoint_steps",
+    "train.keep_checkpoints",
 }
 
 # Another value where none follows from the type.

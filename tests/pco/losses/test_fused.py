@@ -42,12 +42,13 @@ def assert_same(found: list[Tensor], expected: list[Tensor], **tolerance: float)
 @pytest.fixture(params=["none", "free", "part", "all"])
 def keeping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """How much of the head's gradient the forward keeps: at these sizes it would keep none."""
-    tokens, chunks, share = {
-        "none": (10**9, 0, 1.0),
-        "free": (1, 0, 1.0),
-        "part": (1, 1, 0.0),
-        "all": (1, 10**6, 0.0),
+    free, tokens, chunks, share = {
+        "none": (10**9, 10**9, 0, 1),
+        "free": (1, 10**9, 0, 1),
+        "part": (1, 1, 1, 0),
+        "all": (1, 1, 10**6, 0),
     }[request.param]
+    monkeypatch.setattr(kept, "FREE_TOKENS", free)
     monkeypatch.setattr(kept, "KEPT_TOKENS", tokens)
     monkeypatch.setattr(kept, "KEPT_CHUNKS", chunks)
     monkeypatch.setattr(kept, "KEPT_SHARE", share)
