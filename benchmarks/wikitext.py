@@ -2,9 +2,9 @@
 
     python benchmarks/wikitext.py --data FOLDER [--seeds 0 1 2] [--set key=value ...]
 
-Training prompts are 32-token prefixes of validation paragraphs; held-out prompts and the human text for perplexity come
-from the test split. FOLDER holds wikitext2_valid.txt and wikitext2_test.txt, one paragraph a line (the word-level
-language modelling example of pytorch/examples has the same text).
+Training prompts are 32-token prefixes of validation paragraphs of 70 words or more; held-out prompts and the human text
+for perplexity come from the test split. FOLDER holds wikitext2_valid.txt and wikitext2_test.txt, one paragraph a line
+(the word-level language modelling example of pytorch/examples has the same text).
 """
 
 import argparse
@@ -26,6 +26,7 @@ RESULTS = HERE / "results" / "wikitext"
 MODEL = Path("models/smollm2-135m-instruct")
 PREFIX_TOKENS, TEXT_TOKENS = 32, 128
 TRAIN, HELDOUT, TEXTS = 64, 32, 32
+PARAGRAPH_WORDS = 70  # shorter lines are headings and captions
 COLUMNS = ("repetition/greedy", "repetition/sampled", "perplexity", "length", "distinct_2/greedy", "win_vs_previous")
 # A plain script on 64 such prefixes: AdamW 5e-5, float32, batch 8, seed 0 (greedy repetition, perplexity).
 PLAIN_SCRIPT = [(0.290, 55.6), (0.130, 65.9), (0.065, 76.9)]
@@ -61,7 +62,8 @@ def _prepare(folder: Path) -> None:
 
 
 def _paragraphs(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if len(line.split()) >= PARAGRAPH_WORDS]
 
 
 def _prefixes(tokenizer: Any, paragraphs: list[str], tokens: int) -> list[str]:
