@@ -10,12 +10,13 @@ from pco.report.numbers import RoundReport, RunReport, SamplePair
 _TEXT_LIMIT = 400  # characters of a prompt or completion in a table cell
 # Readable as they are; every other punctuation mark may mean something to some Markdown dialect.
 _HARMLESS = frozenset(" ,.;'()?%/+-")
-_ENTITIES = {ord(mark): f"&#{ord(mark)};" for mark in string.punctuation if mark not in _HARMLESS}
+# Backslashes, not entities: Prefect's pages show entities as they are written.
+_ESCAPES = {ord(mark): f"\\{mark}" for mark in string.punctuation if mark not in _HARMLESS}
 
 
 def escape(text: str) -> str:
     """Text for a table cell: one line, nothing in it markup, neither Markdown nor HTML."""
-    return re.sub(r"\s+", " ", wording.visible(text)).strip().translate(_ENTITIES)
+    return re.sub(r"\s+", " ", wording.visible(text)).strip().translate(_ESCAPES)
 
 
 def table(content: Table) -> str:
