@@ -272,7 +272,7 @@ QUICK = (
     Case(128_000, 576, 4096),
     Case(128_000, 576, 4096, pairs=4),
     Case(128_000, 2048, 2048),
-    Case(152_000, 576, 2048),
+    Case(152_000, 576, 1024),
 )
 FULL = tuple(
     Case(vocab, dim, tokens, pairs)
@@ -354,7 +354,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="all sizes in place of six")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--only", default="", help="cases whose name holds one of these texts, parted by commas")
     parser.add_argument("--peers", default="", help="peers whose name holds this text")
     parser.add_argument("--memory-gib", type=float, default=8, help="leave out what would need more")
     parser.add_argument("--out", type=Path, default=RESULTS / "losses.json")
@@ -364,7 +364,9 @@ def main() -> None:
         request = json.loads(options.one)
         print(json.dumps(measure(request["peer"], Case(**request["case"]), request["device"])))
         return
-    cases = tuple(case for case in (FULL if options.full else QUICK) if options.only in case.name)
+    cases = tuple(
+        case for case in (FULL if options.full else QUICK) if any(text in case.name for text in options.only.split(","))
+    )
     peers = [peer for peer in PEERS if options.peers in peer]
     rows = run(cases, peers, options.rounds, options.memory_gib * GIB)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -109,7 +109,7 @@ def _steps(stage: Stage, examples: list[Example], rated: list[Rated]) -> Iterato
 def _engine(folder: Path, train: Train, total_steps: int) -> tuple[Any, PairPolicy]:
     pair_policy = PairPolicy(_model(folder, train), train)
     trainable = [parameter for parameter in pair_policy.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=train.learning_rate, weight_decay=train.weight_decay)
+    optimizer = torch.optim.AdamW(trainable, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total_steps, train))
     engine, *_ = deepspeed.initialize(
         model=pair_policy, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(train)

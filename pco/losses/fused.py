@@ -50,7 +50,7 @@ def fused_logps(
         labels: (B, T) token ids, -100 where ignored.
         head_weight: (V, D).
         head_bias: (V,).
-        chunk_tokens: tokens per chunk. Beyond its gradients, a call holds up to 2.5 times
+        chunk_tokens: tokens per chunk. Beyond its gradients, a call holds up to twice
             `chunk_tokens * V` numbers. By default as many tokens as make 2^26 logits (256 MiB).
 
     Returns:

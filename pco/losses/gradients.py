@@ -12,7 +12,7 @@ FREE_TOKENS = 128
 # Nor, shorter than this, a buffer of its own: filling and adding V * D numbers costs more than it saves.
 KEPT_TOKENS = 512
 # Head gradients kept ahead, beyond the free one, in units of one chunk of logits.
-KEPT_CHUNKS = 1.5
+KEPT_CHUNKS = 1
 # The smallest share of the head's rows worth keeping.
 KEPT_SHARE = 1 / 8
 # Rows of the head per product where the product is not in the dtype of the sum.
@@ -99,7 +99,7 @@ def rows_to_keep(work: Work, vocab: int, dim: int) -> dict[int, int]:
     longest_first = sorted(range(work.eager_rows), key=lambda row: -work.lengths[row])
     worth = [row for row in longest_first if work.lengths[row] >= FREE_TOKENS]
     others = [row for row in worth[1:] if work.lengths[row] >= KEPT_TOKENS]
-    share = int(KEPT_CHUNKS * work.chunk * vocab) // (dim * len(others)) if others else 0
+    share = KEPT_CHUNKS * work.chunk * vocab // (dim * len(others)) if others else 0
     if share < KEPT_SHARE * vocab:
         others = []
     return dict.fromkeys(worth[:1], vocab) | dict.fromkeys(others, min(share, vocab))

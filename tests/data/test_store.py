@@ -229,6 +229,27 @@ def texts(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()} if folder.exists() else {}
 
 
+def test_a_file_is_on_the_disk_before_it_takes_its_name_and_the_name_before_the_call_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(handle: int) -> None:
+        calls.append(f"sync {Path(f'/proc/self/fd/{handle}').resolve().name}")
+        fsync(handle)
+
+    def recorded_replace(source: Path, target: Path) -> None:
+        calls.append(f"{Path(source).name} becomes {Path(target).name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    store.write_text(tmp_path / "file", "text")
+    temporary = f".file.{os.getpid()}.tmp"
+    assert calls == [f"sync {temporary}", f"{temporary} becomes file", f"sync {tmp_path.name}"]
+
+
 def test_a_block_that_fails_leaves_the_old_file_and_folder_and_no_other(tmp_path: Path) -> None:
     store.write_text(tmp_path / "file", "old")
     with store.atomic_folder(tmp_path / "folder") as temporary:

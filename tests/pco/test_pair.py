@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import store
@@ -66,7 +66,7 @@ def test_a_margin_of_exactly_the_minimum_is_enough() -> None:
     assert isinstance(pair.best_worst(candidates([-0.5, 0.0]), Pair(min_margin=0.5)), dict)
 
 
-def stage_of(folder: Path, rewards: dict[str, list[float]], **settings: Any) -> Stage:
+def stage_of(folder: Path, rewards: dict[str, list[float]]) -> Stage:
     """A pair stage whose candidates have these rewards by prompt."""
     rows = [row for prompt, own in rewards.items() for row in candidates(own, prompt)]
     scores = [builders.score_row(row["prompt"], row["sample"], row["reward"]) for row in rows]
@@ -75,9 +75,10 @@ def stage_of(folder: Path, rewards: dict[str, list[float]], **settings: Any) -> 
         "candidates": builders.finished(folder / "candidates", {"candidates": plain}),
         "scores": builders.finished(folder / "scores", {"scores": scores}),
     }
-    return builders.stage("pair", builders.config(folder, **settings), inputs)
+    return builders.stage("pair", builders.config(folder), inputs)
 
 
+@settings(max_examples=30)  # each waits for the disk
 @given(rewards=st.dictionaries(st.text("abc", min_size=1), reward_lists.filter(bool), min_size=1, max_size=6))
 def test_every_prompt_is_a_pair_or_dropped_and_counted(
     tmp_path_factory: pytest.TempPathFactory, rewards: dict[str, list[float]]
