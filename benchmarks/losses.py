@@ -2,7 +2,8 @@
 
 Every measurement runs in a process of its own: the peak of its resident memory then belongs to that one loss, and no
 peer inherits another's warm allocator. Rounds go over all peers in turn, so that a disturbance of the machine meets
-all of them; the table shows the fastest round and the largest peak.
+all of them; the table shows the fastest round and the largest peak. Beside the wall clock stands the processor time of
+all threads, which other work on the machine disturbs far less.
 
     python benchmarks/losses.py [--full] [--rounds 2] [--only TEXT] [--peers TEXT] [--memory-gib 8] [--out FILE]
 """
@@ -220,21 +221,21 @@ def _kept_share(case: Case, sides: int = 2) -> float:
 
 
 def measure(peer: str, case: Case, device: str) -> dict[str, float]:
-    """Seconds, and peak bytes beyond inputs, parameters and gradients, of one forward and backward."""
+    """Time, and peak bytes beyond inputs, parameters and gradients, of one forward and backward."""
     loss = PEERS[peer]
     warm = make(Case(1000, 64, 64, case.pairs), device)
     loss(warm).backward()
     del warm
     inputs = make(case, device)
     peak = _peak_from_here(device)
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     loss(inputs).backward()
     if device == "cuda":
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
     grads = [tensor.grad for tensor in (inputs.chosen, inputs.rejected, inputs.head)]
     held = sum(grad.numel() * grad.element_size() for grad in grads if grad is not None)
-    return {"seconds": seconds, "bytes": peak() - held}
+    return {"seconds": seconds, "cpu_seconds": busy, "bytes": peak() - held}
 
 
 def _peak_from_here(device: str) -> Callable[[], int]:
@@ -312,6 +313,7 @@ def summarize(peer: str, case: Case, answers: list[dict[str, Any]]) -> dict[str,
         **asdict(case),
         "peer": peer,
         "seconds": min((answer["seconds"] for answer in good), default=None),
+        "cpu_seconds": min((answer["cpu_seconds"] for answer in good), default=None),
         "bytes": max((answer["bytes"] for answer in good), default=None),
         "rounds": answers,
         "predicted_products": predicted_products(peer, case),
@@ -322,22 +324,21 @@ def summarize(peer: str, case: Case, answers: list[dict[str, Any]]) -> dict[str,
 
 def print_table(case: Case, rows: list[dict[str, Any]]) -> None:
     print(f"\n{case.name}")
-    print(f"{'':32}{'time s':>8}{'/plain':>8}{'expected':>9}   {'extra GiB':>9}{'/plain':>8}{'expected':>9}")
-    base = next((row for row in rows if row["peer"] == PLAIN and row["seconds"]), None)
+    print(f"{'':32}{'wall s':>8}{'/plain':>8}{'cpu s':>8}{'/plain':>8}{'expected':>9}", end="")
+    print(f"   {'extra GiB':>9}{'/plain':>8}{'expected':>9}")
+    base = next((row for row in rows if row["peer"] == PLAIN and not row["error"]), None)
     for row in rows:
         if row["error"]:
             print(f"{row['peer']:32}{row['error'][:90]}")
             continue
-        expected = row["predicted_bytes"]
-        numbers = (
-            f"{row['seconds']:8.2f}",
-            f"{row['seconds'] / base['seconds']:8.2f}" if base else f"{'':8}",
-            f"{row['predicted_products'] / 3:9.2f}",
-            f"   {row['bytes'] / GIB:9.2f}",
-            f"{row['bytes'] / base['bytes']:8.3f}" if base else f"{'':8}",
-            f"{expected / GIB:9.2f}" if expected is not None else f"{'':9}",
+        numbers = "".join(
+            f"{row[field] / unit:{width}.2f}"
+            + (f"{row[field] / base[field]:8.3f}" if base else f"{'':8}")
+            + (f"{row['predicted_products'] / 3:9.2f}" if field == "cpu_seconds" else "")
+            for field, unit, width in (("seconds", 1, 8), ("cpu_seconds", 1, 8), ("bytes", GIB, 12))
         )
-        print(f"{row['peer']:32}" + "".join(numbers), flush=True)
+        expected = row["predicted_bytes"]
+        print(f"{row['peer']:32}{numbers}" + (f"{expected / GIB:9.2f}" if expected is not None else ""), flush=True)
 
 
 def machine() -> dict[str, Any]:
