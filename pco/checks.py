@@ -102,9 +102,23 @@ def find_model(config: RunConfig) -> Path:
         folder = _download(name, config.policy.revision)
     if not store.exists(folder / "config.json"):
         raise BadInput(f"{name}: has no config.json, so it is not a Hugging Face model folder (`policy.model`).")
-    if not any(folder.glob("*.safetensors")):
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
         raise BadInput(f"{name}: has no *.safetensors weights. Save it with `save_pretrained` (`policy.model`).")
+    for path in weights:
+        _check_whole(path)
     return folder
+
+
+def _check_whole(path: Path) -> None:
+    """The header says how long the file must be; a copy that was cut short is refused without reading the weights."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise BadInput(f"{path}: not whole safetensors ({error}). Copy or download it again.") from error
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -266,6 +266,15 @@ class Gate(_Section):
     max_length_ratio: float = Field(1.5, gt=0)
     """The mean completion length may be at most this many times the starting policy's."""
 
+    @model_validator(mode="after")
+    def _lengths_leave_room(self) -> Self:
+        if self.min_length_ratio > self.max_length_ratio:
+            raise ValueError(
+                f"min_length_ratio ({self.min_length_ratio}) is above max_length_ratio ({self.max_length_ratio}), so "
+                "no round could pass"
+            )
+        return self
+
 
 class RunConfig(_Section):
     """A multi-round run."""

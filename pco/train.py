@@ -224,6 +224,11 @@ def _log_row(step: Step, engine: Any, sums: torch.Tensor) -> Row:
     sums = sums.to(engine.device)
     torch.distributed.all_reduce(sums)
     totals = dict(zip(STATISTICS, sums.tolist(), strict=True))
+    if not math.isfinite(totals["loss"]):
+        raise BadInput(
+            f"step {step.number}: the loss is {totals['loss']}, so training has diverged and no step after it means "
+            "anything. Lower train.learning_rate, raise train.loss.tau, or use precision: fp32."
+        )
     pairs, feedback = len(step.examples), len(step.feedback)
     of_pairs = {name: totals[name] / pairs for name in ("margin", "gate", "ce", "cringe")}
     return {

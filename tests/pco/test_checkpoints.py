@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from data import store
-from data.errors import StageFailed
+from data.errors import BadInput, StageFailed
 from pco import checkpoints, launcher
 from pco.progress import Progress
 from pco.stage import Stage, round_folder
@@ -108,3 +108,12 @@ def test_checkpoint_settings_decide_no_result(tmp_path: Path, tiny: Path, tokeni
         for steps, keep in ((1, 1), (99, 5))
     )
     assert often.fingerprint == seldom.fingerprint
+
+
+def test_a_training_that_diverges_is_ended_by_name_and_not_tried_again(
+    tmp_path: Path, tiny: Path, tokenizer: Any, one_thread: None
+) -> None:
+    stage = _stage(tmp_path, tiny, tokenizer, train__learning_rate=1e30, train__lora=None)
+    with pytest.raises(BadInput, match="training has diverged"):
+        launcher.run(stage)
+    assert store.read_manifest(stage.folder) is None

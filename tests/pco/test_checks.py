@@ -344,3 +344,10 @@ def test_feedback_on_a_held_out_prompt_is_refused(config: RunConfig, tmp_path: P
     rows = [{"prompt": HELDOUT[0], "completion": "so it is", "good": True}]
     path = builders.write_jsonl(tmp_path / "feedback.jsonl", rows)
     assert "Evaluation on training prompts proves nothing" in refused(config, prompts__feedback=str(path))
+
+
+@pytest.mark.parametrize("kept", [0, 5, 1000])
+def test_weights_that_were_cut_short_are_refused_by_name(config: RunConfig, model: Path, kept: int) -> None:
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    assert f"{path}: not whole safetensors" in refused(config, policy__model=str(model))

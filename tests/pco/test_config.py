@@ -136,6 +136,10 @@ def test_all_faults_are_told_at_once() -> None:
         ({"generate__n": 1}, "generate.n"),
         ({"generate__temperature": 0}, "generate.temperature"),
         ({"generate__min_tokens": 9, "generate__max_tokens": 8}, r"min_tokens (9) is above max_tokens (8)"),
+        (
+            {"gate__min_length_ratio": 2.0, "gate__max_length_ratio": 1.0},
+            r"min_length_ratio (2.0) is above max_length_ratio (1.0)",
+        ),
         ({"policy__system": "Be brief.", "policy__prompt_format": "raw"}, "`system` needs prompt_format: chat"),
         ({"train__pairs_per_step": 3, "train__processes": 2}, "must be a multiple of processes (2)"),
         ({"train__loss__tau": 0}, "tau"),
