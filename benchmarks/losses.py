@@ -171,15 +171,13 @@ PEERS: dict[str, Callable[[Inputs], Tensor]] = {
 # What is expected, written down before measuring.
 
 
-def predicted_products(peer: str, case: Case) -> float | None:
+def predicted_products(peer: str, case: Case) -> float:
     """Matrix products with the head, each of all tokens x vocabulary x D."""
     match peer:
         case "pairwise, fused" | "DPO, fused":
-            free = _free_share(case)
-            return 4 - free - (1 - free) * _kept_share(case)
+            return 3 + _recomputed(case, 1.0)
         case "pairwise, fused, detached gate":
-            free = _free_share(case)
-            return 2.5 - free - (0.5 - free) * _kept_share(case, sides=1)
+            return 2 + _recomputed(case, 0.5)
         case "DPO, TRL":
             return 4
         case _:
@@ -188,33 +186,39 @@ def predicted_products(peer: str, case: Case) -> float | None:
 
 def predicted_bytes(peer: str, case: Case) -> float | None:
     """Peak beyond inputs, parameters and gradients."""
-    chunk = min(2**28, case.logits)
+    chunk = min(4 * CHUNK_LOGITS, case.logits)
     match peer:
         case "pairwise, plain" | "pairwise, plain, detached gate":
             # Logits and log-softmax of both sides, and the gradients of both for one side.
             return 3 * case.logits + case.head
         case "pairwise, fused" | "DPO, fused":
-            return chunk + _kept_share(case) * case.head * (2 * case.pairs - 1)
+            return chunk + 4 * case.dim * sum(_kept(case, 1.0)[1][1:])
         case "pairwise, fused, detached gate":
-            return chunk + _kept_share(case, sides=1) * case.head * (case.pairs - 1)
+            return chunk + 4 * case.dim * sum(_kept(case, 0.5)[1][1:])
         case "binary, transcribed":
             return 2.5 * case.logits + case.head
         case _:
             return None
 
 
-def _free_share(case: Case) -> float:
-    """Share of the tokens whose head gradient the forward accumulates in what becomes the gradient."""
-    return 0.5 / case.pairs if case.tokens // (2 * case.pairs) >= gradients.FREE_TOKENS else 0
+def _recomputed(case: Case, share: float) -> float:
+    """Share of all logits that the backward of the fused form computes again."""
+    lengths, kept = _kept(case, share)
+    missing = sum(n * (1 - rows / case.vocab) for n, rows in zip(lengths, kept, strict=True))
+    return missing / case.tokens
 
 
-def _kept_share(case: Case, sides: int = 2) -> float:
-    """Share of the head's gradient that the forward keeps for completions other than the longest."""
-    others = sides * case.pairs - 1
-    if not others or case.tokens // (2 * case.pairs) < gradients.KEPT_TOKENS:
-        return 0
-    share = gradients.KEPT_CHUNKS * CHUNK_LOGITS / case.vocab / (case.dim * others)
-    return min(share, 1) if share >= gradients.KEPT_SHARE else 0
+def _kept(case: Case, share: float) -> tuple[list[int], list[int]]:
+    """Tokens of each completion outside the retained chunk, and rows of the head kept for it, longest first.
+
+    `share` is the share of the tokens whose log-probabilities are differentiated.
+    """
+    chunk = CHUNK_LOGITS // case.vocab
+    length = case.tokens // (2 * case.pairs)
+    starts = range(0, int(share * case.tokens), length)
+    lengths = sorted((max(0, min(length, start + length - chunk)) for start in starts), reverse=True)
+    kept = gradients.rows_to_keep(lengths, chunk, case.vocab, case.dim)
+    return lengths, [kept.get(row, 0) for row in range(len(lengths))]
 
 
 # One measurement, in its own process.

@@ -78,7 +78,7 @@ MUTATIONS = (
     ),
     Mutation(
         "log-sum-exp without the maximum",
-        "head.py",
+        "forward.py",
         "top = logits.amax(1, keepdim=True)",
         "top = 0 * logits.amax(1, keepdim=True)",
     ),
@@ -125,7 +125,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the contrast token gets no gradient",
-        "head.py",
+        "backward.py",
         ".index_add_(0, ids, hidden, alpha=-1)",
         "",
     ),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -92,6 +93,7 @@ def _dry_run(config: RunConfig) -> None:
 
 def _run(config: RunConfig) -> None:
     in_terminal = console.is_terminal
+    _end_orphaned_servers()
     _prefect_defaults(in_terminal)
     from flows.rounds import run_rounds
     from tasks import views
@@ -109,8 +111,24 @@ def _run(config: RunConfig) -> None:
     console.print(f"Report: {report}", soft_wrap=True, highlight=False)
 
 
+def _end_orphaned_servers() -> None:
+    """A `pco run` that was killed could not stop its private Prefect server: end those whose run is gone."""
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            is_server = "prefect.server.api.server:create_app" in (process.info["cmdline"] or [])
+            owner = process.environ().get(_OWNER) if is_server else None
+            if owner is not None and not psutil.pid_exists(int(owner)):
+                process.terminate()
+        except psutil.Error:  # it ended by itself, or is another user's
+            continue
+
+
+_OWNER = "PCO_SERVER_OWNER"  # in the environment of a private server: the process that started it
+
+
 def _prefect_defaults(in_terminal: bool) -> None:
     """Set before prefect is first imported; whatever the user has set wins."""
+    os.environ[_OWNER] = str(os.getpid())
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

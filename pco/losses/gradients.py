@@ -1,11 +1,10 @@
 """Sums of the head's gradient over tokens, and what of it the forward keeps for the backward."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from pco.losses.work import Work
 
 # A completion shorter than this is not worth a pass over the head's gradient of its own.
 FREE_TOKENS = 128
@@ -73,9 +72,10 @@ class Ahead:
 
     hidden: tuple[Tensor | None, Tensor | None]  #: laid out as first and second
     head: dict[int, HeadGrad]  #: by completion, for the first rows of the head
+    retained: int  #: so many tokens are in none of these: their probabilities stay at hand instead
 
 
-NOTHING = Ahead((None, None), {})
+NOTHING = Ahead((None, None), {}, 0)
 
 
 def matmul_into(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -90,16 +90,15 @@ def matmul_into(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return out.copy_(left @ right)
 
 
-def rows_to_keep(work: Work, vocab: int, dim: int) -> dict[int, int]:
+def rows_to_keep(lengths: Sequence[int], chunk: int, vocab: int, dim: int) -> dict[int, int]:
     """Of which completions the head's gradient is kept ahead, and for how many rows of the head.
 
-    The longest completion is free, for its buffer becomes the gradient. The others share the budget
-    evenly.
+    The longest completion is free, for its buffer becomes the gradient. The others share the budget evenly.
     """
-    longest_first = sorted(range(work.eager_rows), key=lambda row: -work.lengths[row])
-    worth = [row for row in longest_first if work.lengths[row] >= FREE_TOKENS]
-    others = [row for row in worth[1:] if work.lengths[row] >= KEPT_TOKENS]
-    share = KEPT_CHUNKS * work.chunk * vocab // (dim * len(others)) if others else 0
+    longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    worth = [row for row in longest_first if lengths[row] >= FREE_TOKENS]
+    others = [row for row in worth[1:] if lengths[row] >= KEPT_TOKENS]
+    share = KEPT_CHUNKS * chunk * vocab // (dim * len(others)) if others else 0
     if share < KEPT_SHARE * vocab:
         others = []
     return dict.fromkeys(worth[:1], vocab) | dict.fromkeys(others, min(share, vocab))

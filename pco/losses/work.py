@@ -58,14 +58,18 @@ class Work:
         start = sum(self.lengths[:row])
         return slice(start, start + self.lengths[row])
 
-    def only(self, rows: list[int]) -> tuple["Work", Tensor]:
-        """The work of some completions alone, and where its tokens stood."""
-        spans = [self.span(row) for row in rows]
-        device = self.labels.device
-        ids = torch.cat([torch.arange(s.start, s.stop, device=device) for s in spans])
-        first = [row for row in rows if row < self.rows]
-        split = sum(self.lengths[row] for row in first)
+    def after(self, row: int, start: int) -> slice:
+        """The tokens of one completion from token `start` of all on."""
+        span = self.span(row)
+        return slice(max(span.start, start), max(span.stop, start))
+
+    def only(self, rows: list[int], start: int) -> tuple["Work", Tensor]:
+        """The work of some completions alone, from token `start` on, and where its tokens stood."""
+        spans = [self.after(row, start) for row in rows]
+        lengths = tuple(span.stop - span.start for span in spans)
+        ids = torch.cat([torch.arange(s.start, s.stop, device=self.labels.device) for s in spans])
+        first = sum(row < self.rows for row in rows)
+        split = sum(lengths[:first])
         positions = self.positions[0][ids[:split]], self.positions[1][ids[split:] - self.split]
-        lengths = tuple(self.lengths[row] for row in rows)
-        work = replace(self, positions=positions, labels=self.labels[ids], lengths=lengths, rows=len(first))
+        work = replace(self, positions=positions, labels=self.labels[ids], lengths=lengths, rows=first)
         return work, ids

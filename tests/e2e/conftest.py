@@ -42,19 +42,25 @@ class Case:
         return [sys.executable, "-m", "flows.cli", *arguments]
 
     def start(self, *sets: str) -> subprocess.Popen[str]:
+        """Start `pco run`; its output goes to a file, since a killed run's private server would hold a pipe open."""
         settings = [word for one in sets for word in ("--set", one)]
-        return subprocess.Popen(
-            self.command("run", str(self.file), *settings),
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        with self.output.open("w") as output:
+            return subprocess.Popen(
+                self.command("run", str(self.file), *settings),
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+
+    @property
+    def output(self) -> Path:
+        """What the last `pco run` printed."""
+        return self.file.with_name("output.txt")
 
     def run(self, *sets: str) -> tuple[int, str]:
-        process = self.start(*sets)
-        output, _ = process.communicate(timeout=900)
-        return process.returncode, output
+        status = self.start(*sets).wait(timeout=900)
+        return status, self.output.read_text()
 
 
 @pytest.fixture(scope="session")

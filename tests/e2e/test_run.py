@@ -100,10 +100,15 @@ def _stage_processes(folder: Path) -> list[str]:
     return [line for line in listed.stdout.splitlines() if str(folder) in line and "pco.process" in line]
 
 
-def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+def _servers(home: str) -> list[str]:
+    listed = subprocess.run(["ps", "eww", "-eo", "args"], capture_output=True, text=True, check=True)
+    return [line for line in listed.stdout.splitlines() if "create_app" in line and f"PREFECT_HOME={home} " in line]
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str], case: Case) -> None:
     deadline = time.monotonic() + 300
     while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, case.output.read_text()
         assert time.monotonic() < deadline, f"{path} never came"
         time.sleep(0.05)
 
@@ -124,15 +129,16 @@ def test_a_run_killed_again_and_again_resumes_to_the_same_tables(
     folder = case.file.parent / "runs" / "test"
     for moment in MOMENTS:
         process = case.start()
-        _wait_for(folder / moment, process)
+        _wait_for(folder / moment, process, case)
         os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
         deadline = time.monotonic() + 10
         while _stage_processes(folder):
             assert time.monotonic() < deadline, "a stage process outlived its parent"
             time.sleep(0.1)
     status, output = case.run()
     assert status == 0, output
+    assert _servers(case.environment["PREFECT_HOME"]) == []
     resumed, whole = _tables(case.config), _tables(finished.config)
     assert resumed.keys() == whole.keys()
     assert [name for name in whole if not resumed[name].equals(whole[name])] == []
