@@ -85,7 +85,7 @@ def is_only_choice(annotation: Any) -> bool:
     return get_origin(annotation) is Literal and len(get_args(annotation)) == 1
 
 
-SHARES = {"generate.top_p", "train.warmup_share", "train.lora.dropout", "engine.gpu_memory_utilization"}
+SHARES = {"generate.top_p", "train.warmup_share", "train.lora.dropout", "engine.gpu_memory_utilization", "gate.min_length_ratio"}
 CONFIG = RunConfig.model_validate(builders.raw_config(Path("/somewhere")))
 SETTINGS = [name for name, (annotation, _) in leaves(CONFIG).items() if not is_only_choice(annotation)]
 
