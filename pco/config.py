@@ -320,9 +320,7 @@ def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
         raise BadInput(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(raw, dict):
         raise BadInput(f"{path}: expected `key: value` lines at the top level, found {type(raw).__name__}.")
-    for override in overrides or []:
-        _override(raw, override)
-    return parse(raw, source=str(path))
+    return parse(overridden(raw, overrides or []), source=str(path))
 
 
 def parse(raw: dict[str, Any], *, source: str) -> RunConfig:
@@ -333,6 +331,13 @@ def parse(raw: dict[str, Any], *, source: str) -> RunConfig:
         faults = "\n".join(f"  {_fault(item)}" for item in error.errors())
         raise BadInput(f"{source}: {error.error_count()} fault(s) in the config:\n{faults}") from None
     return _absolute(config)
+
+
+def overridden(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The raw config with `a.b=value` strings applied, in place; raises BadInput for one that is not of that form."""
+    for override in overrides:
+        _override(raw, override)
+    return raw
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -82,7 +82,7 @@ def complete_shards(
         completions = engine.complete(list(shards[i]), stage.config.generate, on_done=on_done)
         tokens += sum(len(completion.token_ids) for completion in completions)
         content = _table(completions, stage.inputs["policy"].fingerprint)
-        store.write_part(stage.folder, "candidates", i, content, stage.fingerprint)
+        store.write_part(stage.folder, "candidates", i, content, stage.fingerprint, of=len(shards))
     seconds = time.monotonic() - ready
     return {
         "engine_start_s": ready - began,

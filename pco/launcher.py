@@ -44,7 +44,7 @@ def run(
     Raises the stage's own error; StageFailed if its process was killed, crashed, or ran out of time. Committed shards
     remain in every case.
     """
-    done = store.finished(stage.folder, stage.fingerprint)
+    done = stage.finished()
     if done is not None:
         return done
     log = _prepare_log(stage)
@@ -80,7 +80,7 @@ def _launched(
         raise _rebuilt(failure)
     if process.returncode != 0:
         raise StageFailed(f"{stage.title}: {_cause(process.returncode)}. Log: {log}\n" + "\n".join(tail))
-    finished = store.finished(stage.folder, stage.fingerprint)
+    finished = stage.finished()
     if finished is None:
         raise StageFailed(f"{stage.title}: ended without an error but left no manifest in {stage.folder}. Log: {log}")
     return finished

@@ -14,17 +14,24 @@ from pco.stage import Artifact, Stage
 def planned(config: RunConfig) -> Stage:
     """The stage for a config; its inputs are the user's files, by content.
 
+    A file that is gone since it was frozen into the run counts as unchanged, so that a run may be moved without it.
+
     Raises BadInput when one of them cannot be read.
     """
     names = ("train", "heldout", "heldout_text", "feedback")
     paths = {name: Path(path) for name in names if (path := getattr(config.prompts, name)) is not None}
-    return Stage("prepare", 0, config, {name: Artifact(path, _digest(name, path)) for name, path in paths.items()})
+    frozen = store.read_manifest(Stage("prepare", 0, config, {}).folder)
+    recorded = frozen.inputs if frozen else {}
+    inputs = {name: Artifact(path, _digest(name, path, recorded.get(name))) for name, path in paths.items()}
+    return Stage("prepare", 0, config, inputs)
 
 
-def _digest(name: str, path: Path) -> str:
+def _digest(name: str, path: Path, recorded: str | None) -> str:
     try:
         return store.file_digest(path)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and recorded is not None:
+            return recorded
         raise BadInput(
             f"{path}: could not be read ({error.strerror}). Name a JSONL file as `prompts.{name}`."
         ) from error

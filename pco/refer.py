@@ -30,15 +30,15 @@ def run(stage: Stage) -> store.Manifest:
     rows = store.read_table(stage.inputs["pairs"].folder, "pairs").to_pylist()
     model = _model(stage)
     began = time.monotonic()
-    for shard, start in enumerate(range(0, len(rows), _SHARD_PAIRS)):
+    starts = range(0, len(rows), _SHARD_PAIRS)
+    for shard, start in enumerate(starts):
         if store.has_part(stage.folder, "reference_logps", shard, stage.fingerprint):
             continue
         some = rows[start : start + _SHARD_PAIRS]
         logps = _logps(model, examples_of(some), done=start, total=len(rows))
         content = [_row(row, pair, reference.fingerprint) for row, pair in zip(some, logps, strict=True)]
-        store.write_part(
-            stage.folder, "reference_logps", shard, schemas.build("reference_logps", content), stage.fingerprint
-        )
+        table = schemas.build("reference_logps", content)
+        store.write_part(stage.folder, "reference_logps", shard, table, stage.fingerprint, of=len(starts))
     return stage.finish(
         unit="pairs",
         rows_in=len(rows),

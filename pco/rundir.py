@@ -8,14 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from data import store
 from data.errors import BadInput, RunConflict
-from pco.config import RunConfig, parse
-from pco.stage import HOW_TRAINING_RUNS
+from pco.config import RunConfig, overridden, parse
+from pco.stage import HOW_TRAINING_RUNS, flat
 
 CONFIG = "config.yaml"
 _LOCK = ".lock"
@@ -86,25 +85,25 @@ def check_same(config: RunConfig) -> None:
     path = config.folder / CONFIG
     if not path.exists():
         return
-    before, now = _flat(read_config(config.folder).model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+    before, now = flat(read_config(config.folder).model_dump(mode="json")), flat(config.model_dump(mode="json"))
     changed = [key for key in sorted(before | now) if key not in _FREE and before.get(key) != now.get(key)]
     if changed:
         told = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
         raise RunConflict(
-            f"{config.folder}: this run was made with another config. Take another name (--set run=...), or the old "
-            f"values:\n{told}"
+            f"{config.folder}: this run was made with another config. Fork it (`pco fork {config.run} NEW --set ...`), "
+            f"take another name (--set run=...), or the old values:\n{told}"
         )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def report_path(config: RunConfig) -> Path:
+    """Where a run's report lies once it is written."""
+    return config.folder / "report.html"
 
 
-def read_config(folder: Path) -> RunConfig:
+def read_config(folder: Path, overrides: list[str] | None = None) -> RunConfig:
     """The config of a run on disk, with `runs_dir` where the run lies now, so that a run may be moved.
+
+    `overrides` are `a.b=value` strings as for `pco run`.
 
     Raises BadInput when there is no run here.
     """
@@ -114,4 +113,5 @@ def read_config(folder: Path) -> RunConfig:
     except FileNotFoundError:
         known = sorted(found.parent.name for found in folder.parent.glob(f"*/{CONFIG}"))
         raise BadInput(f"{folder}: no run here. Runs in {folder.parent}: {', '.join(known) or 'none'}.") from None
-    return parse({**raw, "runs_dir": str(folder.parent)}, source=str(path))
+    raw["runs_dir"] = str(folder.parent)
+    return parse(overridden(raw, overrides or []), source=str(path))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data import store
+from data.errors import RunConflict
 from pco.config import DPO, IPO, RunConfig
 
 StageName = Literal["prepare", "generate", "score", "pair", "refer", "train", "evaluate", "decide"]
@@ -90,10 +91,42 @@ class Stage:
             }
         )
 
-    @property
-    def artifact(self) -> Artifact:
-        """This stage's result as an input of a later one."""
-        return Artifact(self.folder, self.fingerprint)
+    def made(self, manifest: store.Manifest) -> Artifact:
+        """What this stage made, as an input of a later one."""
+        return Artifact(self.folder, manifest.fingerprint)
+
+    def finished(self) -> store.Manifest | None:
+        """The manifest if this stage is done, None if it is yet to be done.
+
+        Raises RunConflict when its folder holds finished work that this stage would not make.
+        """
+        manifest = store.read_manifest(self.folder)
+        if manifest is not None and (changes := self.changes(manifest)):
+            raise RunConflict(
+                f"{self.folder}: holds a finished `{self.name}` that is stale: {'; '.join(changes)}. Finished work is "
+                f"never overwritten. Restore what changed; or keep both: `pco fork {self.config.run} NEW` shares all "
+                f"that is still valid; or set it and all after it aside and make them anew: `pco resume "
+                f"{self.config.run} --from {self.name} --round {self.round}`."
+            )
+        return manifest
+
+    def changes(self, manifest: store.Manifest) -> list[str]:
+        """What makes finished work differ from what this stage would make; nothing when it is this stage's.
+
+        What a fork took over from another run is taken as it is.
+        """
+        if manifest.fingerprint == self.fingerprint or store.origin(self.folder) is not None:
+            return []
+        before, now = flat(manifest.settings), flat(self.settings)
+        told = [
+            f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+            for key in sorted(before | now)
+            if before.get(key) != now.get(key)
+        ]
+        inputs = {name: artifact.fingerprint for name, artifact in self.inputs.items()}
+        named = sorted(name for name in manifest.inputs | inputs if manifest.inputs.get(name) != inputs.get(name))
+        told += [f"its input `{name}` changed ({self.inputs[name].folder})" for name in named if name in inputs]
+        return told or ["it was made by another version of this stage's code"]
 
     def finish(self, **account: Any) -> store.Manifest:
         """Write the manifest; `account` holds the counts and times of `store.finish`."""
@@ -125,6 +158,14 @@ class Stage:
         raw = json.loads(text)
         inputs = {name: Artifact(Path(folder), fingerprint) for name, (folder, fingerprint) in raw["inputs"].items()}
         return Stage(raw["name"], raw["round"], RunConfig.model_validate(raw["config"]), inputs)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `section.key: value`."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def stages_of(config: RunConfig, number: int) -> tuple[StageName, ...]:

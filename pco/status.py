@@ -5,10 +5,14 @@ from pathlib import Path
 
 from data import store
 from data.errors import BadInput
+from pco import checkpoints
 from pco.config import RunConfig
 from pco.launcher import error_path
-from pco.rundir import CONFIG, is_held, read_config
+from pco.rounds import walk
+from pco.rundir import CONFIG, is_held, read_config, report_path
 from pco.stage import Stage, StageName, stages_of
+
+Point = tuple[int, StageName]
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,14 @@ class RunLine:
 class StageLine:
     """One stage of a run.
 
-    `state` is `done`, `running`, `failed: why`, `interrupted` or `not started`.
+    `state` is `done`, `running`, `partial`, `interrupted` (with nothing kept), `failed`, `stale` or `not started`, and
+    `note` says the rest: what is kept, why it failed, what changed.
     """
 
     round: int
     stage: StageName
     state: str
+    note: str = ""
     rows: str = ""
     dropped: str = ""
     time: str = ""
@@ -46,7 +52,7 @@ def _run_line(config: RunConfig) -> RunLine:
     decisions = _decisions(config)
     refused = any(manifest.outputs["promoted"] == "no" for manifest in decisions)
     done = len(decisions) >= config.rounds
-    report = config.folder / "report.html"
+    report = report_path(config)
     running = "running" if is_held(config.folder) else "unfinished"
     state = "refused by the gate" if refused else "finished" if done else running
     return RunLine(config.run, config.rounds, len(decisions), state, report if report.exists() else None)
@@ -64,28 +70,101 @@ def verdicts(config: RunConfig) -> list[str]:
 
 def of_run(config: RunConfig) -> list[StageLine]:
     """Every stage of every round, in the order in which they run."""
-    numbers = range(config.rounds + 1)
-    return [_stage_line(config, number, name) for number in numbers for name in stages_of(config, number)]
+    reached, _ = _reached(config)
+    return [_stage_line(config, number, name, reached) for number, name in points(config)]
 
 
-def _stage_line(config: RunConfig, number: int, name: StageName) -> StageLine:
+def points(config: RunConfig) -> list[Point]:
+    """Round and name of every stage that a run may have, in order."""
+    return [(number, name) for number in range(config.rounds + 1) for name in stages_of(config, number)]
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether every stage is done, or the gate refused a round, so that a resumed run would have nothing to do."""
+    return _reached(config)[1]
+
+
+class _NotDone(Exception):
+    pass
+
+
+def _reached(config: RunConfig) -> tuple[dict[Point, Stage], bool]:
+    """The stages whose inputs are known, which are all up to the first that is not done; and whether all are done."""
+    reached: dict[Point, Stage] = {}
+
+    def look(stage: Stage) -> store.Manifest:
+        reached[stage.round, stage.name] = stage
+        manifest = store.read_manifest(stage.folder)
+        if manifest is None or stage.changes(manifest):
+            raise _NotDone
+        return manifest
+
+    try:
+        walk(config, look)
+    except (_NotDone, BadInput):  # prompts that cannot be read are for the run itself to refuse
+        return reached, False
+    return reached, True
+
+
+def to_do(config: RunConfig) -> str:
+    """What `pco resume` would do with this run, in a sentence or two."""
+    reached, finished = _reached(config)
+    if finished:
+        return "Nothing is left to do."
+    number, name = point = list(reached)[-1] if reached else (0, "prepare")
+    resume = f"pco resume {config.run}"
+    if is_held(config.folder):
+        return "A process is writing to this run now."
+    if point in reached and (manifest := store.read_manifest(reached[point].folder)) is not None:
+        changes = "; ".join(reached[point].changes(manifest))
+        return (
+            f"`{resume}` would be refused at `{name}` of round {number}: {changes}. `pco fork {config.run} NEW` shares "
+            f"what is still valid; `{resume} --from {name} --round {number}` sets the rest aside and makes it anew."
+        )
+    every = points(config)
+    left = every[every.index(point) :]
+    this_round = ", ".join(stage for at, stage in left if at == number)
+    later = config.rounds - number
+    then = f", then {later} more round{'s' if later > 1 else ''}" if later else ""
+    return f"`{resume}` would run, in round {number}: {this_round}{then}."
+
+
+def _stage_line(config: RunConfig, number: int, name: StageName, reached: dict[Point, Stage]) -> StageLine:
     folder = _folder(config, number, name)
     manifest = store.read_manifest(folder)
-    if manifest is not None:
-        dropped = "; ".join(f"{count} {reason}" for reason, count in manifest.dropped.items() if count)
-        return StageLine(number, name, "done", counted(manifest), dropped, f"{manifest.seconds:,.0f} s")
-    committed = len(list(folder.glob("*.parquet")))
-    return StageLine(number, name, _unfinished(config, number, name), f"{committed} shards" if committed else "")
+    if manifest is None:
+        return StageLine(number, name, *_unfinished(config, number, name))
+    dropped = "; ".join(f"{count} {reason}" for reason, count in manifest.dropped.items() if count)
+    account = (counted(manifest), dropped, f"{manifest.seconds:,.0f} s")
+    if (number, name) not in reached:
+        return StageLine(number, name, "stale", "a stage before it is not done", *account)
+    if changes := reached[number, name].changes(manifest):
+        return StageLine(number, name, "stale", "; ".join(changes), *account)
+    source = store.origin(folder)
+    return StageLine(number, name, "done", f"from {source}" if source else "", *account)
 
 
-def _unfinished(config: RunConfig, number: int, name: StageName) -> str:
-    """A stage that has failed may be running again: its error file is gone then."""
+def _unfinished(config: RunConfig, number: int, name: StageName) -> tuple[str, str]:
+    """State and note. A stage that has failed may be running again: its error file is gone then."""
+    kept = _kept(config, number, name)
     error = error_path(config, number, name)
     if error.exists():
-        return f"failed: {error.read_text(encoding='utf-8').partition(chr(10))[0]}"
-    if not error.with_suffix(".log").exists():
-        return "not started"
-    return "running" if is_held(config.folder) else "interrupted"
+        why = error.read_text(encoding="utf-8").partition("\n")[0]
+        return "failed", f"{why} ({kept} kept)" if kept else why
+    if error.with_suffix(".log").exists() and is_held(config.folder):
+        return "running", kept
+    if kept:
+        return "partial", kept
+    return ("interrupted", "nothing kept") if error.with_suffix(".log").exists() else ("not started", "")
+
+
+def _kept(config: RunConfig, number: int, name: StageName) -> str:
+    folder = _folder(config, number, name)
+    if name == "train":
+        taken, of = checkpoints.progress(folder)
+        return f"step {taken} of {of}" if taken else ""
+    shards, of = store.committed(folder)
+    return f"{shards}/{of} shards" if shards else ""
 
 
 def counted(manifest: store.Manifest) -> str:
@@ -100,11 +179,11 @@ def folders_with(config: RunConfig, table: str, number: int | None) -> list[tupl
     Raises BadInput when there is none.
     """
     found = []
-    for line in of_run(config):
-        folder = _folder(config, line.round, line.stage)
+    for at, name in points(config):
+        folder = _folder(config, at, name)
         manifest = store.read_manifest(folder)
-        if manifest and number in {None, line.round} and table in {part.table for part in manifest.parts}:
-            found.append((f"round {line.round}, {line.stage}", folder))
+        if manifest and number in {None, at} and table in {part.table for part in manifest.parts}:
+            found.append((f"round {at}, {name}", folder))
     if not found:
         where = "" if number is None else f" in round {number}"
         raise BadInput(

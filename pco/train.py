@@ -65,7 +65,7 @@ def run(stage: Stage) -> store.Manifest | None:
 
 
 def _checkpoints(stage: Stage) -> Path:
-    return stage.folder / "checkpoints"
+    return stage.folder / checkpoints.FOLDER
 
 
 def _start_ranks() -> None:
@@ -197,7 +197,7 @@ def _train(stage: Stage, engine: Any, pair_policy: PairPolicy, plan: list[Step])
         log.append(_step(stage, engine, step, pad))
         _tell(log[-1], len(plan))
         if len(log) % train.checkpoint_steps == 0 and len(log) < len(plan):
-            checkpoints.save(engine, folder, log, fingerprint, keep=train.keep_checkpoints)
+            checkpoints.save(engine, folder, log, fingerprint, of=len(plan), keep=train.keep_checkpoints)
     return log
 
 

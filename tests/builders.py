@@ -1,5 +1,6 @@
 """Configs, stages and tables for the tests, each valid on its own, so that a test names only what it is about."""
 
+import contextlib
 import json
 import random
 from collections.abc import Sequence
@@ -83,6 +84,11 @@ def finished(
     return Artifact(folder, fingerprint)
 
 
+def result(stage: Stage) -> Artifact:
+    """What a finished stage made, as an input of another."""
+    return Artifact(stage.folder, stage.fingerprint)
+
+
 def model(folder: Path) -> Artifact:
     """A model folder as a stage's input."""
     return Artifact(folder, store.folder_digest(folder))
@@ -146,3 +152,43 @@ def _pair_row(tokenizer: Any, prompt: str, chosen: str, rejected: str) -> Row:
         "rejected_reward": -0.5,
         "policy": "digest",
     }
+
+
+def played(config: RunConfig, until: tuple[int, StageName] | None = None, *, refused: int = 0) -> None:
+    """A run on disk whose stages before `until` are finished, each with an empty folder but for its manifest.
+
+    The gate refuses round `refused`.
+    """
+    from pco.rounds import walk
+    from pco.rundir import opened
+
+    class Enough(Exception):
+        pass
+
+    def pretend(stage: Stage) -> store.Manifest:
+        if (stage.round, stage.name) == until:
+            raise Enough
+        if (done := stage.finished()) is not None:
+            return done
+        if stage.name == "train":
+            policy = stage.folder.with_name("policy")
+            policy.mkdir(parents=True)
+            (policy / "model.safetensors").write_text(stage.fingerprint)
+        return stage.finish(
+            unit="rows", rows_in=1, rows_out=1, dropped={}, started=0.0, outputs=_outputs(stage, refused)
+        )
+
+    with opened(config), contextlib.suppress(Enough):
+        walk(config, pretend)
+
+
+def _outputs(stage: Stage, refused: int) -> dict[str, str]:
+    promoted = "no" if stage.round == refused else "yes"
+    match stage.name:
+        case "prepare":
+            return {"policy": "the starting policy", "policy_folder": "/nowhere"}
+        case "train":
+            return {"policy": store.folder_digest(stage.folder.with_name("policy"))}
+        case "decide":
+            return {"promoted": promoted, "reason": f"round {stage.round} {promoted}"}
+    return {}

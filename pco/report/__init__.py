@@ -6,6 +6,7 @@ from data import store
 from data.errors import BadInput
 from pco.config import RunConfig
 from pco.report import gather, markdown
+from pco.rundir import report_path
 
 __all__ = ["round_markdown", "run_markdown", "write"]
 
@@ -17,7 +18,7 @@ def write(config: RunConfig) -> Path:
     """
     from pco.report import page  # draws plots: heavy to import
 
-    path = config.folder / "report.html"
+    path = report_path(config)
     store.write_text(path, page.render(gather.run_report(config)))
     return path
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import schemas, store
-from data.errors import BadInput, CorruptArtifact, PCOError, RunConflict
+from data.errors import BadInput, CorruptArtifact, PCOError
 from tests.builders import score_row
 from tests.processes import as_nobody, killed_after
 
@@ -307,22 +307,11 @@ def test_a_path_that_leads_through_a_file_is_an_error_that_names_it(tmp_path: Pa
 
 
 def test_an_unfinished_stage_has_no_manifest_and_its_table_cannot_be_read(folder: Path) -> None:
-    assert store.finished(folder, PRINT) is None
+    assert store.read_manifest(folder) is None
     store.write_part(folder, "scores", 0, scores(3), PRINT)
-    assert store.finished(folder, PRINT) is None
+    assert store.read_manifest(folder) is None
     with pytest.raises(CorruptArtifact, match=r"has no manifest\.json, so its stage is not finished"):
         store.read_table(folder, "scores")
-
-
-def test_a_finished_stage_is_recognised_by_its_fingerprint(stage: Path) -> None:
-    assert store.finished(stage, PRINT) == store.read_manifest(stage)
-
-
-def test_a_finished_stage_with_another_fingerprint_is_a_conflict_and_stays_as_it_is(stage: Path) -> None:
-    before = {path: path.read_bytes() for path in stage.iterdir()}
-    with pytest.raises(RunConflict, match=f"finished `score` with fingerprint {PRINT}, but other is wanted"):
-        store.finished(stage, "other")
-    assert {path: path.read_bytes() for path in stage.iterdir()} == before
 
 
 def test_a_manifest_of_a_newer_version_is_refused_rather_than_misread(stage: Path) -> None:

@@ -255,7 +255,8 @@ def test_an_evaluation_holds_a_row_per_measure_and_completion(evaluation: Stage)
 
 @pytest.mark.e2e
 def test_two_evaluations_of_one_policy_are_even(made: RunStage, evaluation: Stage, tmp_path: Path) -> None:
-    inputs = {**evaluation.inputs, "start": evaluation.artifact, "previous": evaluation.artifact}
+    measured = builders.result(evaluation)
+    inputs = {**evaluation.inputs, "start": measured, "previous": measured}
     again = builders.stage("evaluate", builders.changed(evaluation.config, runs_dir=str(tmp_path)), inputs)
     metrics = launcher.run(again).metrics
     assert metrics["win_vs_start"] == metrics["win_vs_previous"] == 0.5

@@ -146,7 +146,7 @@ def test_dpo_starts_at_log_2_since_policy_and_reference_are_one_and_feedback_is_
     prompts = builders.finished(tmp_path / "prompts", {"feedback": rows}, name="prepare", fingerprint="e" * 16)
     refer = Stage("refer", 1, config, {"policy": policy, "pairs": pairs})
     assert launcher.run(refer).rows_out == 8
-    inputs = {"policy": policy, "pairs": pairs, "prompts": prompts, "reference": refer.artifact}
+    inputs = {"policy": policy, "pairs": pairs, "prompts": prompts, "reference": builders.result(refer)}
     train = Stage("train", 1, config, inputs)
     launcher.run(train)
     log = store.read_table(train.folder, "train_log").to_pylist()

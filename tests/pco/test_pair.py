@@ -118,7 +118,7 @@ def test_scores_and_pairs_follow_from_candidates_alone(tmp_path: Path) -> None:
     config = builders.config(tmp_path)
     scoring = builders.stage("score", config, {"candidates": found})
     assert score.run(scoring).dropped == {"reward is not finite": 0}
-    pairing = builders.stage("pair", config, {"candidates": found, "scores": scoring.artifact})
+    pairing = builders.stage("pair", config, {"candidates": found, "scores": builders.result(scoring)})
     pair.run(pairing)
     (made,) = store.read_table(pairing.folder, "pairs").to_pylist()
     assert (made["chosen_sample"], made["rejected_sample"]) == (1, 0)

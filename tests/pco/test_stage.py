@@ -73,7 +73,7 @@ def another(dotted: str, annotation: Any, value: Any) -> Any:
         case bool():
             return not value
         case int() | float():
-            return value + 1 if dotted not in SHARES else value / 2
+            return value + 1 if dotted not in HALVED else value / 2
         case str():
             return f"{value}x"
         case list():
@@ -85,7 +85,13 @@ def is_only_choice(annotation: Any) -> bool:
     return get_origin(annotation) is Literal and len(get_args(annotation)) == 1
 
 
-SHARES = {"generate.top_p", "train.warmup_share", "train.lora.dropout", "engine.gpu_memory_utilization", "gate.min_length_ratio"}
+HALVED = {
+    "generate.top_p",
+    "train.warmup_share",
+    "train.lora.dropout",
+    "engine.gpu_memory_utilization",
+    "gate.min_length_ratio",
+}
 CONFIG = RunConfig.model_validate(builders.raw_config(Path("/somewhere")))
 SETTINGS = [name for name, (annotation, _) in leaves(CONFIG).items() if not is_only_choice(annotation)]
 

@@ -1,24 +1,33 @@
 """What a run's folder says of the run."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from data import store
+from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from pco import launcher, status
+from pco import checkpoints, launcher, stage, status
 from pco.config import RunConfig
 from pco.rundir import opened
-from pco.stage import ROUND_STAGES, START_STAGES
+from pco.stage import ROUND_STAGES, START_STAGES, StageName
+from pco.status import StageLine
 from tests import builders
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    made = builders.config(tmp_path, rounds=1)
+    """A run of two rounds that has not begun."""
+    builders.write_prompts(tmp_path, ["train"], ["heldout"])
+    made = builders.config(tmp_path, rounds=2)
     with opened(made):
         pass
     return made
+
+
+def _line(config: RunConfig, number: int, name: StageName) -> StageLine:
+    (line,) = [line for line in status.of_run(config) if (line.round, line.stage) == (number, name)]
+    return line
 
 
 def _states(config: RunConfig) -> list[str]:
@@ -27,8 +36,9 @@ def _states(config: RunConfig) -> list[str]:
 
 def test_every_stage_of_every_round_has_a_line_in_the_order_they_run(config: RunConfig) -> None:
     lines = status.of_run(config)
-    assert [line.stage for line in lines] == [*START_STAGES, *ROUND_STAGES]
+    assert [line.stage for line in lines] == [*START_STAGES, *ROUND_STAGES, *ROUND_STAGES]
     assert {line.state for line in lines} == {"not started"}
+    assert status.to_do(config) == "`pco resume test` would run, in round 0: prepare, evaluate, then 2 more rounds."
 
 
 def test_only_losses_with_a_reference_have_its_stage(config: RunConfig) -> None:
@@ -36,14 +46,30 @@ def test_only_losses_with_a_reference_have_its_stage(config: RunConfig) -> None:
     assert "refer" in [line.stage for line in status.of_run(dpo)]
 
 
+def test_a_run_that_is_half_done_says_what_is_left(config: RunConfig) -> None:
+    builders.played(config, until=(1, "train"))
+    assert _states(config) == ["done"] * 5 + ["not started"] * 9
+    expected = "`pco resume test` would run, in round 1: train, evaluate, decide, then 1 more round."
+    assert status.to_do(config) == expected
+    assert not status.is_finished(config)
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+def test_a_run_whose_rounds_are_through_or_refused_is_finished(config: RunConfig, refused: int) -> None:
+    builders.played(config, refused=refused)
+    assert status.is_finished(config)
+    assert status.to_do(config) == "Nothing is left to do."
+
+
 def test_a_stage_that_failed_says_why_and_one_that_was_killed_that_it_was(config: RunConfig) -> None:
     stage = builders.stage("score", config, {"candidates": builders.PRETEND})
     with pytest.raises(CorruptArtifact):
         launcher.run(stage)
-    (line,) = [line for line in status.of_run(config) if line.stage == "score"]
-    assert line.state.startswith("failed: /nowhere: has no manifest.json")
+    line = _line(config, 1, "score")
+    assert line.state == "failed"
+    assert line.note.startswith("/nowhere: has no manifest.json")
     launcher.error_path(config, 1, "score").unlink()
-    assert "interrupted" in _states(config)
+    assert _line(config, 1, "score").state == "interrupted"
 
 
 def test_a_run_that_is_held_is_running(config: RunConfig) -> None:
@@ -53,17 +79,64 @@ def test_a_run_that_is_held_is_running(config: RunConfig) -> None:
     with opened(config):
         assert _states(config)[0] == "running"
         assert [line.state for line in status.of_all(Path(config.runs_dir))] == ["running"]
+        assert status.to_do(config) == "A process is writing to this run now."
     assert [line.state for line in status.of_all(Path(config.runs_dir))] == ["unfinished"]
 
 
-def test_committed_shards_and_dropped_rows_are_counted(config: RunConfig) -> None:
-    folder = builders.stage("score", config).folder
-    builders.finished(folder, {"scores": [builders.score_row("p", 0, 1.0)]})
-    (line,) = [line for line in status.of_run(config) if line.stage == "score"]
-    assert (line.state, line.rows) == ("done", "1 rows")
-    (folder / store.MANIFEST).unlink()
-    (line,) = [line for line in status.of_run(config) if line.stage == "score"]
-    assert line.rows == "1 shards"
+def test_a_stage_cut_short_tells_the_shards_or_steps_that_it_has_kept(config: RunConfig) -> None:
+    folder = builders.stage("generate", config).folder
+    for shard in (0, 3):
+        content = schemas.build("candidates", [builders.candidate_row()])
+        store.write_part(folder, "candidates", shard, content, "f" * 16, of=16)
+    assert (_line(config, 1, "generate").state, _line(config, 1, "generate").note) == ("partial", "2/16 shards")
+    marker = builders.stage("train", config).folder / checkpoints.FOLDER / "step-00000002.json"
+    store.write_text(marker, json.dumps({"fingerprint": "f", "of": 9, "log": [{}, {}]}))
+    assert (_line(config, 1, "train").state, _line(config, 1, "train").note) == ("partial", "step 2 of 9")
+
+
+def test_shards_of_an_attempt_with_other_settings_are_not_counted(config: RunConfig) -> None:
+    folder = builders.stage("generate", config).folder
+    content = schemas.build("candidates", [builders.candidate_row()])
+    for shard, fingerprint in enumerate(["old", "old", "new"]):
+        store.write_part(folder, "candidates", shard, content, fingerprint, of=5)
+    assert store.committed(folder) == (1, 5)
+
+
+def test_a_finished_stage_tells_its_rows_and_what_was_dropped(config: RunConfig) -> None:
+    builders.played(config, until=(0, "evaluate"))
+    line = _line(config, 0, "prepare")
+    assert (line.state, line.rows, line.dropped) == ("done", "1 rows", "")
+
+
+def test_what_changed_since_a_stage_was_made_is_told_and_with_it_all_that_follows(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    builders.played(config, until=(2, "generate"))
+    (tmp_path / "train.jsonl").write_text('{"prompt": "another"}\n')
+    assert _line(config, 0, "prepare").state == "stale"
+    assert _line(config, 0, "prepare").note == f"its input `train` changed ({tmp_path / 'train.jsonl'})"
+    assert {line.state for line in status.of_run(config) if line.round == 1} == {"stale"}
+    assert "would be refused at `prepare` of round 0: its input `train` changed" in status.to_do(config)
+
+
+def test_a_setting_that_a_stage_was_made_without_is_named_with_both_values(config: RunConfig) -> None:
+    builders.played(config)
+    line = _line(builders.changed(config, train__learning_rate=0.5), 1, "train")
+    assert (line.state, line.note) == ("stale", "train.learning_rate was 5e-05, is 0.5")
+
+
+def test_a_stage_made_by_another_version_of_the_code_is_stale(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builders.played(config)
+    monkeypatch.setitem(stage._VERSIONS, "pair", 2)
+    assert _line(config, 1, "pair").note == "it was made by another version of this stage's code"
+
+
+def test_prompts_that_are_gone_since_they_were_frozen_count_as_unchanged(config: RunConfig, tmp_path: Path) -> None:
+    builders.played(config)
+    (tmp_path / "train.jsonl").unlink()
+    assert set(_states(config)) == {"done"}
 
 
 def test_a_table_that_no_stage_holds_is_refused(config: RunConfig) -> None:

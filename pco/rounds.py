@@ -1,0 +1,59 @@
+"""The algorithm: which stage follows which, and what each is given (iterated training, arXiv 2312.16682, section 3).
+
+The only place that knows the order. A flow runs the stages, `pco status` looks at them, `pco fork` shares them: each
+hands `walk` what to do with a stage.
+"""
+
+from collections.abc import Callable
+
+from data.store import Manifest
+from pco import policy
+from pco.config import DPO, IPO, RunConfig
+from pco.prepare import planned
+from pco.stage import Artifact, Stage, StageName
+
+
+def walk(
+    config: RunConfig, do: Callable[[Stage], Manifest], *, decided: Callable[[int], None] = lambda _: None
+) -> None:
+    """Hand every stage of a run to `do`, in order, until the rounds are through or the gate refuses one.
+
+    `do` makes sure that a stage is finished and returns its manifest; to end the walk early it raises. `decided` is
+    told of each round after its gate has spoken.
+    """
+
+    def done(name: StageName, number: int, **inputs: Artifact) -> Artifact:
+        stage = Stage(name, number, config, inputs)
+        return stage.made(do(stage))
+
+    prepare = planned(config)
+    manifest = do(prepare)
+    prompts = prepare.made(manifest)
+    current = start_policy = policy.starting(manifest)
+    start = previous = done("evaluate", 0, policy=start_policy, prompts=prompts)
+    for number in range(1, config.rounds + 1):
+        candidates = done("generate", number, policy=current, prompts=prompts)
+        scores = done("score", number, candidates=candidates)
+        pairs = done("pair", number, candidates=candidates, scores=scores)
+        learned = {"policy": current, "pairs": pairs}
+        if config.prompts.feedback is not None:
+            learned["prompts"] = prompts
+        if (reference := _reference(config, current, start_policy)) is not None:
+            learned["reference"] = done("refer", number, policy=reference, pairs=pairs)
+        train = Stage("train", number, config, learned)
+        trained = policy.trained(train, do(train))
+        evaluation = done("evaluate", number, policy=trained, prompts=prompts, start=start, previous=previous)
+        decide = Stage("decide", number, config, {"evaluation": evaluation, "previous": previous, "start": start})
+        promoted = do(decide).outputs["promoted"] == "yes"
+        decided(number)
+        if not promoted:
+            return
+        current, previous = trained, evaluation
+
+
+def _reference(config: RunConfig, current: Artifact, start: Artifact) -> Artifact | None:
+    """The policy whose log-probabilities the loss needs, if it needs any."""
+    loss = config.train.loss
+    if not isinstance(loss, DPO | IPO):
+        return None
+    return current if loss.reference == "previous" else start
