@@ -289,6 +289,8 @@ class RunConfig(_Section):
     """Every random choice follows from it."""
     stage_timeout_s: int = Field(24 * 3600, ge=1)
     """A stage process that runs longer is ended, in seconds."""
+    stall_timeout_s: int = Field(1800, ge=1)
+    """A stage process that says nothing for so long, in seconds, is ended; its log then tells where it hung."""
     policy: Policy
     prompts: Prompts
     generate: Generate = Generate()
