@@ -20,6 +20,7 @@ from pco.stage import LAUNCHED, PARENT, Stage, StageName, round_folder
 
 _POLL_S = 0.1
 _TAIL_LINES = 15
+ATTEMPT = "==== attempt"  # begins the log of each attempt at a stage
 _FULL = 2**20  # bytes; with fewer free a disk counts as full
 
 # What stage processes need and a user's shell rarely sets; a variable that is set wins.
@@ -70,8 +71,9 @@ def _launched(
 ) -> store.Manifest:
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     failure: Failure | None = None
+    start = log.stat().st_size
     with _process(stage, log) as process:
-        for line in _lines(process, log, stage):
+        for line in _lines(process, log, start, stage):
             event = progress.parse(line)
             if isinstance(event, Progress):
                 on_progress(event)
@@ -99,7 +101,8 @@ def _prepare_log(stage: Stage) -> Path:
         for folder in (logs, stage.folder):
             store.sweep(folder)
         error_path(stage.config, stage.round, stage.name).unlink(missing_ok=True)
-        log.write_text("", encoding="utf-8")
+        with log.open("a", encoding="utf-8") as file:  # an earlier attempt's log may tell why it failed
+            file.write("\n" * (file.tell() > 0) + f"{ATTEMPT} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     return log
 
 
@@ -133,13 +136,14 @@ def _environment(stage: Stage, stage_file: Path) -> dict[str, str]:
     return environment
 
 
-def _lines(process: subprocess.Popen[bytes], log: Path, stage: Stage) -> Iterator[str]:
-    """The log's lines as they come, until the process has ended and all is read.
+def _lines(process: subprocess.Popen[bytes], log: Path, start: int, stage: Stage) -> Iterator[str]:
+    """The log's lines from byte `start` on as they come, until the process has ended and all is read.
 
     Raises StageFailed when the process takes too long, or says nothing for too long.
     """
     began = heard = time.monotonic()
     with log.open(encoding="utf-8", errors="replace") as file:
+        file.seek(start)
         torn = ""
         while True:
             ended = process.poll() is not None

@@ -34,9 +34,13 @@ class Case:
     environment: dict[str, str]
 
     @property
-    def config(self) -> RunConfig:
+    def folder(self) -> Path:
         raw = yaml.safe_load(self.file.read_text())
-        return read_config(Path(raw["runs_dir"]) / raw["run"])
+        return Path(raw["runs_dir"]) / raw["run"]
+
+    @property
+    def config(self) -> RunConfig:
+        return read_config(self.folder)
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "flows.cli", *arguments]

@@ -110,7 +110,8 @@ def test_events_and_log_lines_arrive_in_order_and_the_log_holds_them_all(
     told = [Progress(1, 2, "rows"), Progress(2, 2, "rows")]
     assert events == ["before", *told, "on standard error", "half a line, not UTF-8: \ufffd"]
     log = (stage.folder.parent / "logs" / "score.log").read_text(errors="replace")
-    assert log.startswith("before\n")
+    assert log.startswith(launcher.ATTEMPT)
+    assert log.splitlines()[1] == "before"
     assert log.endswith("half a line, not UTF-8: \ufffd")
 
 
@@ -204,6 +205,18 @@ def test_a_process_that_runs_out_of_time_is_ended(stage: Stage, stage_does: Call
     with pytest.raises(StageFailed, match="ran out of time"):
         launcher.run(slow, on_log=lines.append)
     assert not alive(int(lines[0]))
+
+
+def test_the_log_of_a_failed_attempt_is_kept_and_its_lines_are_not_told_again(
+    stage: Stage, stage_does: Callable[[str], None]
+) -> None:
+    stage_does("print('first', end='', flush=True); sys.exit(1)")
+    assert lines_of(stage) == ["first"]
+    stage_does("print('second', flush=True)\n" + FINISH)
+    assert lines_of(stage) == ["second"]
+    lines = (stage.folder.parent / "logs" / "score.log").read_text().splitlines()
+    assert [line for line in lines if launcher.ATTEMPT not in line] == ["first", "second"]
+    assert len(lines) == 4
 
 
 def test_a_failed_stage_can_be_run_again(stage: Stage, stage_does: Callable[[str], None]) -> None:
