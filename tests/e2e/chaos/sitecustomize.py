@@ -1,7 +1,7 @@
 """Kills stage processes at planned calls to the disk. Python imports this by itself where it is on PYTHONPATH.
 
 The folder in PCO_CHAOS holds a token per planned kill, `ROUND-STAGE-ORDER-CALL-VICTIM`. Each attempt at a stage takes
-its first token and, at that call, kills with SIGKILL: the stage's own process, its parent (the flow's process; of a
+its first token and, at that call on the run's files, kills with SIGKILL: the stage's own process, its parent (the flow's process; of a
 training rank DeepSpeed's launcher), or both. A real SIGKILL cleans nothing up; nor does this.
 
 With a file `record` in the folder, calls are counted instead: that tells how many a whole stage makes.
@@ -39,13 +39,17 @@ def install(folder: Path, stage_file: Path) -> None:
             kill(token.name.rsplit("-", 1)[1])
 
     for call in CALLS:
-        setattr(os, call, before(reached, getattr(os, call)))
+        setattr(os, call, before(reached, stage_file.parents[2], getattr(os, call)))
 
 
-def before(reached: Callable[[], None], real: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        reached()
-        return real(*args, **kwargs)
+def before(reached: Callable[[], None], run: Path, real: Callable[..., Any]) -> Callable[..., Any]:
+    """The real call, announced if it concerns a file of the run."""
+
+    def call(target: Any, *args: Any, **kwargs: Any) -> Any:
+        path = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else os.fspath(target)
+        if str(path).startswith(f"{run}/"):
+            reached()
+        return real(target, *args, **kwargs)
 
     return call
 
