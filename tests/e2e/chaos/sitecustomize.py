@@ -1,8 +1,8 @@
 """Kills stage processes at planned calls to the disk. Python imports this by itself where it is on PYTHONPATH.
 
 The folder in PCO_CHAOS holds a token per planned kill, `ROUND-STAGE-ORDER-CALL-VICTIM`. Each attempt at a stage takes
-its first token and, at that call on the run's files, kills with SIGKILL: the stage's own process, its parent (the flow's process; of a
-training rank DeepSpeed's launcher), or both. A real SIGKILL cleans nothing up; nor does this.
+its first token and, at that call on the run's files, kills with SIGKILL: the stage's own process, its parent (the
+flow's process; of a training rank DeepSpeed's launcher), or both. SIGKILL cleans nothing up; nor does this.
 
 With a file `record` in the folder, calls are counted instead: that tells how many a whole stage makes.
 """
@@ -46,7 +46,7 @@ def before(reached: Callable[[], None], run: Path, real: Callable[..., Any]) -> 
     """The real call, announced if it concerns a file of the run."""
 
     def call(target: Any, *args: Any, **kwargs: Any) -> Any:
-        path = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else os.fspath(target)
+        path = Path(f"/proc/self/fd/{target}").readlink() if isinstance(target, int) else os.fspath(target)
         if str(path).startswith(f"{run}/"):
             reached()
         return real(target, *args, **kwargs)
