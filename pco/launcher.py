@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data import errors, store
 from data.errors import PCOError, StageFailed
-from pco import processes, progress, room
+from pco import checkpoints, processes, progress, room
 from pco.config import RunConfig
 from pco.progress import Failure, Progress
 from pco.stage import LAUNCHED, PARENT, Stage, StageName, round_folder
@@ -48,6 +48,7 @@ def run(
     """
     done = stage.finished()
     if done is not None:
+        checkpoints.remove(stage.folder / checkpoints.FOLDER)  # a kill may have come just before they were
         return done
     log = _prepare_log(stage)
     try:

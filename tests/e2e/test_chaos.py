@@ -76,9 +76,14 @@ def _plan(folder: Path, calls: dict[str, int], draw: random.Random) -> None:
             (folder / f"{name}-{order:02d}-{call}-{victim}").touch()
 
 
-def _parts(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Every committed file, with what would change if it were written again."""
-    files = [*folder.glob("round-*/*/*.parquet"), *folder.glob("round-*/*/manifest.json")]
+def _committed(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Every file of finished stages and every shard, with what would change if it were written again."""
+    finished = [path for manifest in folder.glob("round-*/*/manifest.json") for path in manifest.parent.iterdir()]
+    policies = [
+        path for path in folder.glob("round-*/policy/*") if (path.parents[1] / "training/manifest.json").exists()
+    ]
+    shards = [path for table in ("candidates", "scores", "evaluations") for path in folder.glob(f"round-*/*/{table}-*")]
+    files = {path for path in (*finished, *policies, *shards) if path.is_file() and path.suffix != ".tmp"}
     return {path: (stat.st_ino, stat.st_mtime_ns) for path in files for stat in [path.stat()]}
 
 
@@ -93,7 +98,7 @@ def _check_after_a_death(case: Case, ledger: Ledger) -> None:
     while left := _stage_processes(case.folder):
         assert time.monotonic() < deadline, f"outlived their parent: {left}"
         time.sleep(0.05)
-    now = _parts(case.folder)
+    now = _committed(case.folder)
     rewritten = [str(path) for path, mark in ledger.committed.items() if now.get(path) != mark]
     assert not rewritten, f"finished work was done again: {rewritten}"
     ledger.committed = now
