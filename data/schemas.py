@@ -19,6 +19,21 @@ def _schema(*fields: tuple[str, pa.DataType], nullable: tuple[str, ...] = ()) ->
     return pa.schema([pa.field(name, kind, nullable=name in nullable) for name, kind in fields])
 
 
+_PAIR = (
+    ("prompt_id", pa.string()),
+    ("prompt", pa.string()),
+    ("chosen", pa.string()),
+    ("rejected", pa.string()),
+    ("prompt_token_ids", _TOKENS),
+    ("chosen_token_ids", _TOKENS),
+    ("rejected_token_ids", _TOKENS),
+    ("chosen_sample", pa.int32()),
+    ("rejected_sample", pa.int32()),
+    ("chosen_reward", pa.float64()),
+    ("rejected_reward", pa.float64()),
+    ("policy", pa.string()),
+)
+
 SCHEMAS: dict[str, pa.Schema] = {
     "prompts": _schema(
         ("split", pa.string()),  # train, heldout, or text: human prose for perplexity
@@ -46,20 +61,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("reward", pa.float64()),
         ("reward_model", pa.string()),
     ),
-    "pairs": _schema(
-        ("prompt_id", pa.string()),
-        ("prompt", pa.string()),
-        ("chosen", pa.string()),
-        ("rejected", pa.string()),
-        ("prompt_token_ids", _TOKENS),
-        ("chosen_token_ids", _TOKENS),
-        ("rejected_token_ids", _TOKENS),
-        ("chosen_sample", pa.int32()),
-        ("rejected_sample", pa.int32()),
-        ("chosen_reward", pa.float64()),
-        ("rejected_reward", pa.float64()),
-        ("policy", pa.string()),
-    ),
+    "pairs": _schema(*_PAIR),
+    "replay": _schema(*_PAIR, ("round", pa.int32())),  # pairs of earlier rounds, and which made each
     "feedback": _schema(
         ("prompt_id", pa.string()),
         ("prompt", pa.string()),
@@ -69,12 +72,14 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("token_ids", _TOKENS),
     ),
     "reference_logps": _schema(
+        ("round", pa.int32()),  # of a replayed pair
         ("prompt_id", pa.string()),
         ("chosen_sample", pa.int32()),
         ("rejected_sample", pa.int32()),
         ("chosen_logp", pa.float64()),  # of the whole completion under the reference policy, nats
         ("rejected_logp", pa.float64()),
         ("policy", pa.string()),
+        nullable=("round",),
     ),
     "train_log": _schema(
         ("step", pa.int32()),

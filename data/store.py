@@ -373,24 +373,26 @@ def read_table(folder: Path, table: str) -> pa.Table:
 
     Raises CorruptArtifact naming the file that is missing, altered, unreadable or of a foreign schema.
     """
-    return pa.concat_tables(read_shards(folder, table))
+    return pa.concat_tables([read_part(folder, part) for part in parts(folder, table)])
 
 
-def read_shards(folder: Path, table: str) -> list[pa.Table]:
-    """As `read_table`, shard by shard."""
+def parts(folder: Path, table: str) -> list[Part]:
+    """The parts of a finished stage's table, in shard order, to be read one by one."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise CorruptArtifact(
             f"{folder}: has no {MANIFEST}, so its stage is not finished. Resume the run to finish it."
         )
-    parts = [part for part in manifest.parts if part.table == table]
-    if not parts:
+    found = [part for part in manifest.parts if part.table == table]
+    if not found:
         held = sorted({part.table for part in manifest.parts})
         raise CorruptArtifact(f"{folder}: holds no `{table}` table; it has {', '.join(held) or 'none'}.")
-    return [_verified(folder / part.file, part) for part in parts]
+    return found
 
 
-def _verified(path: Path, part: Part) -> pa.Table:
+def read_part(folder: Path, part: Part) -> pa.Table:
+    """One part of a finished stage, after checking it against the manifest; raises CorruptArtifact."""
+    path = folder / part.file
     if not path.exists():
         raise CorruptArtifact(f"{path}: missing, though its manifest lists it ({part.rows} rows). {_REPAIR}")
     if file_digest(path) != part.sha256:

@@ -107,8 +107,9 @@ def examples_of(pairs: Sequence[Row], reference: Sequence[Row] = ()) -> list[Exa
 
 
 def pair_id(row: Row) -> str:
-    """What identifies a pair within a round."""
-    return f"{row['prompt_id']}:{row['chosen_sample']}:{row['rejected_sample']}"
+    """What identifies a pair among a round's own and replayed ones; the latter tell the round that made them."""
+    made = f"{row['round']}:" if row.get("round") is not None else ""
+    return f"{made}{row['prompt_id']}:{row['chosen_sample']}:{row['rejected_sample']}"
 
 
 def rated_of(feedback: Sequence[Row]) -> list[Rated]:

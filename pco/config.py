@@ -112,10 +112,28 @@ class RepetitionReward(_Section):
 class Pair(_Section):
     """From scored candidates to preference pairs."""
 
-    strategy: Literal["best_worst"] = "best_worst"
-    """`best_worst`: the highest reward of a prompt's candidates is chosen, the lowest rejected."""
+    strategy: Literal["best_worst", "best_random", "halves"] = "best_worst"
+    """`best_worst`: highest reward of a prompt against its lowest. `best_random`: against any lower one. `halves`: the
+    best against the worst, the second best against the second worst, and so on."""
+    max_pairs: int = Field(1, ge=1)
+    """At most so many pairs of one prompt; `best_worst` gives one."""
     min_margin: float = Field(0.0, ge=0)
     """Drop pairs whose rewards differ by less. Ties are always dropped."""
+    max_length_ratio: float | None = Field(None, ge=1)
+    """Pair only completions of which the longer has at most so many times the tokens of the shorter."""
+    max_similarity: float = Field(1.0, ge=0, le=1)
+    """Drop pairs whose texts have a larger share of word 3-grams in common."""
+
+
+class Replay(_Section):
+    """Pairs of earlier rounds, mixed in with each round's own."""
+
+    rounds: int = Field(0, ge=0)
+    """How many earlier rounds to draw from; 0 trains on each round's own pairs alone."""
+    share: float = Field(1.0, gt=0)
+    """At most so many replayed pairs for each pair of the round itself."""
+    half_life: float | None = Field(None, gt=0)
+    """Rounds after which a pair is half as likely to be drawn; null: all are equally likely."""
 
 
 class _Cringe(_Section):
@@ -297,6 +315,7 @@ class RunConfig(_Section):
     engine: Engine = Engine()
     reward: RepetitionReward = RepetitionReward()
     pair: Pair = Pair()
+    replay: Replay = Replay()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()

@@ -179,9 +179,11 @@ def _stalled(process: subprocess.Popen[bytes], log: Path, stage: Stage) -> str:
 
 
 def _cause(returncode: int) -> str:
-    if returncode >= 0:
+    # DeepSpeed's launcher ends with the status of a rank; a signal that killed one then counts down from 256.
+    number = -returncode if returncode < 0 else 256 - returncode
+    if number not in set(signal.Signals):
         return f"its process ended with status {returncode}"
-    name = signal.Signals(-returncode).name
+    name = signal.Signals(number).name
     hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
     return f"its process was killed by {name}{hint}"
 

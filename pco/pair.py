@@ -1,74 +1,185 @@
-"""Stage `pair`: scored candidates become preference pairs."""
+"""Stage `pair`: scored candidates become preference pairs, shard by shard; pairs of earlier rounds are mixed in."""
 
+import random
 from collections import Counter
-from itertools import groupby
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data import schemas, store
-from data.errors import BadInput
+from data.errors import BadInput, CorruptArtifact
+from pco import progress, replay
 from pco.config import Pair
+from pco.progress import Progress
+from pco.seeds import seed_of
 from pco.stage import Stage
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class Scored:
+    """One candidate of a prompt: its row in the shard, what the reward says of it, and its length in tokens."""
+
+    row: int
+    reward: float
+    tokens: int
+    text: str
+
+
+Chosen = tuple[Scored, Scored]  # (chosen, rejected)
 
 
 def run(stage: Stage) -> store.Manifest:
-    """Write the `pairs` table: at most one pair per prompt; what gives none is counted by reason.
+    """Write the `pairs` table, and `replay` if the config asks for it; a prompt without a pair is counted by reason.
+
+    One shard is in memory at a time.
 
     Raises BadInput when no prompt gives a pair: there would be nothing to train on.
     """
     started = stage.launched()
-    prompts = _scored(stage)
-    made = [best_worst(rows, stage.config.pair) for rows in prompts]
-    pairs = [pair for pair in made if isinstance(pair, dict)]
-    dropped = Counter(reason for reason in made if isinstance(reason, str))
-    if not pairs:
+    shards, scores = _shards(stage)
+    dropped: Counter[str] = Counter()
+    prompts = made = 0
+    for i, (candidates, scored) in enumerate(zip(shards, scores, strict=True)):
+        table, reasons, count = _paired(stage, _read(stage, "candidates", candidates), _read(stage, "scores", scored))
+        store.write_part(stage.folder, "pairs", i, table, stage.fingerprint, of=len(shards))
+        dropped += reasons
+        prompts, made = prompts + count, made + table.num_rows
+        progress.report(Progress(i + 1, len(shards), "shards"))
+    if not made:
         raise BadInput(
-            f"{stage.title}: none of {len(prompts)} prompts gave a pair ({dict(dropped)}). Raise generate.n or "
+            f"{stage.title}: none of {prompts} prompts gave a pair ({dict(dropped)}). Raise generate.n or "
             "generate.temperature so that candidates differ, or lower pair.min_margin."
         )
-    store.write_part(stage.folder, "pairs", 0, schemas.build("pairs", pairs), stage.fingerprint)
+    replayed = replay.write(stage, fresh=made)
     return stage.finish(
         unit="prompts",
-        rows_in=len(prompts),
-        rows_out=len(pairs),
+        rows_in=prompts,
+        rows_out=prompts - dropped.total(),
         dropped=dropped,
         started=started,
+        metrics={"pairs": made, "replayed": replayed},
     )
 
 
-def _scored(stage: Stage) -> list[list[Row]]:
-    """Candidates with their rewards, grouped by prompt in the order of the candidates table."""
-    candidates = store.read_table(stage.inputs["candidates"].folder, "candidates").to_pylist()
-    scores = store.read_table(stage.inputs["scores"].folder, "scores").to_pylist()
-    rewards = {(row["prompt_id"], row["sample"]): row["reward"] for row in scores}
-    rows = [{**row, "reward": rewards.get((row["prompt_id"], row["sample"]))} for row in candidates]
-    return [list(group) for _, group in groupby(rows, key=lambda row: row["prompt_id"])]
+def _shards(stage: Stage) -> tuple[list[store.Part], list[store.Part]]:
+    """The parts of candidates and scores; each shard of scores is of the same shard of candidates."""
+    tables = ("candidates", "scores")
+    candidates, scores = (store.parts(stage.inputs[name].folder, name) for name in tables)
+    if len(candidates) != len(scores):
+        raise CorruptArtifact(
+            f"{stage.inputs['scores'].folder}: has {len(scores)} shards for {len(candidates)} of candidates. Make the "
+            f"scores again: `pco resume {stage.config.run} --from score --round {stage.round}`."
+        )
+    return candidates, scores
 
 
-def best_worst(candidates: list[Row], config: Pair) -> Row | str:
-    """The best against the worst candidate of one prompt, or the reason why there is no pair.
+def _read(stage: Stage, name: str, part: store.Part) -> pa.Table:
+    return store.read_part(stage.inputs[name].folder, part)
 
-    Ties never become a pair: equal scores say nothing. Among equals the earlier sample is taken.
+
+def _paired(stage: Stage, candidates: pa.Table, scores: pa.Table) -> tuple[pa.Table, Counter[str], int]:
+    """The pairs of one shard, why prompts gave none, and how many prompts it holds."""
+    config, reasons, chosen, count = stage.config, Counter[str](), list[Chosen](), 0
+    for prompt, group in groupby(_rows(candidates, scores), key=lambda one: one[0]):
+        count += 1
+        own = [scored for _, scored in group if scored is not None]
+        made = pairs_of(own, config.pair, seed=seed_of(config.seed, stage.round, prompt))
+        if isinstance(made, str):
+            reasons[made] += 1
+        else:
+            chosen += made
+    return _table(candidates, chosen), reasons, count
+
+
+def _rows(candidates: pa.Table, scores: pa.Table) -> list[tuple[str, Scored | None]]:
+    """Prompt and, if it has a score, candidate, in the order of the candidates table."""
+    keys = zip(scores["prompt_id"].to_pylist(), scores["sample"].to_pylist(), strict=True)
+    rewards = dict(zip(keys, scores["reward"].to_pylist(), strict=True))
+    lengths = pc.list_value_length(candidates["token_ids"]).to_pylist()
+    columns = (candidates[name].to_pylist() for name in ("prompt_id", "sample", "completion"))
+    rows = []
+    for row, (prompt, sample, text) in enumerate(zip(*columns, strict=True)):
+        reward = rewards.get((prompt, sample))
+        rows.append((prompt, None if reward is None else Scored(row, reward, lengths[row], text)))
+    return rows
+
+
+def pairs_of(candidates: Sequence[Scored], config: Pair, *, seed: int) -> list[Chosen] | str:
+    """The pairs of one prompt in order of preference, or the reason why there is none.
+
+    Ties never become a pair: equal scores say nothing. Among equals the earlier sample is taken. A candidate stands
+    in one pair only, but the best of `best_random` in all.
     """
-    scored = [row for row in candidates if row["reward"] is not None]
-    if len(scored) < 2:
+    if len(candidates) < 2:
         return "fewer than two scored candidates"
-    best = max(scored, key=lambda row: row["reward"])
-    worst = min(scored, key=lambda row: row["reward"])
-    margin = best["reward"] - worst["reward"]
-    if margin == 0:
+    ranked = sorted(candidates, key=lambda one: -one.reward)  # stable: among equals the earlier first
+    if ranked[0].reward == ranked[-1].reward:
+        return "all candidates tie"
+    allowed = (pair for pair in _preferred(ranked, config, random.Random(seed)) if not _fault(*pair, config))
+    limit = 1 if config.strategy == "best_worst" else config.max_pairs
+    return list(islice(allowed, limit)) or _fault(*_widest(ranked), config) or "no two candidates fit the limits"
+
+
+def _preferred(ranked: list[Scored], config: Pair, draw: random.Random) -> Iterator[Chosen]:
+    """The pairs that a strategy would make, the most wanted first."""
+    worst_first = sorted(ranked, key=lambda one: one.reward)
+    match config.strategy:
+        case "best_worst":
+            yield _widest(ranked)
+            # That may not be one, for its lengths or likeness: then the next widest.
+            every = [(better, worse) for better in ranked for worse in worst_first if better.reward > worse.reward]
+            yield from sorted(every, key=lambda pair: pair[1].reward - pair[0].reward)
+        case "best_random":
+            yield from ((ranked[0], other) for other in draw.sample(ranked, len(ranked)))
+        case "halves":
+            half = len(ranked) // 2
+            yield from zip(ranked[:half], worst_first[:half], strict=True)
+
+
+def _widest(ranked: list[Scored]) -> Chosen:
+    return ranked[0], min(ranked, key=lambda one: one.reward)
+
+
+def _fault(chosen: Scored, rejected: Scored, config: Pair) -> str:
+    """Why two candidates may not be a pair; empty if they may."""
+    margin = chosen.reward - rejected.reward
+    if margin <= 0:
         return "all candidates tie"
     if margin < config.min_margin:
         return "margin below min_margin"
-    return {
-        "prompt_id": best["prompt_id"],
-        "prompt": best["prompt"],
-        "prompt_token_ids": best["prompt_token_ids"],
-        "policy": best["policy"],
-        **{f"chosen{suffix}": best[column] for suffix, column in _SIDES.items()},
-        **{f"rejected{suffix}": worst[column] for suffix, column in _SIDES.items()},
-    }
+    if config.max_length_ratio is not None:
+        shorter, longer = sorted((chosen.tokens, rejected.tokens))
+        if longer > config.max_length_ratio * shorter:
+            return "lengths differ more than max_length_ratio"
+    if config.max_similarity < 1 and similarity(chosen.text, rejected.text) > config.max_similarity:
+        return "more alike than max_similarity"
+    return ""
 
 
-_SIDES = {"": "completion", "_token_ids": "token_ids", "_sample": "sample", "_reward": "reward"}
+def similarity(one: str, other: str) -> float:
+    """Share of word 3-grams that two texts have in common (Jaccard index, 0 to 1); shorter texts count as one gram."""
+    ours, theirs = _grams(one), _grams(other)
+    return len(ours & theirs) / len(ours | theirs)
+
+
+def _grams(text: str, n: int = 3) -> set[tuple[str, ...]]:
+    words = text.split()
+    return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))}
+
+
+_SIDES = {"": "completion", "_token_ids": "token_ids", "_sample": "sample"}
+
+
+def _table(candidates: pa.Table, pairs: list[Chosen]) -> pa.Table:
+    """The `pairs` rows: columns of the candidates, taken by row."""
+    sides = {"chosen": [chosen for chosen, _ in pairs], "rejected": [rejected for _, rejected in pairs]}
+    taken = {side: candidates.take(pa.array([one.row for one in own], pa.int64())) for side, own in sides.items()}
+    columns = {name: taken["chosen"][name] for name in ("prompt_id", "prompt", "prompt_token_ids", "policy")}
+    for side, own in sides.items():
+        columns |= {f"{side}{suffix}": taken[side][column] for suffix, column in _SIDES.items()}
+        columns[f"{side}_reward"] = pa.array([one.reward for one in own], pa.float64())
+    schema = schemas.SCHEMAS["pairs"]
+    return pa.table([columns[name] for name in schema.names], schema=schema)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from data import schemas, store
-from pco import losses, policy, progress
+from pco import losses, policy, progress, replay
 from pco.batches import Example, collate, examples_of
 from pco.objective import decoder_and_head
 from pco.progress import Progress
@@ -27,7 +27,7 @@ def run(stage: Stage) -> store.Manifest:
     started = stage.launched()
     transformers_logging.disable_progress_bar()
     reference = policy.verified(stage)
-    rows = store.read_table(stage.inputs["pairs"].folder, "pairs").to_pylist()
+    rows = replay.rows_of(stage.inputs["pairs"].folder)
     model = _model(stage)
     began = time.monotonic()
     starts = range(0, len(rows), _SHARD_PAIRS)
@@ -73,4 +73,4 @@ def _logps(model: Any, examples: Sequence[Example], *, done: int, total: int) ->
 
 def _row(pair: dict[str, Any], logps: tuple[float, float], digest: str) -> dict[str, object]:
     keys = {name: pair[name] for name in ("prompt_id", "chosen_sample", "rejected_sample")}
-    return {**keys, "chosen_logp": logps[0], "rejected_logp": logps[1], "policy": digest}
+    return {"round": pair.get("round"), **keys, "chosen_logp": logps[0], "rejected_logp": logps[1], "policy": digest}

@@ -46,7 +46,7 @@ def _of_training(stage: Stage) -> int:
 def _checkpoints(train: Train, pairs: Artifact) -> int:
     """How many checkpoints a training over those pairs writes in all."""
     manifest = store.read_manifest(pairs.folder)
-    rows = manifest.rows_out if manifest else 0
+    rows = sum(part.rows for part in manifest.parts) if manifest else 0
     return (math.ceil(rows / train.pairs_per_step) * train.epochs - 1) // train.checkpoint_steps
 
 

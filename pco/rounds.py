@@ -7,7 +7,7 @@ hands `walk` what to do with a stage.
 from collections.abc import Callable
 
 from data.store import Manifest
-from pco import policy
+from pco import policy, replay
 from pco.config import DPO, IPO, RunConfig
 from pco.prepare import planned
 from pco.stage import Artifact, Stage, StageName
@@ -31,10 +31,13 @@ def walk(
     prompts = prepare.made(manifest)
     current = start_policy = policy.starting(manifest)
     start = previous = done("evaluate", 0, policy=start_policy, prompts=prompts)
+    pairs_of: dict[int, Artifact] = {}
     for number in range(1, config.rounds + 1):
         candidates = done("generate", number, policy=current, prompts=prompts)
         scores = done("score", number, candidates=candidates)
-        pairs = done("pair", number, candidates=candidates, scores=scores)
+        every = range(max(1, number - config.replay.rounds), number)
+        earlier = {replay.input_name(one): pairs_of[one] for one in every}
+        pairs = pairs_of[number] = done("pair", number, candidates=candidates, scores=scores, **earlier)
         learned = {"policy": current, "pairs": pairs}
         if config.prompts.feedback is not None:
             learned["prompts"] = prompts

@@ -15,14 +15,16 @@ from pco.stage import Stage
 def run(stage: Stage) -> store.Manifest:
     """Write the `scores` table. Candidates whose reward is not a finite number are dropped and counted."""
     started = stage.launched()
-    shards = store.read_shards(stage.inputs["candidates"].folder, "candidates")
+    source = stage.inputs["candidates"].folder
+    shards = store.parts(source, "candidates")
     reward = rewards.load(stage.config.reward)
-    candidates = sum(shard.num_rows for shard in shards)
+    candidates = sum(shard.rows for shard in shards)
     done = 0
     for i, shard in enumerate(shards):
         if not store.has_part(stage.folder, "scores", i, stage.fingerprint):
-            store.write_part(stage.folder, "scores", i, _scored(shard, reward), stage.fingerprint, of=len(shards))
-        done += shard.num_rows
+            table = _scored(store.read_part(source, shard), reward)
+            store.write_part(stage.folder, "scores", i, table, stage.fingerprint, of=len(shards))
+        done += shard.rows
         progress.report(Progress(done, candidates, "candidates"))
     scored = store.read_parts(stage.folder, "scores", stage.fingerprint).num_rows
     return stage.finish(

@@ -214,7 +214,7 @@ def _settings(name: StageName, config: RunConfig) -> dict[str, Any]:
         case "score":
             return {"reward": dump["reward"]}
         case "pair":
-            return {"pair": dump["pair"]}
+            return {"pair": dump["pair"], "replay": dump["replay"], "seed": config.seed}
         case "refer":
             return {"precision": config.train.precision}
         case "train":

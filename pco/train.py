@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from data import schemas, store
 from data.errors import BadInput
-from pco import checkpoints, policy, progress
+from pco import checkpoints, policy, progress, replay
 from pco.batches import Example, Rated, Step, examples_of, micro_batches, rated_of, steps
 from pco.config import LoRA, Train
 from pco.objective import STATISTICS, PairPolicy, step_tokens
@@ -37,7 +37,7 @@ def run(stage: Stage) -> store.Manifest | None:
     started = stage.launched()
     _start_ranks()
     current = policy.verified(stage)
-    rows, feedback = _read(stage, "pairs", "pairs"), _read(stage, "prompts", "feedback")
+    rows, feedback = replay.rows_of(stage.inputs["pairs"].folder), _read(stage, "prompts", "feedback")
     limit = stage.config.train.max_pair_tokens
     examples = _that_fit(examples_of(rows, _read(stage, "reference", "reference_logps")), limit)
     rated = _that_fit(rated_of(feedback), limit) if feedback else []

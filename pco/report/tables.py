@@ -151,15 +151,15 @@ def funnel(report: RunReport, shown: Sequence[RoundReport] | None = None) -> Tab
     """From training prompts to the pairs trained on, a row per round."""
     rounds = [one for one in shown or report.rounds if one.funnel is not None]
     return Table(
-        "From training prompts to the pairs trained on. Each prompt gives one pair at most: its best completion "
-        "against its worst. What is left out is counted by reason.",
+        "From training prompts to the pairs trained on. A prompt's best completion is paired against its worst, or as "
+        "pair.strategy says. What is left out is counted by reason.",
         [
             Column("Round"),
             Column("Prompts", "training prompts of the run"),
             Column("Candidates", "sampled completions"),
             Column("Scored", "candidates with a finite reward"),
             Column("Pairs", "prompts that gave a pair, and their share of all"),
-            Column("Trained on", "pairs that fit into train.max_pair_tokens"),
+            Column("Trained on", "pairs, replayed ones included, that fit into train.max_pair_tokens"),
             Column("Dropped, by reason", number=False),
         ],
         [_funnel_row(report, one) for one in rounds],

@@ -13,6 +13,7 @@ from data.errors import BadInput, CorruptArtifact
 from data.readers import prompt_id
 from pco import pair, score
 from pco.config import Pair
+from pco.pair import Scored
 from pco.stage import Stage
 from tests import builders
 
@@ -21,49 +22,121 @@ reward_lists = st.lists(st.integers(-4, 0).map(lambda n: n / 4), min_size=0, max
 margins = st.integers(0, 5).map(lambda n: n / 4)
 
 
-def candidates(rewards: Sequence[float | None], prompt: str = "p") -> list[dict[str, Any]]:
+def scored(rewards: Sequence[float], texts: Sequence[str] | None = None) -> list[Scored]:
+    return [
+        Scored(row, reward, len(text.split()), text)
+        for row, (reward, text) in enumerate(zip(rewards, texts or ["x"] * len(rewards), strict=True))
+    ]
+
+
+def pairs_of(rewards: Sequence[float], texts: Sequence[str] | None = None, seed: int = 0, **settings: Any) -> Any:
+    """The pairs as (chosen, rejected) row numbers, or the reason for none."""
+    made = pair.pairs_of(scored(rewards, texts), Pair(**settings), seed=seed)
+    return made if isinstance(made, str) else [(chosen.row, rejected.row) for chosen, rejected in made]
+
+
+def candidates(rewards: Sequence[float], prompt: str = "p") -> list[dict[str, Any]]:
     return [{**builders.candidate_row(prompt, i, [i]), "reward": reward} for i, reward in enumerate(rewards)]
 
 
 @given(rewards=reward_lists, min_margin=margins)
 def test_a_pair_is_the_best_and_the_worst_or_there_is_a_reason(rewards: list[float], min_margin: float) -> None:
-    made = pair.best_worst(candidates(rewards), Pair(min_margin=min_margin))
+    made = pairs_of(rewards, min_margin=min_margin)
     if isinstance(made, str):
         assert len(rewards) < 2 or max(rewards) == min(rewards) or max(rewards) - min(rewards) < min_margin
         return
-    assert made["chosen_reward"] == max(rewards) > min(rewards) == made["rejected_reward"]
-    assert made["chosen_reward"] - made["rejected_reward"] >= min_margin
-    for side in ("chosen", "rejected"):
-        sample = made[f"{side}_sample"]
-        assert rewards[sample] == made[f"{side}_reward"]
-        assert made[f"{side}_token_ids"] == [sample]
-        assert made[side] == str(sample)
+    ((chosen, rejected),) = made
+    assert rewards[chosen] == max(rewards) > min(rewards) == rewards[rejected]
+    assert rewards[chosen] - rewards[rejected] >= min_margin
 
 
 @given(rewards=reward_lists)
 def test_among_equals_the_earlier_sample_is_taken(rewards: list[float]) -> None:
-    made = pair.best_worst(candidates(rewards), Pair())
-    if isinstance(made, dict):
-        assert made["chosen_sample"] == rewards.index(max(rewards))
-        assert made["rejected_sample"] == rewards.index(min(rewards))
+    if isinstance(made := pairs_of(rewards), list):
+        assert made == [(rewards.index(max(rewards)), rewards.index(min(rewards)))]
+
+
+@given(
+    rewards=reward_lists,
+    min_margin=margins,
+    strategy=st.sampled_from(["best_worst", "best_random", "halves"]),
+    max_pairs=st.integers(1, 4),
+    max_length_ratio=st.none() | st.floats(1, 3),
+    max_similarity=st.floats(0, 1),
+    lengths=st.lists(st.integers(1, 9), min_size=6, max_size=6),
+    seed=st.integers(0, 9),
+)
+def test_whatever_the_strategy_every_pair_keeps_every_limit_and_no_pair_comes_twice(
+    rewards: list[float], lengths: list[int], seed: int, **limits: Any
+) -> None:
+    texts = [" ".join("abcdefghi"[:length]) for length in lengths[: len(rewards)]]
+    made = pairs_of(rewards, texts, seed, **limits)
+    assert made == pairs_of(rewards, texts, seed, **limits)
+    if isinstance(made, str):
+        return
+    assert 0 < len(made) <= limits["max_pairs"]
+    assert len(set(made)) == len(made)
+    for chosen, rejected in made:
+        assert rewards[chosen] - rewards[rejected] >= max(limits["min_margin"], 0.25)
+        shorter, longer = sorted((lengths[chosen], lengths[rejected]))
+        assert limits["max_length_ratio"] is None or longer <= limits["max_length_ratio"] * shorter
+        if limits["max_similarity"] < 1:
+            assert pair.similarity(texts[chosen], texts[rejected]) <= limits["max_similarity"]
 
 
 @pytest.mark.parametrize(
-    ("rewards", "reason"),
+    ("settings", "expected"),
     [
-        ([], "fewer than two scored candidates"),
-        ([-0.5, None], "fewer than two scored candidates"),
-        ([-0.5, None, -0.5], "all candidates tie"),
-        ([0.0, -0.0], "all candidates tie"),
-        ([-0.5, -0.25], "margin below min_margin"),
+        ({"strategy": "best_worst", "max_pairs": 9}, [(3, 0)]),
+        ({"strategy": "halves", "max_pairs": 9}, [(3, 0), (2, 1)]),
+        ({"strategy": "halves", "max_pairs": 1}, [(3, 0)]),
+        ({"strategy": "halves", "max_pairs": 9, "min_margin": 2.0}, [(3, 0)]),
     ],
 )
-def test_the_reason_for_no_pair_is_told(rewards: list[float | None], reason: str) -> None:
-    assert pair.best_worst(candidates(rewards), Pair(min_margin=0.5)) == reason
+def test_the_strategies_pair_as_they_say(settings: dict[str, Any], expected: list[tuple[int, int]]) -> None:
+    assert pairs_of([0.0, 1.0, 2.0, 3.0], **settings) == expected
+
+
+def test_the_best_meets_others_by_chance_and_by_the_seed_alone() -> None:
+    rewards = [5.0, 1.0, 2.0, 3.0, 4.0]
+    drawn = {pairs_of(rewards, seed=seed, strategy="best_random")[0] for seed in range(99)}
+    assert drawn == {(0, 1), (0, 2), (0, 3), (0, 4)}
+    assert len(pairs_of(rewards, strategy="best_random", max_pairs=9)) == 4
+
+
+def test_where_the_widest_pair_may_not_be_the_next_widest_is_taken() -> None:
+    texts = ["a b c d e f", "a", "a b c d e", "a b c d e f"]
+    assert pairs_of([4.0, 1.0, 2.0, 3.0], texts) == [(0, 1)]
+    assert pairs_of([4.0, 1.0, 2.0, 3.0], texts, max_length_ratio=2) == [(0, 2)]
+    assert pairs_of([4.0, 1.0, 2.0, 3.0], texts, max_length_ratio=1.1) == [(0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [("", "", 1.0), ("a b c d", "a b c d", 1.0), ("a b c d", "b c d e", 1 / 3), ("a b", "c d", 0.0), ("a", "", 0.0)],
+)
+def test_similarity_is_the_share_of_common_trigrams(one: str, other: str, expected: float) -> None:
+    assert pair.similarity(one, other) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "settings", "reason"),
+    [
+        ([], {}, "fewer than two scored candidates"),
+        ([-0.5], {}, "fewer than two scored candidates"),
+        ([-0.5, -0.5], {}, "all candidates tie"),
+        ([0.0, -0.0], {}, "all candidates tie"),
+        ([-0.5, -0.25], {"min_margin": 0.5}, "margin below min_margin"),
+        ([-0.5, -0.25], {"max_similarity": 0.5}, "more alike than max_similarity"),
+    ],
+)
+def test_the_reason_for_no_pair_is_told(rewards: list[float], settings: dict[str, Any], reason: str) -> None:
+    assert pairs_of(rewards, **settings) == reason
+    assert pairs_of([1.0, 2.0], ["a b c", "a"], max_length_ratio=2) == "lengths differ more than max_length_ratio"
 
 
 def test_a_margin_of_exactly_the_minimum_is_enough() -> None:
-    assert isinstance(pair.best_worst(candidates([-0.5, 0.0]), Pair(min_margin=0.5)), dict)
+    assert pairs_of([-0.5, 0.0], min_margin=0.5) == [(1, 0)]
 
 
 def stage_of(folder: Path, rewards: dict[str, list[float]]) -> Stage:
@@ -122,3 +195,30 @@ def test_scores_and_pairs_follow_from_candidates_alone(tmp_path: Path) -> None:
     pair.run(pairing)
     (made,) = store.read_table(pairing.folder, "pairs").to_pylist()
     assert (made["chosen_sample"], made["rejected_sample"]) == (1, 0)
+
+
+def test_pairs_are_made_shard_by_shard_and_the_split_changes_nothing(tmp_path: Path) -> None:
+    rewards = {f"p{i}": [0.0, -float(i % 3)] for i in range(9)}
+    whole = stage_of(tmp_path / "whole", rewards)
+    pair.run(whole)
+    inputs = {}
+    for name, table in (("candidates", "candidates"), ("scores", "scores")):
+        content = store.read_table(whole.inputs[name].folder, table)
+        folder = tmp_path / "split" / name
+        for i in range(3):
+            store.write_part(folder, table, i, content.slice(6 * i, 6), "f" * 16, of=3)
+        inputs[name] = builders.finished(folder, {})
+    split = builders.stage("pair", builders.config(tmp_path / "split"), inputs)
+    manifest = pair.run(split)
+    assert len(manifest.parts) == 3
+    assert store.read_table(split.folder, "pairs").equals(store.read_table(whole.folder, "pairs"))
+
+
+def test_scores_of_other_shards_than_the_candidates_are_refused(tmp_path: Path) -> None:
+    stage = stage_of(tmp_path, {"p": [0.0, -1.0]})
+    scores = store.read_table(stage.inputs["scores"].folder, "scores")
+    for i in range(2):
+        store.write_part(tmp_path / "more", "scores", i, scores.slice(i, 1), "f" * 16, of=2)
+    more = builders.stage("pair", stage.config, {**stage.inputs, "scores": builders.finished(tmp_path / "more", {})})
+    with pytest.raises(CorruptArtifact, match="has 2 shards for 1 of candidates"):
+        pair.run(more)

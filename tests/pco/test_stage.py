@@ -92,6 +92,7 @@ HALVED = {
     "train.lora.dropout",
     "engine.gpu_memory_utilization",
     "gate.min_length_ratio",
+    "pair.max_similarity",
 }
 CONFIG = RunConfig.model_validate(builders.raw_config(Path("/somewhere")))
 SETTINGS = [name for name, (annotation, _) in leaves(CONFIG).items() if not is_only_choice(annotation)]
@@ -123,7 +124,7 @@ def test_every_setting_either_decides_some_stage_or_is_known_to_decide_none(dott
         ("train.loss.alpha", {"train"}),
         ("evaluate.samples", {"evaluate"}),
         ("gate.min_reward_gain", {"decide"}),
-        ("seed", {"generate", "train", "evaluate"}),
+        ("seed", {"generate", "pair", "train", "evaluate"}),
     ],
 )
 def test_a_setting_changes_the_stages_that_read_it_and_no_others(dotted: str, stages: set[str]) -> None:
@@ -183,8 +184,10 @@ def test_no_two_stages_of_a_run_share_a_folder() -> None:
 
 
 def test_the_manifest_of_a_finished_stage_says_from_what_it_was_made(tmp_path: Path) -> None:
-    stage = builders.stage("pair", builders.config(tmp_path), {"scores": Artifact(tmp_path, "f")})
+    stage = builders.stage(
+        "decide", builders.config(tmp_path, gate__min_reward_gain=0.5), {"start": Artifact(tmp_path, "f")}
+    )
     manifest = stage.finish(unit="prompts", rows_in=3, rows_out=2, dropped={"tie": 1}, started=1.0)
-    assert (manifest.stage, manifest.fingerprint) == ("pair", stage.fingerprint)
-    assert manifest.inputs == {"scores": "f"}
-    assert manifest.settings == {"pair": {"strategy": "best_worst", "min_margin": 0.0}}
+    assert (manifest.stage, manifest.fingerprint) == ("decide", stage.fingerprint)
+    assert manifest.inputs == {"start": "f"}
+    assert manifest.settings["gate"]["min_reward_gain"] == 0.5

@@ -1,8 +1,8 @@
 """Kills stage processes at planned calls to the disk. Python imports this by itself where it is on PYTHONPATH.
 
 The folder in PCO_CHAOS holds a token per planned kill, `ROUND-STAGE-ORDER-CALL-VICTIM`. Each attempt at a stage takes
-its first token and, at that call on the run's files, kills with SIGKILL: the stage's own process, its parent (the
-flow's process; of a training rank DeepSpeed's launcher), or both. SIGKILL cleans nothing up; nor does this.
+its first token and, at that call on the run's files, kills with SIGKILL: the flow's process, the stage's own, both, or
+of a training DeepSpeed's launcher. SIGKILL cleans nothing up; nor does this.
 
 With a file `record` in the folder, calls are counted instead: that tells how many a whole stage makes.
 """
@@ -55,11 +55,16 @@ def before(reached: Callable[[], None], run: Path, real: Callable[..., Any]) -> 
 
 
 def kill(victim: str) -> None:
-    if victim in {"parent", "both"}:
-        os.kill(os.getppid(), signal.SIGKILL)
-    if victim in {"self", "both"}:
-        os.kill(os.getpid(), signal.SIGKILL)
+    """End the flow's process, DeepSpeed's launcher, this one, or the flow's and this one."""
+    parent = os.getppid()
+    flow = parent_of(parent) if "RANK" in os.environ else parent
+    for pid in {"flow": [flow], "launcher": [parent], "self": [os.getpid()], "both": [flow, os.getpid()]}[victim]:
+        os.kill(pid, signal.SIGKILL)
     signal.pause()  # dies with its parent
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def is_stage_process() -> bool:

@@ -1,0 +1,119 @@
+"""Pairs of earlier rounds are mixed in by age and share, each at most once, and learnt from like the round's own."""
+
+from pathlib import Path
+
+import pytest
+
+from data import store
+from pco import pair, replay
+from pco.rounds import walk
+from pco.stage import Artifact, Stage
+from tests import builders
+
+FRESH = 8
+
+
+def _pair_stage(
+    folder: Path, number: int, earlier: dict[str, Artifact], prompts: int = FRESH, **settings: object
+) -> Stage:
+    """A pair stage whose round gives a pair for each of so many prompts; samples tell rounds and prompts apart."""
+    rows = [
+        builders.candidate_row(f"prompt {i}", sample, [number, i, sample]) for i in range(prompts) for sample in (0, 1)
+    ]
+    scores = [{**builders.score_row(f"prompt {i}", sample, float(sample))} for i in range(prompts) for sample in (0, 1)]
+    inputs = {
+        "candidates": builders.finished(folder / f"candidates-{number}", {"candidates": rows}),
+        "scores": builders.finished(folder / f"scores-{number}", {"scores": scores}),
+        **earlier,
+    }
+    return builders.stage("pair", builders.config(folder, rounds=9, **settings), inputs, number)
+
+
+def _rounds(folder: Path, last: int, prompts: int = FRESH, **settings: object) -> Stage:
+    """The pair stage of the last of some rounds, each of which was given all before it."""
+    earlier: dict[str, Artifact] = {}
+    for number in range(1, last + 1):
+        stage = _pair_stage(folder, number, earlier, prompts, **settings)
+        pair.run(stage)
+        earlier = {**earlier, replay.input_name(number): builders.result(stage)}
+    return stage
+
+
+def _rounds_drawn(stage: Stage) -> list[int]:
+    drawn: list[int] = store.read_table(stage.folder, "replay").column("round").to_pylist()
+    return drawn
+
+
+def test_a_first_round_has_nothing_to_replay(tmp_path: Path) -> None:
+    stage = _rounds(tmp_path, 1)
+    assert not store.has_table(stage.folder, "replay")
+    assert len(replay.rows_of(stage.folder)) == FRESH
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, FRESH // 2), (1.0, FRESH), (99.0, 2 * FRESH)])
+def test_as_many_are_drawn_as_the_share_says_and_no_more_than_there_are(
+    tmp_path: Path, share: float, expected: int
+) -> None:
+    stage = _rounds(tmp_path, 3, replay__share=share)
+    manifest = store.read_manifest(stage.folder)
+    assert manifest is not None
+    assert manifest.metrics == {"pairs": FRESH, "replayed": expected}
+    rows = replay.rows_of(stage.folder)
+    assert len(rows) == FRESH + expected
+    contents = {(row["prompt_id"], *row["chosen_token_ids"], *row["rejected_token_ids"]) for row in rows}
+    assert len(contents) == len(rows)
+
+
+def test_a_draw_depends_on_the_seed_and_on_nothing_else(tmp_path: Path) -> None:
+    drawn = [
+        store.read_table(_rounds(tmp_path / str(i), 3, replay__share=0.5, seed=seed).folder, "replay")
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    assert drawn[0].equals(drawn[1])
+    assert not drawn[0].equals(drawn[2])
+
+
+def test_younger_pairs_are_drawn_more_often_the_shorter_the_half_life(tmp_path: Path) -> None:
+    ages = {
+        half_life: _rounds_drawn(
+            _rounds(tmp_path / str(half_life), 4, 100, replay__half_life=half_life, replay__share=0.9)
+        )
+        for half_life in (None, 1.0, 0.1)
+    }
+    counts = {half_life: [drawn.count(number) for number in (1, 2, 3)] for half_life, drawn in ages.items()}
+    assert all(15 < count < 45 for count in counts[None])
+    assert counts[1.0][2] > counts[1.0][1] > counts[1.0][0] > 0
+    assert counts[0.1] == [0, 0, 90]
+
+
+def test_a_pair_that_came_again_is_not_replayed(tmp_path: Path) -> None:
+    first = _pair_stage(tmp_path / "one", 1, {})
+    pair.run(first)
+    again = builders.stage(
+        "pair",
+        builders.config(tmp_path / "two", rounds=9),
+        {**first.inputs, replay.input_name(1): builders.result(first)},
+        2,
+    )
+    pair.run(again)
+    assert _rounds_drawn(again) == []
+
+
+@pytest.mark.parametrize(("rounds", "given"), [(0, []), (1, [3]), (2, [2, 3]), (9, [1, 2, 3])])
+def test_a_round_is_given_the_pairs_of_as_many_earlier_rounds_as_the_config_says(
+    tmp_path: Path, rounds: int, given: list[int]
+) -> None:
+    builders.write_prompts(tmp_path, ["train"], ["heldout"])
+    config = builders.config(tmp_path, rounds=4, replay__rounds=rounds)
+    builders.played(config)
+    found: list[Stage] = []
+
+    def look(stage: Stage) -> store.Manifest:
+        found.append(stage)
+        manifest = stage.finished()
+        assert manifest is not None
+        return manifest
+
+    walk(config, look)
+    (last,) = [stage for stage in found if (stage.name, stage.round) == ("pair", 4)]
+    assert set(last.inputs) == {"candidates", "scores", *map(replay.input_name, given)}
