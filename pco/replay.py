@@ -21,7 +21,7 @@ def write(stage: Stage, *, fresh: int) -> int:
     earlier = [(number, row) for number in range(1, stage.round) for row in _pairs(stage, number)]
     if not earlier:
         return 0
-    # Efraimidis and Spirakis: the largest u^(1/weight), here their logarithms, are a weighted sample without replacement.
+    # Efraimidis and Spirakis: the largest u^(1/weight), here as logarithms, are a weighted sample.
     ranked = sorted(earlier, key=lambda one: -_luck(stage, *one))
     seen = {_content(row) for row in store.read_parts(stage.folder, "pairs", stage.fingerprint).to_pylist()}
     drawn: list[Row] = []

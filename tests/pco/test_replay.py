@@ -74,13 +74,10 @@ def test_a_draw_depends_on_the_seed_and_on_nothing_else(tmp_path: Path) -> None:
 
 
 def test_younger_pairs_are_drawn_more_often_the_shorter_the_half_life(tmp_path: Path) -> None:
-    ages = {
-        half_life: _rounds_drawn(
-            _rounds(tmp_path / str(half_life), 4, 100, replay__half_life=half_life, replay__share=0.9)
-        )
-        for half_life in (None, 1.0, 0.1)
-    }
-    counts = {half_life: [drawn.count(number) for number in (1, 2, 3)] for half_life, drawn in ages.items()}
+    counts = {}
+    for half_life in (None, 1.0, 0.1):
+        last = _rounds(tmp_path / str(half_life), 4, 100, replay__half_life=half_life, replay__share=0.9)
+        counts[half_life] = [_rounds_drawn(last).count(number) for number in (1, 2, 3)]
     assert all(15 < count < 45 for count in counts[None])
     assert counts[1.0][2] > counts[1.0][1] > counts[1.0][0] > 0
     assert counts[0.1] == [0, 0, 90]

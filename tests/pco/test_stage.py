@@ -184,9 +184,8 @@ def test_no_two_stages_of_a_run_share_a_folder() -> None:
 
 
 def test_the_manifest_of_a_finished_stage_says_from_what_it_was_made(tmp_path: Path) -> None:
-    stage = builders.stage(
-        "decide", builders.config(tmp_path, gate__min_reward_gain=0.5), {"start": Artifact(tmp_path, "f")}
-    )
+    config = builders.config(tmp_path, gate__min_reward_gain=0.5)
+    stage = builders.stage("decide", config, {"start": Artifact(tmp_path, "f")})
     manifest = stage.finish(unit="prompts", rows_in=3, rows_out=2, dropped={"tie": 1}, started=1.0)
     assert (manifest.stage, manifest.fingerprint) == ("decide", stage.fingerprint)
     assert manifest.inputs == {"start": "f"}
