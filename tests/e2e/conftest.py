@@ -66,6 +66,14 @@ class Case:
         return status, self.output.read_text()
 
 
+def stage_processes(folder: Path) -> list[int]:
+    """The ids of the processes of a run's stages."""
+    # -ww: under pytest a terminal's width is in the environment (readline puts it there), and ps cuts its lines to it.
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True)
+    lines = [line for line in listed.stdout.splitlines() if str(folder) in line and "pco.process" in line]
+    return [int(line.split()[0]) for line in lines]
+
+
 @pytest.fixture(scope="session")
 def make_case(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
     """Make the config of a tiny run: two rounds, 24 training prompts, 8 held-out ones."""
