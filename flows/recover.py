@@ -92,8 +92,8 @@ def _settled(client: SyncPrefectClient, run_id: UUID, folder: Path, resume: bool
         run = client.read_flow_run(run_id)
         if run.state_type not in _BUSY:
             return f"{run.state_name} by now"
-        if not is_dead(str(run.id), _age_s(run), holder(folder)):
-            return "left alone: it began just now, or its folder is held by someone unknown"
+        if not is_dead(str(run.id), age_s := _age_s(run), holder(folder)):
+            return f"left alone: {run.state_name} for {age_s:.0f} s" if age_s <= _YOUNG_S else "left alone: in work"
     if not _mark(client, run):
         return "ended just now"
     if run.state_type == StateType.CANCELLING:
