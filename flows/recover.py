@@ -72,6 +72,16 @@ def folder_of(run: FlowRun) -> Path:
     return Path(config.get("runs_dir", "runs"), config.get("run", ""))
 
 
+def resumed(client: SyncPrefectClient, run: FlowRun, folder: Path, max_attempts: int) -> str:
+    """Schedule the retry of a flow run that was marked, if a worker can take it up; says what came of it."""
+    if run.deployment_id is None:
+        return f"has no deployment to resume it: `pco resume {folder}`"
+    if run.run_count >= max_attempts:
+        return f"not resumed after {run.run_count} attempts (--max-attempts)"
+    client.set_flow_run_state(run.id, AwaitingRetry(message="Resumed by `pco recover`"))
+    return f"resumes as attempt {run.run_count + 1}"
+
+
 def _recovered(client: SyncPrefectClient, run: FlowRun, resume: bool, max_attempts: int) -> str:
     folder = folder_of(run)
     if not folder.is_absolute():
@@ -98,16 +108,7 @@ def _settled(client: SyncPrefectClient, run_id: UUID, folder: Path, resume: bool
         return "ended just now"
     if run.state_type == StateType.CANCELLING:
         return "dead: marked Cancelled, as was asked of it"
-    return f"dead: marked Crashed, {_resumed(client, run, folder, max_attempts) if resume else 'may be retried'}"
-
-
-def _resumed(client: SyncPrefectClient, run: FlowRun, folder: Path, max_attempts: int) -> str:
-    if run.deployment_id is None:
-        return f"has no deployment to resume it: `pco resume {folder}`"
-    if run.run_count >= max_attempts:
-        return f"not resumed after {run.run_count} attempts (--max-attempts)"
-    client.set_flow_run_state(run.id, AwaitingRetry(message="Resumed by `pco recover`"))
-    return f"resumes as attempt {run.run_count + 1}"
+    return f"dead: marked Crashed, {resumed(client, run, folder, max_attempts) if resume else 'may be retried'}"
 
 
 def _mark(client: SyncPrefectClient, run: FlowRun) -> bool:

@@ -120,6 +120,11 @@ class Run:
         """Kill the process that holds the run's folder, as the system does when memory runs out."""
         os.kill(self.lock["pid"], signal.SIGKILL)
 
+    def kill_with(self, worker: subprocess.Popen[bytes]) -> None:
+        """As when the machine goes down: nobody is left to tell the server."""
+        worker.kill()
+        self.kill()
+
     def hang(self) -> None:
         """Stop the stage where it is; a polite signal does not reach it any more."""
         for pid in _until(lambda: stage_processes(self.folder), 60, self):
@@ -234,24 +239,12 @@ def test_a_run_whose_worker_died_with_it_is_recovered_and_one_whose_worker_died_
     run.comes_to("round-00/logs/evaluate.log")
     assert f"({run.id}): alive" in site.told("flows.cli", "recover", "--resume")
     finished = run.finished()
-    worker.kill()
-    run.kill()
+    run.kill_with(worker)
     run.is_quiet_within(5)
-
+    time.sleep(TOO_YOUNG_S)
     assert run.row["state_name"] == "Running"
     assert "RUNNING" in {task["state_type"] for task in run.tasks}
-    time.sleep(TOO_YOUNG_S)
-    both = [site.start("flows.cli", "recover", "--resume") for _ in range(2)]
-    told = "".join(one.communicate(timeout=60)[0] for one in both)
-    assert told.count("dead: marked Crashed, resumes as attempt 2") == 1, told
-    assert (run.row["state_name"], run.row["run_count"]) == ("AwaitingRetry", 1)
-    assert {task["state_type"] for task in run.tasks} <= ENDED
 
-    worker = start_worker()
-    run.works_within(60)
-    worker.kill()
-    run.kill()
-    time.sleep(TOO_YOUNG_S)
     other = site.start("flows.cli", "resume", str(run.folder))
     assert "the lock of the run's folder says so" in run.becomes("Crashed", 60)
     assert {task["state_type"] for task in run.tasks} <= ENDED
@@ -262,11 +255,31 @@ def test_a_run_whose_worker_died_with_it_is_recovered_and_one_whose_worker_died_
 
     run.retry()
     worker = start_worker()
+    run.works_within(60)
+    run.kill_with(worker)
+    run.set_state("CANCELLING", "Cancelling")
+    time.sleep(TOO_YOUNG_S)
+    assert f"({run.id}): dead: marked Cancelled" in site.told("flows.cli", "recover", "--resume")
+    assert run.row["state_name"] == "Cancelled"
+
+    run.retry()
+    worker = start_worker()
+    run.works_within(60)
+    run.kill_with(worker)
+    time.sleep(TOO_YOUNG_S)
+    both = [site.start("flows.cli", "recover", "--resume", "--max-attempts", "9") for _ in range(2)]
+    told = "".join(one.communicate(timeout=60)[0] for one in both)
+    assert told.count("dead: marked Crashed, resumes as attempt 4") == 1, told
+    assert (run.row["state_name"], run.row["run_count"]) == ("AwaitingRetry", 3)
+    assert {task["state_type"] for task in run.tasks} <= ENDED
+
+    worker = start_worker()
     run.comes_to("round-01/logs/generate.log")
     worker.kill()
     finished |= run.finished()
     run.becomes("Completed", 120)
     _is_whole(run, finished)
+    assert run.row["run_count"] == 4
     assert "No flow run says Running" in site.told("flows.cli", "recover")
 
 

@@ -1,16 +1,18 @@
 """Which flow runs are dead, and what the command says when it cannot know."""
 
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
 from data.errors import BadInput
 from flows.cli import app
-from flows.recover import folder_of, is_dead
+from flows.recover import folder_of, is_dead, resumed
 from pco.rundir import holder, opened
 from tests import builders
 
@@ -58,6 +60,14 @@ def test_a_flow_run_s_folder_follows_from_its_parameters() -> None:
 
     assert folder(run="a", runs_dir="/data/runs") == Path("/data/runs/a")
     assert not folder(run="a").is_absolute()
+
+
+def test_what_began_too_often_or_has_no_deployment_is_not_resumed() -> None:
+    dead = FlowRun(flow_id=uuid4(), run_count=3)
+    never_asked = cast(SyncPrefectClient, None)
+    assert "`pco resume /runs/a`" in resumed(never_asked, dead, Path("/runs/a"), 3)
+    deployed = dead.model_copy(update={"deployment_id": uuid4()})
+    assert "not resumed after 3 attempts" in resumed(never_asked, deployed, Path("/runs/a"), 3)
 
 
 def test_without_a_server_the_command_says_what_to_set() -> None:
