@@ -107,8 +107,8 @@ def write_errors(path: Path) -> Iterator[None]:
         raise BadInput(f"{path}: no permission to write here. Give this user the right, or set `runs_dir`.") from error
     except OSError as error:
         raise PCOError(
-            f"{path}: could not be written ({error.strerror}). All that was committed is intact; resume the run once "
-            "the cause is gone."
+            f"{path}: could not be written ({error.strerror or error}). All that was committed is intact; resume the "
+            "run once the cause is gone."
         ) from error
 
 
@@ -151,6 +151,13 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder; for its only writer."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_file():
+            path.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file atomically."""
     with atomic_path(path) as temporary:
@@ -183,8 +190,15 @@ def write_part(folder: Path, table: str, shard: int, content: pa.Table, fingerpr
 
 
 def has_part(folder: Path, table: str, shard: int, fingerprint: str) -> bool:
-    """Whether this shard was already committed for this very fingerprint."""
-    return _is_of(part_path(folder, table, shard), fingerprint)
+    """Whether this shard was committed for this very fingerprint and is whole; a damaged one counts as not made yet."""
+    path = part_path(folder, table, shard)
+    if not _is_of(path, fingerprint):
+        return False
+    try:
+        _read_part(path, table)
+    except CorruptArtifact:
+        return False
+    return True
 
 
 def committed(folder: Path) -> tuple[int, int]:

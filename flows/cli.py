@@ -38,7 +38,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. `--set train.learning_rate=1e-5`."),
 ]
-RunName = Annotated[str, typer.Argument(help="Name of a run under the runs folder, or the path of its folder.")]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="Name of a run under the runs folder, or the path of its folder.")
+]
 
 
 @contextmanager
@@ -128,7 +130,7 @@ def _set_aside(config: RunConfig, stage: StageName, number: int | None) -> None:
 @app.command()
 def fork(
     name: RunName,
-    new: Annotated[str, typer.Argument(help="Name of the new run.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Name of the new run.")],
     stage: Annotated[
         StageName | None,
         typer.Option("--from", metavar="STAGE", help="Share all before this stage; else all that is still valid."),

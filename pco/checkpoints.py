@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data import store
+from data.errors import PCOError
 
 FOLDER = "checkpoints"  # in a training stage's folder
 
@@ -35,7 +36,7 @@ def save(engine: Any, folder: Path, log: list[Row], fingerprint: str, *, of: int
     import torch  # not by the light processes that only look
 
     tag = _tag(len(log))
-    engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    _save_or_remove(engine, folder, tag)
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
         _sync_all(folder / tag)
@@ -44,6 +45,19 @@ def save(engine: Any, folder: Path, log: list[Row], fingerprint: str, *, of: int
             old.unlink()  # the marker first: a folder without one is never loaded
             shutil.rmtree(old.with_suffix(""), ignore_errors=True)
     torch.distributed.barrier()
+
+
+def _save_or_remove(engine: Any, folder: Path, tag: str) -> None:
+    """What could not be written whole is removed: the disk may be full of it."""
+    try:
+        engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    except (OSError, RuntimeError) as error:  # torch's writer names no cause
+        shutil.rmtree(folder / tag, ignore_errors=True)
+        free = shutil.disk_usage(folder).free / 2**30
+        raise PCOError(
+            f"{folder / tag}: the checkpoint could not be written ({error}); {free:.2f} GiB are free now. Earlier ones "
+            "are intact. Make room, or lower train.keep_checkpoints, then resume."
+        ) from error
 
 
 def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
@@ -56,6 +70,13 @@ def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
         if content["fingerprint"] == fingerprint:
             return Checkpoint(folder, marker.stem, len(content["log"]), content["log"])
     return None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Drop what a killed training was writing; to be called before any rank writes."""
+    for path in folder.glob("step-*"):
+        if path.is_dir() and not path.with_suffix(".json").exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def progress(stage_folder: Path) -> tuple[int, int]:

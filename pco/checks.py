@@ -147,7 +147,12 @@ def _model_shape(model: Path) -> dict[str, Any]:
 
 
 # What some families do to their logits after the head, where the losses cannot see it, and the value that does nothing.
-_LOGIT_CHANGES = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+_LOGIT_CHANGES = {
+    "final_logit_softcapping": None,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "lm_head_multiplier": 1.0,
+}
 
 
 def _check_plain_logits(model: Path, config: dict[str, Any]) -> None:
@@ -199,7 +204,13 @@ def _check_lengths(
             _check_fits(where, row, length, config.generate.max_tokens, context)
             longest = max(longest, length)
     for row in text:
-        _check_fits(config.prompts.heldout_text, row, len(tokenizer(row["prompt"])["input_ids"]), 1, context)
+        length = len(tokenizer(row["prompt"])["input_ids"])
+        if length < 2:
+            raise BadInput(
+                f"{config.prompts.heldout_text}: {row['source_id'] or row['prompt_id']} has {length} token(s), and "
+                "perplexity is of each token after the first. Remove it, or give a longer text."
+            )
+        _check_fits(config.prompts.heldout_text, row, length, 1, context)
     return longest
 
 

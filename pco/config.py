@@ -289,6 +289,8 @@ class RunConfig(_Section):
     """Every random choice follows from it."""
     stage_timeout_s: int = Field(24 * 3600, ge=1)
     """A stage process that runs longer is ended, in seconds."""
+    stall_timeout_s: int = Field(1800, ge=1)
+    """A stage process that says nothing for so long, in seconds, is ended; its log then tells where it hung."""
     policy: Policy
     prompts: Prompts
     generate: Generate = Generate()
@@ -305,6 +307,20 @@ class RunConfig(_Section):
         return Path(self.runs_dir) / self.run
 
 
+class _NoRepeatedKeys(yaml.SafeLoader):
+    """YAML lets a later key silently replace an earlier one; in a config that is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key `{key.value}` stands twice in one section", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a YAML config, apply `a.b=value` overrides, validate, and make its paths absolute.
 
@@ -313,7 +329,7 @@ def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
     Raises BadInput naming the file, the key, what was expected and, for an unknown key, the nearest known one.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _NoRepeatedKeys)  # noqa: S506
     except FileNotFoundError:
         raise BadInput(f"{path}: no such config file. See configs/quickstart.yaml for one that works.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -1,5 +1,6 @@
 """Stage `evaluate`: a policy meets the held-out prompts and the human texts that no training ever sees."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,21 @@ def run(stage: Stage) -> store.Manifest:
     shards = _shards(stage, load_tokenizer(current.folder))
     metrics = generate.complete_shards(stage, shards, engine)
     candidates = store.read_parts(stage.folder, "candidates", stage.fingerprint).to_pylist()
+    if not store.has_part(stage.folder, "evaluations", 0, stage.fingerprint):
+        rows = _measured(stage, candidates, engine)
+        store.write_part(stage.folder, "evaluations", 0, schemas.build("evaluations", rows), stage.fingerprint)
+    rows = store.read_parts(stage.folder, "evaluations", stage.fingerprint).to_pylist()
+    return stage.finish(
+        unit="held-out completions",
+        rows_in=sum(map(len, shards)),
+        rows_out=len(candidates),
+        dropped={},
+        started=started,
+        metrics={**metrics, **measures.summarise(rows)},
+    )
+
+
+def _measured(stage: Stage, candidates: list[measures.Row], engine: Callable[[], Sampler]) -> list[measures.Row]:
     rows = measures.completion_rows(candidates, rewards.load(stage.config.reward).score(candidates))
     for name in ("start", "previous"):
         if name in stage.inputs:
@@ -36,17 +52,7 @@ def run(stage: Stage) -> store.Manifest:
     texts = generate.read_prompts(stage, "text")
     logprobs = engine().text_logprobs([row["prompt"] for row in texts])
     rows += measures.text_rows([row["prompt_id"] for row in texts], logprobs)
-    marked = [{**row, "policy": current.fingerprint} for row in rows]
-    store.write_part(stage.folder, "evaluations", 0, schemas.build("evaluations", marked), stage.fingerprint)
-    requested = sum(map(len, shards))
-    return stage.finish(
-        unit="held-out completions",
-        rows_in=requested,
-        rows_out=len(candidates),
-        dropped={},
-        started=started,
-        metrics={**metrics, **measures.summarise(rows)},
-    )
+    return [{**row, "policy": stage.inputs["policy"].fingerprint} for row in rows]
 
 
 def read(folder: Path) -> list[measures.Row]:

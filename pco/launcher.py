@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +13,15 @@ from pathlib import Path
 
 from data import errors, store
 from data.errors import PCOError, StageFailed
-from pco import progress
+from pco import checkpoints, processes, progress, room
 from pco.config import RunConfig
 from pco.progress import Failure, Progress
 from pco.stage import LAUNCHED, PARENT, Stage, StageName, round_folder
 
 _POLL_S = 0.1
-_GRACE_S = 5.0
 _TAIL_LINES = 15
+ATTEMPT = "==== attempt"  # begins the log of each attempt at a stage
+_FULL = 2**20  # bytes; with fewer free a disk counts as full
 
 # What stage processes need and a user's shell rarely sets; a variable that is set wins.
 _ENVIRONMENT = {
@@ -46,9 +48,13 @@ def run(
     """
     done = stage.finished()
     if done is not None:
+        checkpoints.remove(stage.folder / checkpoints.FOLDER)  # a kill may have come just before they were
         return done
     log = _prepare_log(stage)
     try:
+        room.check(stage)
+        if left := processes.end_leftovers(log.with_suffix(".json")):
+            on_log(f"ended {left} process(es) that an earlier attempt had left behind")
         return _launched(stage, log, on_progress, on_log)
     except PCOError as error:
         with contextlib.suppress(PCOError):  # a full disk, say: the first error is the one to tell
@@ -66,8 +72,9 @@ def _launched(
 ) -> store.Manifest:
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     failure: Failure | None = None
+    start = log.stat().st_size
     with _process(stage, log) as process:
-        for line in _lines(process, log, time.monotonic() + stage.config.stage_timeout_s):
+        for line in _lines(process, log, start, stage):
             event = progress.parse(line)
             if isinstance(event, Progress):
                 on_progress(event)
@@ -79,6 +86,7 @@ def _launched(
     if failure is not None:
         raise _rebuilt(failure)
     if process.returncode != 0:
+        _check_disk(stage)
         raise StageFailed(f"{stage.title}: {_cause(process.returncode)}. Log: {log}\n" + "\n".join(tail))
     finished = stage.finished()
     if finished is None:
@@ -91,31 +99,36 @@ def _prepare_log(stage: Stage) -> Path:
     store.write_text(logs / f"{stage.name}.json", stage.to_json())
     log = logs / f"{stage.name}.log"
     with store.write_errors(log):
+        for folder in (logs, stage.folder):
+            store.sweep(folder)
         error_path(stage.config, stage.round, stage.name).unlink(missing_ok=True)
-        log.write_text("", encoding="utf-8")
+        with log.open("a", encoding="utf-8") as file:  # an earlier attempt's log may tell why it failed
+            file.write("\n" * (file.tell() > 0) + f"{ATTEMPT} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     return log
 
 
 @contextlib.contextmanager
 def _process(stage: Stage, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The stage's process, its output going straight to the log file; no member of its group survives the block."""
+    stage_file = log.with_suffix(".json")
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pco.process", str(log.with_suffix(".json"))],
+            [sys.executable, "-m", "pco.process", str(stage_file)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=_environment(stage),
+            env=_environment(stage, stage_file),
         )
     try:
         yield process
     finally:
-        _end_group(process)
+        processes.end_group(process)
 
 
-def _environment(stage: Stage) -> dict[str, str]:
+def _environment(stage: Stage, stage_file: Path) -> dict[str, str]:
     environment = {**_ENVIRONMENT, **os.environ, LAUNCHED: repr(time.time()), PARENT: str(os.getpid())}
+    environment[processes.STAGE_FILE] = str(stage_file)
     if Path(stage.config.policy.model).is_dir():
         environment.setdefault("HF_HUB_OFFLINE", "1")
     # A rank of an outer launcher must not make this stage believe it is one itself.
@@ -124,9 +137,14 @@ def _environment(stage: Stage) -> dict[str, str]:
     return environment
 
 
-def _lines(process: subprocess.Popen[bytes], log: Path, deadline: float) -> Iterator[str]:
-    """The log's lines as they come, until the process has ended and all is read."""
+def _lines(process: subprocess.Popen[bytes], log: Path, start: int, stage: Stage) -> Iterator[str]:
+    """The log's lines from byte `start` on as they come, until the process has ended and all is read.
+
+    Raises StageFailed when the process takes too long, or says nothing for too long.
+    """
+    began = heard = time.monotonic()
     with log.open(encoding="utf-8", errors="replace") as file:
+        file.seek(start)
         torn = ""
         while True:
             ended = process.poll() is not None
@@ -137,31 +155,27 @@ def _lines(process: subprocess.Popen[bytes], log: Path, deadline: float) -> Iter
                 if torn:
                     yield torn
                 return
-            if time.monotonic() > deadline:
-                raise StageFailed(f"{log.stem}: ran out of time (`stage_timeout_s`) and was ended. Log: {log}")
+            now = time.monotonic()
+            if chunk:
+                heard = now
+            if now - began > stage.config.stage_timeout_s:
+                raise StageFailed(f"{stage.title}: ran out of time (`stage_timeout_s`) and was ended. Log: {log}")
+            if now - heard > stage.config.stall_timeout_s:
+                raise StageFailed(_stalled(process, log, stage))
             if not chunk:
                 time.sleep(_POLL_S)
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """First politely, then for good."""
-    for number, patience in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _GRACE_S)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        deadline = time.monotonic() + patience
-        while _group_lives(process) and time.monotonic() < deadline:
-            time.sleep(_POLL_S / 5)
-        if not _group_lives(process):
-            return
-
-
-def _group_lives(process: subprocess.Popen[bytes]) -> bool:
-    process.poll()
-    try:
-        os.killpg(process.pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def _stalled(process: subprocess.Popen[bytes], log: Path, stage: Stage) -> str:
+    size = log.stat().st_size
+    processes.ask_for_stacks(process, lambda: log.stat().st_size > size)
+    with log.open("rb") as file:
+        file.seek(size)
+        stacks = file.read().decode(errors="replace").strip() or "It gave no answer when asked for its stacks."
+    return (
+        f"{stage.title}: said nothing for {stage.config.stall_timeout_s} s (`stall_timeout_s`) and was ended. Log: "
+        f"{log}\nWhere it stood:\n{stacks}"
+    )
 
 
 def _cause(returncode: int) -> str:
@@ -170,6 +184,15 @@ def _cause(returncode: int) -> str:
     name = signal.Signals(-returncode).name
     hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
     return f"its process was killed by {name}{hint}"
+
+
+def _check_disk(stage: Stage) -> None:
+    """A process on a full disk cannot even tell why it failed: its log lies there, too."""
+    if shutil.disk_usage(stage.config.folder).free < _FULL:
+        raise PCOError(
+            f"{stage.config.folder}: the disk is full, and {stage.title} ended. What it committed is intact: make "
+            "room, then resume."
+        )
 
 
 def _rebuilt(failure: Failure) -> PCOError:

@@ -16,7 +16,8 @@ def verified(stage: Stage) -> Artifact:
     if found != policy.fingerprint:
         raise CorruptArtifact(
             f"{policy.folder}: its files changed since the run recorded them (digest {found}, expected "
-            f"{policy.fingerprint}). Restore them, or start a run under another name."
+            f"{policy.fingerprint}). Restore them; a policy that a round made can be made again: `pco resume "
+            f"{stage.config.run} --from train --round N`."
         )
     return policy
 

@@ -5,17 +5,21 @@ Training first becomes DeepSpeed's launcher, which starts this program again onc
 
 import base64
 import ctypes
+import faulthandler
 import json
 import os
 import signal
 import socket
 import sys
+import traceback
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 from data.errors import PCOError
 from pco import progress
+from pco.processes import STACKS_SIGNAL
 from pco.stage import PARENT, Stage
 
 FAILED = 3  # exit status after a failure that was told to the parent
@@ -25,19 +29,50 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Run the stage described in the file named last on the command line."""
     _die_with_parent()
+    faulthandler.register(STACKS_SIGNAL)
     path = sys.argv[-1]
+    stage = Stage.from_json(Path(path).read_text(encoding="utf-8"))
     try:
-        stage = Stage.from_json(Path(path).read_text(encoding="utf-8"))
         if stage.name == "train" and "RANK" not in os.environ:
             _become_deepspeed_launcher(path, stage.config.train.processes)
         # The stage's module has its name; its imports are heavy and belong to this kind of process alone.
         import_module(f"pco.{stage.name}").run(stage)
-        # All is on disk. Taking an engine apart object by object would cost seconds for nothing.
-        sys.stdout.flush()
-        os._exit(0)
     except PCOError as error:
-        progress.send({"failure": asdict(progress.Failure(type(error).__name__, str(error)))})
-        sys.exit(FAILED)
+        _fail(error)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        traceback.print_exc()
+        _fail(_out_of_memory(stage, error))
+    # All is on disk. Taking an engine apart object by object would cost seconds for nothing.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _fail(error: PCOError) -> NoReturn:
+    progress.send({"failure": asdict(progress.Failure(type(error).__name__, str(error)))})
+    sys.exit(FAILED)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's, CUDA's and torch's way of saying it on a CPU."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
+
+
+def _out_of_memory(stage: Stage, error: Exception) -> PCOError:
+    told = str(error).strip().partition("\n")[0] or type(error).__name__
+    match stage.name:
+        case "generate" | "evaluate":
+            advice = "Lower engine.kv_cache_gib (on a GPU engine.gpu_memory_utilization), or free memory; then resume."
+        case "train":
+            advice = (
+                "Less is needed with train.micro_batch_pairs=1, train.gradient_checkpointing=true or a higher "
+                "train.zero_stage, which may change within a run: `pco resume RUN --set train.micro_batch_pairs=1`."
+            )
+        case _:
+            advice = "Free memory, then resume."
+    return PCOError(f"{stage.title}: out of memory ({told}). {advice}")
 
 
 def _die_with_parent() -> None:

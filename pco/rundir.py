@@ -26,6 +26,7 @@ _FREE = {
     "runs_dir",
     "rounds",
     "stage_timeout_s",
+    "stall_timeout_s",
     "engine.kv_cache_gib",
     "engine.gpu_memory_utilization",
     *(f"train.{name}" for name in HOW_TRAINING_RUNS),

@@ -222,7 +222,7 @@ def _settings(name: StageName, config: RunConfig) -> dict[str, Any]:
         case "evaluate":
             return {
                 "rendering": rendering,
-                "generate": dump["generate"],
+                "generate": _without(dump["generate"], ("n",)),
                 "engine": engine,
                 "reward": dump["reward"],
                 "evaluate": dump["evaluate"],

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -189,6 +190,8 @@ def _train(stage: Stage, engine: Any, pair_policy: PairPolicy, plan: list[Step])
     # DeepSpeed splits a checkpoint by these two; with others it could not be read.
     fingerprint = store.digest([stage.fingerprint, train.processes, train.zero_stage])
     log: list[Row] = []
+    if torch.distributed.get_rank() == 0:
+        checkpoints.remove_unfinished(folder)
     if (checkpoint := checkpoints.latest(folder, fingerprint)) is not None:
         checkpoints.load(engine, checkpoint)
         log = checkpoint.log
@@ -268,5 +271,12 @@ def _save(state: dict[str, torch.Tensor], source: Path, train: Train, folder: Pa
     assert not lost and not unexpected, (lost, unexpected)
     merged = fresh if train.lora is None else fresh.merge_and_unload()
     with store.atomic_folder(folder) as temporary:
-        merged.save_pretrained(temporary)
+        _save_weights(merged, temporary)
         load_tokenizer(source).save_pretrained(temporary)
+
+
+def _save_weights(model: Any, folder: Path) -> None:
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # its name for what the system refused, such as a full disk
+        raise OSError(0, str(error)) from error

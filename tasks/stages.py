@@ -8,6 +8,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
+from data import store
 from data.errors import StageFailed
 from data.store import Manifest
 from pco import launcher
@@ -37,13 +38,13 @@ def run_stage(stage: Stage) -> Manifest:
     view = views.current()
     watch = _Watch(stage, view)
     view.begin(stage.title)
-    began = time.time()
     try:
+        reused = store.read_manifest(stage.folder) is not None
         manifest = launcher.run(stage, on_progress=watch.advance, on_log=get_run_logger().debug)
     except BaseException as error:  # a cancelled or interrupted stage has ended, too
         view.end(str(error).partition("\n")[0] or type(error).__name__, ok=False)
         raise
-    view.end(summary(manifest, reused=manifest.finished < began), ok=True)
+    view.end(summary(manifest, reused=reused), ok=True)
     return manifest
 
 

@@ -37,9 +37,13 @@ class Case:
     environment: dict[str, str]
 
     @property
-    def config(self) -> RunConfig:
+    def folder(self) -> Path:
         raw = yaml.safe_load(self.file.read_text())
-        return read_config(Path(raw["runs_dir"]) / raw["run"])
+        return Path(raw["runs_dir"]) / raw["run"]
+
+    @property
+    def config(self) -> RunConfig:
+        return read_config(self.folder)
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "flows.cli", *arguments]
@@ -60,6 +64,14 @@ class Case:
     def output(self) -> Path:
         """What the last `pco run` printed."""
         return self.file.with_name("output.txt")
+
+    def tell(self, *arguments: str) -> str:
+        """What a command prints that ends well."""
+        done = subprocess.run(
+            self.command(*arguments), env=self.environment, check=False, timeout=900, text=True, capture_output=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def run(self, *sets: str) -> tuple[int, str]:
         status = self.start(*sets).wait(timeout=900)

@@ -79,20 +79,27 @@ def test_a_finished_run_runs_nothing_again(finished: Case) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.config.folder.rglob("*.parquet")}
     status, output = finished.run()
     assert status == 0
-    assert output.count("done before") == len(_stages(finished.config))
+    assert "server" not in output
+    assert "round 2 promoted" in output and "Report: " in output
     assert {path: path.stat().st_mtime_ns for path in finished.config.folder.rglob("*.parquet")} == before
 
 
 def test_a_round_that_the_gate_refuses_ends_the_run_and_keeps_the_last_good_policy(
     make_case: Callable[..., Case],
 ) -> None:
-    case = make_case(gate__min_reward_gain=1.0)
+    case = make_case(gate__min_reward_gain=1.0, rounds=1)
     status, output = case.run()
     assert status == 0, output
     assert "round 1 refused: held-out reward" in output
-    assert not (case.config.folder / "round-02").exists()
     decisions = _table(case.config, 1, "decide", "decisions").to_pylist()
     assert [row["rule"] for row in decisions if not row["passed"]] == ["reward gain"]
+    told = case.tell("fork", str(case.folder), "lenient", "--from", "decide", "--round", "1", *_LENIENT)
+    assert "shares 7 stages with test" in told
+    told = case.tell("resume", str(case.folder.with_name("lenient")))
+    assert "round 1 promoted" in told
+
+
+_LENIENT = ("--set", "gate.min_reward_gain=-1.0")
 
 
 def _servers(home: str) -> list[str]:

@@ -1,6 +1,9 @@
 """The command line, as typed."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli import app
+from pco.config import RunConfig
 from tests import builders
 
 runner = CliRunner(env={"COLUMNS": "200"})
@@ -23,7 +27,7 @@ def config_file(tmp_path: Path, tiny: Path) -> Path:
 
 
 def test_help_of_every_command_explains_it() -> None:
-    for command in ("run", "status", "recover", "report", "show", "model"):
+    for command in ("run", "resume", "fork", "status", "recover", "report", "show", "model"):
         result = runner.invoke(app, [command, "--help"])
         assert result.exit_code == 0
         assert len(result.output) > 300
@@ -85,3 +89,68 @@ def test_a_model_folder_that_holds_something_is_not_overwritten(tiny: Path) -> N
     result = runner.invoke(app, ["model", str(tiny)])
     assert result.exit_code == 2
     assert "not empty" in result.output
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> RunConfig:
+    """A finished run of two rounds, with its report."""
+    builders.write_prompts(tmp_path, ["train"], ["heldout"])
+    config = builders.config(tmp_path)
+    builders.played(config)
+    (config.folder / "report.html").touch()
+    return config
+
+
+def _told(*arguments: str) -> str:
+    result = runner.invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_finished_run_is_recognised_without_a_server_an_engine_or_their_libraries(finished: RunConfig) -> None:
+    program = (
+        "import sys; from flows.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "assert not {'torch', 'vllm', 'deepspeed', 'prefect'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", program, "resume", str(finished.folder)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert told.splitlines() == ["round 1 yes", "round 2 yes", f"Report: {finished.folder / 'report.html'}"]
+
+
+def test_status_tells_every_stage_and_what_a_resume_would_do(finished: RunConfig) -> None:
+    assert "Nothing is left to do." in _told("status", str(finished.folder))
+    shutil.rmtree(finished.folder / "round-02" / "evaluation")
+    told = _told("status", str(finished.folder))
+    assert "stale: a stage before it is not done" in told
+    assert "`pco resume test` would run, in round 2: evaluate, decide." in told
+
+
+def test_a_fork_says_what_it_shares_what_it_takes_as_it_is_and_how_to_go_on(finished: RunConfig) -> None:
+    point = ["--from", "train", "--round", "2", "--set", "train.learning_rate=0.5"]
+    told = _told("fork", str(finished.folder), "gentle", *point)
+    assert "shares 11 stages with test" in told
+    assert "taken as it is, round 1/2 · train: train.learning_rate was 5e-05, is 0.5" in told
+    assert "`pco resume gentle` would run, in round 2: train, evaluate, decide." in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["resume", "{run}", "--round", "1"], "names the round of --from"),
+        (["resume", "{run}", "--from", "train", "--round", "7"], "has no stage `train` in round 7"),
+        (["resume", "{run}", "--set", "seed=7"], "Fork it"),
+        (["resume", "{run}x"], "no run here. Runs in"),
+        (["fork", "{run}", "new", "--from", "train"], "name one point together"),
+        (["fork", "{run}", "test"], "this run exists"),
+        (["fork", "{run}", "new", "--set", "rouns=7"], "Did you mean `rounds`?"),
+    ],
+)
+def test_a_resume_or_fork_that_cannot_be_is_refused_and_changes_nothing(
+    finished: RunConfig, arguments: list[str], told: str
+) -> None:
+    before = {path: path.read_bytes() for path in finished.folder.rglob("manifest.json")}
+    result = runner.invoke(app, [word.format(run=finished.folder) for word in arguments])
+    assert result.exit_code == 2
+    assert told in result.output
+    assert "Traceback" not in result.output
+    assert {path: path.read_bytes() for path in finished.folder.rglob("manifest.json")} == before

@@ -184,6 +184,13 @@ def test_a_human_text_longer_than_the_context_is_refused(config: RunConfig, tmp_
     assert "heldout_text.jsonl" in refused(config)
 
 
+def test_a_human_text_of_a_single_token_is_refused(config: RunConfig, model: Path, tmp_path: Path) -> None:
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))  # no token in front
+    builders.write_jsonl(tmp_path / "heldout_text.jsonl", [{"text": "a", "id": "short"}])
+    assert "heldout_text.jsonl: short has 1 token(s)" in refused(config, policy__model=str(model))
+
+
 def test_a_shorter_context_is_held_to(config: RunConfig) -> None:
     assert checks.check(builders.changed(config, engine__max_model_len=64)).context == 64
     assert "context of 16" in refused(config, engine__max_model_len=16)

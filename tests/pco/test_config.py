@@ -196,6 +196,7 @@ def test_the_quickstarts_config_is_valid() -> None:
         (b"- a\n- b\n", "expected `key: value` lines at the top level, found list"),
         (b"", "found NoneType"),
         (b"run: \xff", "not readable as YAML"),
+        (b"train:\n  lora: null\n  epochs: 1\n  epochs: 2\n", "the key `epochs` stands twice"),
         (b"1: 2\n", "1"),
         (b"train: {1: 2}\n", "train.1"),
     ],

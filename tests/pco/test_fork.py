@@ -54,7 +54,7 @@ def test_a_fork_with_the_same_settings_shares_everything_and_copies_nothing(orig
 @pytest.mark.parametrize(
     ("settings", "first"),
     [
-        ({"generate__n": 9}, (0, "evaluate")),
+        ({"generate__n": 9}, (1, "generate")),
         ({"pair__min_margin": 0.5}, (1, "pair")),
         ({"train__learning_rate": 0.5}, (1, "train")),
         ({"gate__min_reward_gain": 0.5}, (1, "decide")),

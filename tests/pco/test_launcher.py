@@ -17,7 +17,7 @@ import pytest
 
 from data import errors, store
 from data.errors import CorruptArtifact, PCOError, RunConflict, StageFailed
-from pco import launcher
+from pco import launcher, processes
 from pco.progress import Progress
 from pco.stage import Stage
 from tests import builders
@@ -47,21 +47,6 @@ def stage(tmp_path: Path) -> Stage:
     rows = [builders.candidate_row("p", sample, [1, 2, 3, 1, 2, 3]) for sample in (0, 1)]
     candidates = builders.finished(tmp_path / "candidates", {"candidates": rows}, "generate")
     return builders.stage("score", builders.config(tmp_path), {"candidates": candidates})
-
-
-@pytest.fixture
-def stage_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes stage processes run some code instead of a stage."""
-    interpreter = sys.executable
-
-    def become(code: str) -> None:
-        script = tmp_path / "python"
-        imports = "import os, signal, subprocess, sys, time\nfrom pathlib import Path\n"
-        script.write_text(f"#!{interpreter}\n{imports}sys.executable = {interpreter!r}\n{code}")
-        script.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(script))
-
-    return become
 
 
 @pytest.fixture
@@ -125,7 +110,8 @@ def test_events_and_log_lines_arrive_in_order_and_the_log_holds_them_all(
     told = [Progress(1, 2, "rows"), Progress(2, 2, "rows")]
     assert events == ["before", *told, "on standard error", "half a line, not UTF-8: \ufffd"]
     log = (stage.folder.parent / "logs" / "score.log").read_text(errors="replace")
-    assert log.startswith("before\n")
+    assert log.startswith(launcher.ATTEMPT)
+    assert log.splitlines()[1] == "before"
     assert log.endswith("half a line, not UTF-8: \ufffd")
 
 
@@ -221,6 +207,18 @@ def test_a_process_that_runs_out_of_time_is_ended(stage: Stage, stage_does: Call
     assert not alive(int(lines[0]))
 
 
+def test_the_log_of_a_failed_attempt_is_kept_and_its_lines_are_not_told_again(
+    stage: Stage, stage_does: Callable[[str], None]
+) -> None:
+    stage_does("print('first', end='', flush=True); sys.exit(1)")
+    assert lines_of(stage) == ["first"]
+    stage_does("print('second', flush=True)\n" + FINISH)
+    assert lines_of(stage) == ["second"]
+    lines = (stage.folder.parent / "logs" / "score.log").read_text().splitlines()
+    assert [line for line in lines if launcher.ATTEMPT not in line] == ["first", "second"]
+    assert len(lines) == 4
+
+
 def test_a_failed_stage_can_be_run_again(stage: Stage, stage_does: Callable[[str], None]) -> None:
     stage_does("sys.exit(1)")
     with pytest.raises(StageFailed):
@@ -256,7 +254,7 @@ def test_a_run_that_cannot_be_written_or_read_names_the_file(tmp_path: Path) -> 
 def test_children_that_a_stage_leaves_behind_are_ended_however_it_ends(
     stage: Stage, stage_does: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    monkeypatch.setattr(launcher, "_GRACE_S", 0.5)
+    monkeypatch.setattr(processes, "_GRACE_S", 0.5)
     stage_does(STUBBORN_CHILD + end)
     child = int(lines_of(stage)[0].removeprefix("child "))
     assert not alive(child)
@@ -265,7 +263,7 @@ def test_children_that_a_stage_leaves_behind_are_ended_however_it_ends(
 def test_a_cancelled_stage_is_ended_with_its_children(
     stage: Stage, stage_does: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launcher, "_GRACE_S", 0.5)
+    monkeypatch.setattr(processes, "_GRACE_S", 0.5)
     stage_does(STUBBORN_CHILD + "print('parent', os.getpid(), flush=True)\nsignal.pause()")
     lines: list[str] = []
 
@@ -345,3 +343,56 @@ def test_a_stage_process_whose_parent_was_gone_before_it_looked_does_not_start(s
     done = subprocess.run(command, env={**os.environ, "PCO_PARENT": str(dead.pid)}, check=False)
     assert done.returncode != 0
     assert not stage.folder.exists()
+
+
+# What an earlier attempt left behind.
+
+
+def test_what_an_earlier_attempt_left_behind_is_ended_before_the_next_begins_and_nothing_else(
+    stage: Stage, stage_does: Callable[[str], None]
+) -> None:
+    file = stage.folder.parent / "logs" / "score.json"
+    sleep = [sys.executable, "-c", "import time; time.sleep(99)"]
+    ours, others = (
+        subprocess.Popen(sleep, env={**os.environ, "PCO_STAGE_FILE": str(path)}, start_new_session=True)
+        for path in (file, file.with_name("pair.json"))
+    )
+    try:
+        stage_does(FINISH)
+        lines: list[str] = []
+        launcher.run(stage, on_log=lines.append)
+        assert lines[0] == "ended 1 process(es) that an earlier attempt had left behind"
+        assert not alive(ours.pid)
+        assert others.poll() is None
+    finally:
+        for process in (ours, others):
+            process.kill()
+            process.wait()
+
+
+# Stages that hang.
+
+
+def test_a_stage_that_says_nothing_for_too_long_is_ended_and_its_stacks_are_told(waiting_stage: Stage) -> None:
+    config = builders.changed(waiting_stage.config, stall_timeout_s=5)
+    hanging = builders.stage("score", config, dict(waiting_stage.inputs))
+    with pytest.raises(StageFailed) as caught:
+        launcher.run(hanging)
+    message = str(caught.value)
+    assert message.startswith("round 1/2 · score: said nothing for 5 s (`stall_timeout_s`)")
+    assert 'store.py", line' in message and "in read_manifest" in message
+
+
+def test_a_stage_that_does_not_even_answer_is_ended(stage: Stage, stage_does: Callable[[str], None]) -> None:
+    stage_does("os.kill(os.getpid(), signal.SIGSTOP)")
+    hanging = builders.stage("score", builders.changed(stage.config, stall_timeout_s=1), dict(stage.inputs))
+    with pytest.raises(StageFailed, match="It gave no answer when asked for its stacks"):
+        launcher.run(hanging)
+
+
+def test_a_stage_that_says_something_now_and_then_is_left_alone(
+    stage: Stage, stage_does: Callable[[str], None]
+) -> None:
+    stage_does("for i in range(30): print(i, flush=True); time.sleep(0.1)\n" + FINISH)
+    busy = builders.stage("score", builders.changed(stage.config, stall_timeout_s=2), dict(stage.inputs))
+    assert launcher.run(busy).fingerprint == stage.fingerprint

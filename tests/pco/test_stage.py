@@ -22,6 +22,7 @@ NEUTRAL = {
     "runs_dir",
     "rounds",
     "stage_timeout_s",
+    "stall_timeout_s",
     # Which prompts these are is known only to who reads them; the `prepare` stage freezes what it read.
     "prompts.train",
     "prompts.heldout",

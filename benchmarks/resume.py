@@ -1,0 +1,123 @@
+"""What resuming costs: finding out that all is done, getting back to work after a kill, committing a shard.
+
+    python benchmarks/resume.py [--config configs/quickstart.yaml]
+
+Three figures, with their bounds: a finished run of ten rounds is recognised without importing torch; after `kill -9` in
+the midst of generation, from the command to the first new completion, beside what the engine takes to start; and what a
+shard costs to commit, beside what it costs to make.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from data import store
+from pco import progress
+from pco.config import RunConfig
+from pco.progress import Progress
+from pco.rundir import read_config
+from pco.stage import Stage, round_folder
+from tests import builders
+
+RESULTS = Path(__file__).parent / "results" / "resume"
+ROUNDS = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/quickstart.yaml")
+    arguments = parser.parse_args()
+    print(f"{'':58}{'measured':>10}{'bound':>10}")
+    _line(f"a finished run of {ROUNDS} rounds: nothing to do", _finished_run(), 2.0)
+    name = time.strftime("%Y%m%d-%H%M%S")
+    settings = ["rounds=1", f"run={name}", f"runs_dir={RESULTS}", "generate.shard_size=32"]
+    command = ["run", arguments.config, *(word for one in settings for word in ("--set", one))]
+    _killed_at_event(command, RESULTS / name, events=40)
+    resumed = time.monotonic()
+    _killed_at_event(["resume", str(RESULTS / name)], RESULTS / name, events=1)
+    seconds = time.monotonic() - resumed
+    config = read_config((RESULTS / name).resolve())
+    engine = _engine_start(config)
+    _line("after kill -9: from the command to the first completion", seconds, engine + 3)
+    _line("  of which the engine's start, alone", engine, None)
+    commit, making = _commit(config)
+    _line("a shard: made", making, None)
+    _line("a shard: committed", commit, 0.01 * making)
+
+
+def _line(what: str, seconds: float, bound: float | None) -> None:
+    told = "" if bound is None else f"{bound:8.2f} s"
+    print(f"{what:58}{seconds:8.2f} s{told:>10}", flush=True)
+
+
+def _finished_run() -> float:
+    """Seconds of `pco resume` on a run whose stages are all finished (with empty tables)."""
+    with tempfile.TemporaryDirectory() as folder:
+        builders.write_prompts(Path(folder), ["train"], ["heldout"])
+        config = builders.config(Path(folder), rounds=ROUNDS)
+        builders.played(config)
+        (config.folder / "report.html").touch()
+        program = (
+            "import sys; from flows.cli import app; app(sys.argv[1:], standalone_mode=False);"
+            "assert not {'torch', 'vllm', 'deepspeed', 'prefect'} & set(sys.modules)"
+        )
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", program, "resume", str(config.folder)], check=True, capture_output=True)
+        return time.monotonic() - began
+
+
+def _killed_at_event(arguments: list[str], run: Path, events: int) -> None:
+    """Run a command, and kill it once round 1's generation has told of its progress so often."""
+    log = run / "round-01" / "logs" / "generate.log"
+    before = log.stat().st_size if log.exists() else 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while len(list(_events(log, before))) < events:
+        if process.poll() is not None:
+            sys.exit(f"`pco {' '.join(arguments)}` ended before it could be killed, with status {process.returncode}.")
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _events(log: Path, start: int) -> Iterator[Progress]:
+    if not log.exists():
+        return
+    with log.open(encoding="utf-8", errors="replace") as file:
+        file.seek(start)
+        for line in file:
+            if isinstance(event := progress.parse(line), Progress):
+                yield event
+
+
+def _engine_start(config: RunConfig) -> float:
+    """What the engine took in the run's finished evaluation: its import, its weights, its warm-up."""
+    manifest = store.read_manifest(Stage("evaluate", 0, config, {}).folder)
+    assert manifest is not None
+    return manifest.metrics["engine_start_s"]
+
+
+def _commit(config: RunConfig) -> tuple[float, float]:
+    """Seconds to commit the first shard of candidates again, and to sample one."""
+    path = next(iter(sorted(Stage("generate", 1, config, {}).folder.glob("*.parquet"))))
+    content = pq.read_table(path).replace_schema_metadata(None)
+    evaluation = store.read_manifest(Stage("evaluate", 0, config, {}).folder)
+    assert evaluation is not None
+    tokens = sum(map(len, content.column("token_ids").to_pylist()))
+    with tempfile.TemporaryDirectory(dir=round_folder(config, 1)) as folder:
+        began = time.monotonic()
+        store.write_part(Path(folder), "candidates", 0, content, "benchmark")
+        return time.monotonic() - began, tokens / evaluation.metrics["tokens_per_s"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Room on disk: refuse a stage that would fill it, before hours of work end in a file that cannot be written."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+from data import store
+from data.errors import PCOError
+from pco.config import Train
+from pco.stage import Artifact, Stage
+
+_LEAST = 100 * 2**20  # tables, logs, the report
+# AdamW keeps two float32 numbers per parameter, and a float32 copy of the weights when these are bf16.
+_OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}
+_WEIGHT_BYTES = {"fp32": 4, "bf16": 2}
+
+
+def check(stage: Stage) -> None:
+    """Raise PCOError if what the stage is about to write would not fit; nothing has been started or changed by then."""
+    free = shutil.disk_usage(stage.config.folder).free
+    if free < needed(stage):
+        raise PCOError(
+            f"{stage.config.folder}: {stage.title} may need {needed(stage) / 2**30:,.2f} GiB of disk, and only "
+            f"{free / 2**30:,.2f} GiB are free. Make room, then resume; nothing is lost. A training "
+            "needs less with a lower train.keep_checkpoints or a higher train.checkpoint_steps."
+        )
+
+
+def needed(stage: Stage) -> int:
+    """Bytes that a stage may write, roughly and rather too many."""
+    return _LEAST + (_of_training(stage) if stage.name == "train" else 0)
+
+
+def _of_training(stage: Stage) -> int:
+    """Bytes for the new policy and for all checkpoints that exist at one time."""
+    train = stage.config.train
+    parameters = _parameters(stage.inputs["policy"].folder)
+    weights = parameters * _WEIGHT_BYTES[train.precision]
+    optimizer = 0 if train.lora else parameters * _OPTIMIZER_BYTES[train.precision]
+    # One more than are kept: the oldest goes when the newest is complete.
+    checkpoints = min(train.keep_checkpoints + 1, _checkpoints(train, stage.inputs["pairs"]))
+    return weights + checkpoints * (weights + optimizer)
+
+
+def _checkpoints(train: Train, pairs: Artifact) -> int:
+    """How many checkpoints a training over those pairs writes in all."""
+    manifest = store.read_manifest(pairs.folder)
+    rows = manifest.rows_out if manifest else 0
+    return (math.ceil(rows / train.pairs_per_step) * train.epochs - 1) // train.checkpoint_steps
+
+
+def _parameters(model: Path) -> int:
+    return sum(math.prod(shape) for path in model.glob("*.safetensors") for shape in _shapes(path))
+
+
+def _shapes(path: Path) -> list[list[int]]:
+    """From the header alone: its length in 8 bytes, then JSON (the safetensors format)."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
