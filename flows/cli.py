@@ -290,6 +290,31 @@ _STYLES = {
 
 
 @app.command()
+def recover(
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Also schedule the retry of those that belong to a deployment.")
+    ] = False,
+    max_attempts: Annotated[
+        int, typer.Option(min=1, help="A flow run that began this often is marked, but not resumed.")
+    ] = 3,
+) -> None:
+    """Find flow runs that died with their worker and still say Running on the Prefect server; mark them Crashed.
+
+    A flow run is dead when no process holds the lock of its run's folder, so call this where the folders are. Safe at
+    any time, as often as you like: `pco recover --resume` every minute by cron brings runs back after a reboot.
+    """
+    with _clear_errors():
+        from flows import recover as recovery
+
+        lines = 0
+        for line in recovery.recover(resume=resume, max_attempts=max_attempts):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+            lines += 1
+        if not lines:
+            console.print("No flow run says Running.")
+
+
+@app.command()
 def report(name: RunName, runs_dir: RunsDir = Path("runs")) -> None:
     """Write a run's `report.html` anew from what is on disk, and print its path."""
     with _clear_errors():

@@ -1,5 +1,6 @@
 """A run's folder: one config, one writer."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -8,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import yaml
 
@@ -18,6 +20,7 @@ from pco.stage import HOW_TRAINING_RUNS, flat
 
 CONFIG = "config.yaml"
 _LOCK = ".lock"
+_RECOVERY = ".recovery"
 # What may change between two attempts at the same run: it decides no result.
 _FREE = {
     "runs_dir",
@@ -31,53 +34,91 @@ _FREE = {
 
 
 @contextmanager
-def opened(config: RunConfig) -> Iterator[None]:
+def opened(config: RunConfig, flow_run: str = "") -> Iterator[None]:
     """Hold a run's folder for writing; make it and its `config.yaml` if it is new.
+
+    `flow_run` is the id of the Prefect flow run that writes, for whoever asks who holds the run.
 
     Raises RunConflict when another process holds it, or when it was made with another config.
     """
     with store.write_errors(config.folder):
         config.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(config.folder):
+    with _locked(config.folder, flow_run):
         check_same(config)
         store.write_text(config.folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         yield
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, flow_run: str) -> Iterator[None]:
     """The kernel drops the lock of a process that dies, so a stale one cannot exist."""
     path = folder / _LOCK
     with store.write_errors(path):
         handle = path.open("a+", encoding="utf-8")
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunConflict(f"{folder}: is being written by {_holder(path)}. Wait for it, or end it.") from None
+        if not _takes(handle):
+            raise RunConflict(f"{folder}: is being written by {_told(path)}. Wait for it, or end it.")
         handle.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        handle.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+        held = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "flow_run": flow_run}
+        handle.write(json.dumps(held))
         handle.flush()
         yield
+
+
+def _takes(handle: IO[str]) -> bool:
+    """Tries more than once: whoever only looks (`is_held`) holds the lock for an instant, too."""
+    for _ in range(5):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def is_held(folder: Path) -> bool:
     """Whether a process is writing to this run now."""
     try:
-        with (folder / _LOCK).open("a+", encoding="utf-8") as handle:
+        with (folder / _LOCK).open(encoding="utf-8") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        return False  # never written to, or not ours to write
+        return False  # never written to, or not ours to read
     return False
 
 
-def _holder(path: Path) -> str:
+def holder(folder: Path) -> str | None:
+    """Which flow run writes to this run now: its id, "" if that is unknown, None if nobody does.
+
+    Raises BadInput when the folder is not on this machine, or not ours to read.
+    """
+    held = is_held(folder)
+    try:
+        told = (folder / _LOCK).read_text(encoding="utf-8")
+        return str(json.loads(told)["flow_run"]) if held else None
+    except OSError as error:
+        raise BadInput(f"{folder}: no run here that can be read ({error.strerror}).") from None
+    except (ValueError, KeyError):  # taken just now, or by an earlier version
+        return ""
+
+
+@contextmanager
+def recovering(folder: Path) -> Iterator[None]:
+    """Wait for whoever else recovers this run, so that each sees what the one before it did."""
+    path = folder / _RECOVERY
+    with store.write_errors(path):
+        handle = path.open("a", encoding="utf-8")
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _told(path: Path) -> str:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {held['pid']} on {held['host']} since {held['since']}"
+        flow_run = f" (Prefect flow run {held['flow_run']})" if held.get("flow_run") else ""
+        return f"process {held['pid']} on {held['host']} since {held['since']}{flow_run}"
     except (ValueError, KeyError, OSError):
         return "another process"
 

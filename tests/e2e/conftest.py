@@ -2,13 +2,16 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -75,6 +78,14 @@ class Case:
         return status, self.output.read_text()
 
 
+def stage_processes(folder: Path) -> list[int]:
+    """The ids of the processes of a run's stages."""
+    # -ww: under pytest a terminal's width is in the environment (readline puts it there), and ps cuts its lines to it.
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True)
+    lines = [line for line in listed.stdout.splitlines() if str(folder) in line and "pco.process" in line]
+    return [int(line.split()[0]) for line in lines]
+
+
 @pytest.fixture(scope="session")
 def make_case(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
     """Make the config of a tiny run: two rounds, 24 training prompts, 8 held-out ones."""
@@ -114,3 +125,32 @@ def make_case(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         return Case(file, {**ENVIRONMENT, "PREFECT_HOME": str(folder / "prefect")})
 
     return make
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prefect server's API: a server of its own for each file of tests."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    home: Path = tmp_path_factory.mktemp("prefect-server")
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    environment = {**ENVIRONMENT, "PREFECT_HOME": str(home)}
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}/api"
+    deadline = time.monotonic() + 120
+    while not _healthy(url):
+        assert process.poll() is None, (home / "log").read_text()
+        assert time.monotonic() < deadline, "the server never came up"
+        time.sleep(0.5)
+    yield url
+    os.killpg(process.pid, 15)
+    process.wait(30)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").is_success
+    except httpx.TransportError:
+        return False

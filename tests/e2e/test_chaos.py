@@ -88,7 +88,7 @@ def _committed(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def _stage_processes(folder: Path) -> list[str]:
-    listed = subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True)
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True)
     lines = [line for line in listed.stdout.splitlines() if str(folder) in line and "pco.process" in line]
     return [line for line in lines if line.split()[1][0] != "Z"]
 

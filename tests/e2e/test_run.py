@@ -14,7 +14,7 @@ import pytest
 from data import store
 from pco.config import RunConfig
 from pco.stage import ROUND_STAGES, START_STAGES, Stage, StageName
-from tests.e2e.conftest import EPOCHS, Case
+from tests.e2e.conftest import EPOCHS, Case, stage_processes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -102,11 +102,6 @@ def test_a_round_that_the_gate_refuses_ends_the_run_and_keeps_the_last_good_poli
 _LENIENT = ("--set", "gate.min_reward_gain=-1.0")
 
 
-def _stage_processes(folder: Path) -> list[str]:
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True)
-    return [line for line in listed.stdout.splitlines() if str(folder) in line and "pco.process" in line]
-
-
 def _servers(home: str) -> list[str]:
     listed = subprocess.run(["ps", "eww", "-eo", "args"], capture_output=True, text=True, check=True)
     return [line for line in listed.stdout.splitlines() if "create_app" in line and f"PREFECT_HOME={home} " in line]
@@ -140,7 +135,7 @@ def test_a_run_killed_again_and_again_resumes_to_the_same_tables(
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         deadline = time.monotonic() + 10
-        while _stage_processes(folder):
+        while stage_processes(folder):
             assert time.monotonic() < deadline, "a stage process outlived its parent"
             time.sleep(0.1)
     status, output = case.run()

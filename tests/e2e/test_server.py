@@ -1,47 +1,14 @@
 """The same command with a Prefect server to report to."""
 
-import os
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import httpx
 import pytest
 
-from tests.e2e.conftest import ENVIRONMENT, Case
+from tests.e2e.conftest import Case
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    home: Path = tmp_path_factory.mktemp("prefect-server")
-    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    environment = {**ENVIRONMENT, "PREFECT_HOME": str(home)}
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    url = f"http://127.0.0.1:{port}/api"
-    deadline = time.monotonic() + 120
-    while not _healthy(url):
-        assert process.poll() is None, (home / "log").read_text()
-        assert time.monotonic() < deadline, "the server never came up"
-        time.sleep(0.5)
-    yield url
-    os.killpg(process.pid, 15)
-    process.wait(30)
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").is_success
-    except httpx.TransportError:
-        return False
 
 
 def _ask(url: str, what: str, wanted: int) -> list[dict[str, object]]:

@@ -27,7 +27,7 @@ def config_file(tmp_path: Path, tiny: Path) -> Path:
 
 
 def test_help_of_every_command_explains_it() -> None:
-    for command in ("run", "resume", "fork", "status", "report", "show", "model"):
+    for command in ("run", "resume", "fork", "status", "recover", "report", "show", "model"):
         result = runner.invoke(app, [command, "--help"])
         assert result.exit_code == 0
         assert len(result.output) > 300

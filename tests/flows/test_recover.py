@@ -1,0 +1,84 @@
+"""Which flow runs are dead, and what the command says when it cannot know."""
+
+from pathlib import Path
+from typing import cast
+from uuid import uuid4
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from typer.testing import CliRunner
+
+from data.errors import BadInput
+from flows.cli import app
+from flows.recover import folder_of, is_dead, resumed
+from pco.rundir import holder, opened
+from tests import builders
+
+
+@pytest.mark.parametrize(
+    ("age_s", "held_by", "dead"),
+    [
+        (60.0, None, True),
+        (60.0, "another", True),
+        (60.0, "own", False),
+        (60.0, "", False),
+        (1.0, None, False),
+        (1.0, "another", False),
+    ],
+)
+def test_a_flow_run_is_dead_if_it_is_not_new_and_its_folder_is_free_or_another_s(
+    age_s: float, held_by: str | None, dead: bool
+) -> None:
+    assert is_dead("own", age_s, held_by) is dead
+
+
+def test_the_lock_tells_which_flow_run_holds_a_folder(tmp_path: Path) -> None:
+    config = builders.config(tmp_path)
+    with opened(config, "some-id"):
+        assert holder(config.folder) == "some-id"
+    assert holder(config.folder) is None
+
+
+def test_a_holder_without_a_flow_run_is_unknown_but_there(tmp_path: Path) -> None:
+    config = builders.config(tmp_path)
+    with opened(config):
+        assert holder(config.folder) == ""
+        (config.folder / ".lock").write_text("{")
+        assert holder(config.folder) == ""
+
+
+def test_a_folder_on_another_machine_is_not_taken_for_a_dead_run(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no run here"):
+        holder(tmp_path / "elsewhere")
+
+
+def test_a_flow_run_s_folder_follows_from_its_parameters() -> None:
+    def folder(**config: str) -> Path:
+        return folder_of(FlowRun(flow_id=uuid4(), parameters={"config": config}))
+
+    assert folder(run="a", runs_dir="/data/runs") == Path("/data/runs/a")
+    assert not folder(run="a").is_absolute()
+
+
+def test_what_began_too_often_or_has_no_deployment_is_not_resumed() -> None:
+    dead = FlowRun(flow_id=uuid4(), run_count=3)
+    never_asked = cast(SyncPrefectClient, None)
+    assert "`pco resume /runs/a`" in resumed(never_asked, dead, Path("/runs/a"), 3)
+    deployed = dead.model_copy(update={"deployment_id": uuid4()})
+    assert "not resumed after 3 attempts" in resumed(never_asked, deployed, Path("/runs/a"), 3)
+
+
+def test_without_a_server_the_command_says_what_to_set() -> None:
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["recover"])
+    assert result.exit_code == 2
+    assert "PREFECT_API_URL: not set" in result.output
+
+
+def test_a_server_that_does_not_answer_is_named() -> None:
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["recover"])
+    assert result.exit_code == 2
+    assert "http://127.0.0.1:9/api: no answer" in result.output
