@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby, islice, repeat
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -83,7 +83,8 @@ def _read(stage: Stage, name: str, part: store.Part) -> pa.Table:
 def _paired(stage: Stage, candidates: pa.Table, scores: pa.Table) -> tuple[pa.Table, Counter[str], int]:
     """The pairs of one shard, why prompts gave none, and how many prompts it holds."""
     config, reasons, chosen, count = stage.config, Counter[str](), list[Chosen](), 0
-    for prompt, group in groupby(_rows(candidates, scores), key=lambda one: one[0]):
+    rows = _rows(candidates, scores, texts=config.pair.max_similarity < 1)
+    for prompt, group in groupby(rows, key=lambda one: one[0]):
         count += 1
         own = [scored for _, scored in group if scored is not None]
         made = pairs_of(own, config.pair, seed=seed_of(config.seed, stage.round, prompt))
@@ -94,12 +95,13 @@ def _paired(stage: Stage, candidates: pa.Table, scores: pa.Table) -> tuple[pa.Ta
     return _table(candidates, chosen), reasons, count
 
 
-def _rows(candidates: pa.Table, scores: pa.Table) -> list[tuple[str, Scored | None]]:
-    """Prompt and, if it has a score, candidate, in the order of the candidates table."""
+def _rows(candidates: pa.Table, scores: pa.Table, *, texts: bool) -> list[tuple[str, Scored | None]]:
+    """Prompt and, if it has a score, candidate, in the order of the candidates table; its text only where wanted."""
     keys = zip(scores["prompt_id"].to_pylist(), scores["sample"].to_pylist(), strict=True)
     rewards = dict(zip(keys, scores["reward"].to_pylist(), strict=True))
     lengths = pc.list_value_length(candidates["token_ids"]).to_pylist()
-    columns = (candidates[name].to_pylist() for name in ("prompt_id", "sample", "completion"))
+    completions = candidates["completion"].to_pylist() if texts else repeat("", candidates.num_rows)
+    columns = (candidates["prompt_id"].to_pylist(), candidates["sample"].to_pylist(), completions)
     rows = []
     for row, (prompt, sample, text) in enumerate(zip(*columns, strict=True)):
         reward = rewards.get((prompt, sample))
