@@ -136,9 +136,8 @@ def _redone(folder: Path, config: RunConfig) -> list[tuple[str, int, int]]:
             continue
         done = 0
         for attempt in log.read_text(errors="replace").split(launcher.ATTEMPT)[1:]:
-            events = [
-                progress.parse(line) for line in attempt.split("\n")
-            ]  # an event begins with a separator that splitlines splits at
+            # Not splitlines: an event begins with a separator that it would split at.
+            events = [progress.parse(line) for line in attempt.split("\n")]
             counts = [event.done for event in events if isinstance(event, Progress)]
             if not counts:
                 continue
