@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data import schemas, store
-from data.errors import BadInput, PCOError
+from data.errors import BadInput, CorruptArtifact, PCOError
 from pco import status as run_status
 from pco.config import RunConfig, load
 from pco.rundir import CONFIG, check_same, opened, read_config, report_path
@@ -240,6 +240,9 @@ def status(
     name: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="Name or folder of a run; all runs if left out.")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also read every table and policy of the run, and name what is damaged.")
+    ] = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Show what is done, begun and missing: of every run, or of each round and stage of one.
@@ -253,6 +256,14 @@ def status(
         config = _find(name, runs_dir)
         console.print(_stages_table(config))
         console.print(run_status.to_do(config), soft_wrap=True, highlight=False)
+        if verify:
+            _verify(config)
+
+
+def _verify(config: RunConfig) -> None:
+    if damage := run_status.damage(config):
+        raise CorruptArtifact("\n".join(damage))
+    console.print("Verified: every table and policy is what its manifest says.")
 
 
 def _runs_table(runs_dir: Path) -> Table:

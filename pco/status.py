@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import store
-from data.errors import BadInput
+from data.errors import BadInput, CorruptArtifact
 from pco import checkpoints
 from pco.config import RunConfig
 from pco.launcher import error_path
 from pco.rounds import walk
 from pco.rundir import CONFIG, is_held, read_config, report_path
-from pco.stage import Stage, StageName, stages_of
+from pco.stage import Stage, StageName, round_folder, stages_of
 
 Point = tuple[int, StageName]
 
@@ -171,6 +171,30 @@ def counted(manifest: store.Manifest) -> str:
     """How many rows came out, and of how many where some were dropped."""
     of = f" of {manifest.rows_in:,}" if manifest.rows_in != manifest.rows_out else ""
     return f"{manifest.rows_out:,}{of} {manifest.unit}"
+
+
+def damage(config: RunConfig) -> list[str]:
+    """What is wrong with a run's finished stages, after reading every table and policy; nothing if all is whole."""
+    found = []
+    for number, name in points(config):
+        folder = _folder(config, number, name)
+        manifest = store.read_manifest(folder)
+        for part in manifest.parts if manifest else []:
+            try:
+                store.read_part(folder, part)
+            except CorruptArtifact as error:
+                found.append(str(error))
+        if manifest and name == "train":
+            found += _policy_damage(round_folder(config, number) / "policy", manifest.outputs["policy"])
+    return found
+
+
+def _policy_damage(folder: Path, digest: str) -> list[str]:
+    if not folder.is_dir():
+        return [f"{folder}: missing. Restore it from a copy, or make it again with `pco resume --from train`."]
+    if store.folder_digest(folder) != digest:
+        return [f"{folder}: its files are not those that were trained. Restore them from a copy."]
+    return []
 
 
 def folders_with(config: RunConfig, table: str, number: int | None) -> list[tuple[str, Path]]:

@@ -125,6 +125,14 @@ def test_status_tells_every_stage_and_what_a_resume_would_do(finished: RunConfig
     assert "`pco resume test` would run, in round 2: evaluate, decide." in told
 
 
+def test_a_run_is_verified_on_demand(finished: RunConfig) -> None:
+    assert "Verified: every table" in _told("status", str(finished.folder), "--verify")
+    (finished.folder / "round-02/policy/model.safetensors").write_text("other")
+    result = runner.invoke(app, ["status", str(finished.folder), "--verify"])
+    assert result.exit_code == 2
+    assert "round-02/policy: its files are not those that were trained" in result.output
+
+
 def test_a_fork_says_what_it_shares_what_it_takes_as_it_is_and_how_to_go_on(finished: RunConfig) -> None:
     point = ["--from", "train", "--round", "2", "--set", "train.learning_rate=0.5"]
     told = _told("fork", str(finished.folder), "gentle", *point)

@@ -139,6 +139,22 @@ def test_prompts_that_are_gone_since_they_were_frozen_count_as_unchanged(config:
     assert set(_states(config)) == {"done"}
 
 
+def test_damage_is_found_wherever_it_is_and_named(config: RunConfig) -> None:
+    builders.played(config)
+    scores = builders.finished(builders.stage("score", config).folder, {"scores": [builders.score_row("p", 0, 1.0)]})
+    assert status.damage(config) == []
+    (config.folder / "round-01/policy/model.safetensors").write_text("other")
+    (config.folder / "round-02/policy/model.safetensors").unlink()
+    (config.folder / "round-02/policy").rmdir()
+    part = store.part_path(scores.folder, "scores", 0)
+    part.write_bytes(part.read_bytes()[:-1])
+    told = status.damage(config)
+    assert len(told) == 3
+    assert told[0].startswith(f"{part}: its content is not what its manifest recorded")
+    assert "round-01/policy: its files are not those that were trained" in told[1]
+    assert "round-02/policy: missing" in told[2]
+
+
 def test_a_table_that_no_stage_holds_is_refused(config: RunConfig) -> None:
     with pytest.raises(BadInput, match="no finished stage holds a `pairs` table in round 1"):
         status.folders_with(config, "pairs", 1)
