@@ -15,6 +15,7 @@ from rich.table import Table
 
 from data import schemas, store
 from data.errors import BadInput, PCOError
+from flows import data_cli
 from pco import status as run_status
 from pco.config import RunConfig, load
 from pco.rundir import CONFIG, check_same, opened, read_config, report_path
@@ -30,6 +31,7 @@ app = typer.Typer(
     "again: a run that died goes on with `pco resume`, or with the command that started it.",
     epilog="Begin with `pco run configs/quickstart.yaml --dry-run`.",
 )
+app.add_typer(data_cli.app, name="data")
 console = Console()
 errors = Console(stderr=True)
 
