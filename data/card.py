@@ -1,6 +1,7 @@
 """A data card: what a file holds, where it came from and what was left out, in Markdown beside it."""
 
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 
 from data import store
@@ -30,7 +31,7 @@ def _origin(imported: Imported, written: Written) -> str:
         "split, subset": " ".join(filter(None, (request.split, request.subset))),
         "only the first rows": f"{request.limit:,}" if request.limit else "",
         "kind": request.kind,
-        "shape": f"{imported.shape.name}: {' + '.join(imported.shape.needs)}",
+        "shape": f"{imported.shape.name}, from {', '.join(imported.used)}",
         "columns mapped": ", ".join(f"{column} = {name}" for column, name in request.names.items()),
         "columns not used": ", ".join(imported.unused),
         "conversations": request.turns,
@@ -74,6 +75,6 @@ def _quantiles(lengths: "array[int]") -> list[str]:
     return [f"{ordered[round(share * (len(ordered) - 1))]:,}" for _, share in _QUANTILES]
 
 
-def _table(head: tuple[str, ...], rows: "list[tuple[str, ...]]") -> str:
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)

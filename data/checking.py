@@ -59,8 +59,8 @@ def refuse_leakage(one: Checked, other: Checked) -> None:
     if shared:
         raise BadInput(
             f"{one.path} and {other.path}: {len(shared):,} prompts are in both (case and whitespace aside), first in "
-            f"{one.places[shared[0]]} of the one and {other.places[shared[0]]} of the other. What was trained on proves "
-            "nothing when evaluated: remove them from one file, or split with `pco data import --heldout-share`."
+            f"{one.places[shared[0]]} of the one and {other.places[shared[0]]} of the other. Evaluation on training "
+            "prompts proves nothing: remove them from one file, or split with `pco data import --heldout-share`."
         )
 
 

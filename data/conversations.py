@@ -54,7 +54,7 @@ def _message(item: Any) -> Message:
 
 
 def transcript(text: str) -> list[Message] | None:
-    """The messages of a text of the form "\\n\\nHuman: ...\\n\\nAssistant: ..."; None for any other text."""
+    """The messages of a text with "Human:" and "Assistant:" after blank lines, as hh-rlhf has; None for other text."""
     before, *rest = _TURN.split(text)
     if before.strip() or not rest or rest[0] != "Human":
         return None
@@ -114,7 +114,8 @@ def _same_question(better: tuple[Question, str], worse: tuple[Question, str]) ->
 def compared_implicitly(chosen: Any, rejected: Any) -> tuple[Question, str, str]:
     """The question that two texts or conversations begin with, and their answers (TRL's implicit prompt).
 
-    Transcripts share all turns but the last; other texts share what they begin with, up to a word's end. Raises Dropped.
+    Transcripts share all turns but the last; other texts share what they begin with, up to a word's end.
+    Raises Dropped.
     """
     if not isinstance(chosen, str) or not isinstance(rejected, str):
         return compared(None, chosen, rejected)

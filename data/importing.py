@@ -49,7 +49,7 @@ class Written:
 
     path: Path
     rows: int = 0
-    lengths: dict[str, array[int]] = field(default_factory=dict)  # characters, by column
+    lengths: "dict[str, array[int]]" = field(default_factory=dict)  # characters, by column
     prompts: set[bytes] = field(default_factory=set)  # keys of the normalised prompts
     longer_chosen: int = 0
     longer_rejected: int = 0
@@ -72,7 +72,8 @@ class Imported:
 
     request: Request
     shape: Shape
-    unused: tuple[str, ...]  # columns of the source that nothing was taken from
+    used: tuple[str, ...]  # columns of the source, by the names that the shape knows them by
+    unused: tuple[str, ...]
     rows_in: int
     dropped: dict[str, int]
     outputs: tuple[Written, ...]  # the file, and the held-out one if there is one
@@ -108,9 +109,10 @@ def import_data(request: Request) -> Imported:
         shapes.refuse_zero_based(reader.preferences, where=request.source)
         if rows_in == sum(dropped.values()):
             raise BadInput(f"{request.source}: no row of {rows_in:,} can be kept ({told(dropped)}). Look at the file.")
-    unused = tuple(column for column in columns if column not in shape.uses())
+    used = tuple(column for column in shape.uses() if column in columns)
+    unused = tuple(column for column in columns if column not in used)
     written = tuple(sink.written for sink in sinks)
-    return Imported(request, shape, unused, rows_in, dict(sorted(dropped.items())), written)
+    return Imported(request, shape, used, unused, rows_in, dict(sorted(dropped.items())), written)
 
 
 def told(dropped: Mapping[str, int]) -> str:
@@ -172,11 +174,13 @@ class _Sink:
 @contextmanager
 def _opened(path: Path, kind: Kind) -> Iterator[_Sink]:
     schema = IMPORTED[kind]
-    with store.atomic_path(path) as temporary:
-        with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
-            sink = _Sink(Written(path), schema, writer)
-            yield sink
-            sink.flush()
+    with (
+        store.atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        sink = _Sink(Written(path), schema, writer)
+        yield sink
+        sink.flush()
 
 
 @dataclass

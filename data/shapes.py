@@ -57,7 +57,7 @@ _GENERATORS = ("chosen_generator", "rejected_generator")
 # The first of a kind whose columns are all there is taken.
 SHAPES = (
     Shape("prompts", "prompt", ("prompt",)),
-    Shape("prompts", "instruction", ("instruction",), ("input",)),
+    Shape("prompts", "instruction", ("instruction",), ("input", "instances")),
     Shape("prompts", "messages", ("messages",)),
     Shape("prompts", "conversations", ("conversations",)),
     Shape("prompts", "text", ("text",)),
@@ -139,12 +139,20 @@ def _question(shape: Shape, raw: Mapping[str, Any]) -> Question:
 
 def _instruction(raw: Mapping[str, Any]) -> Question:
     """Instruction and input as Alpaca joins them: a blank line between."""
-    instruction, given = question(raw["instruction"]), raw.get("input") or ""
+    instruction, given = question(raw["instruction"]), _input(raw) or ""
     if not isinstance(given, str):
         raise Dropped(MALFORMED)
     if not given.strip() or not isinstance(instruction, str) or not instruction.strip():
         return instruction
     return f"{instruction}\n\n{given}"
+
+
+def _input(raw: Mapping[str, Any]) -> Any:
+    """What an instruction is about; Self-Instruct has it in its first instance."""
+    match raw.get("instances"):
+        case [{"input": given}, *_] if "input" not in raw:
+            return given
+    return raw.get("input")
 
 
 @dataclass(frozen=True)

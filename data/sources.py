@@ -104,12 +104,12 @@ def _reading(path: Path) -> Iterator[None]:
         raise BadInput(f"{path}: could not be read ({error.strerror or error}).") from None
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines with their numbers, line ends kept. Only "\\n" ends a line: JSON allows U+2028 inside a string."""
+    """The lines with their numbers. Only a line feed ends one: JSON allows U+2028 inside a string."""
     with _reading(path), _open(path) as file:
         for number, raw in enumerate(file, start=1):
             try:
@@ -154,7 +154,7 @@ def _array_rows(path: Path) -> Numbered:
         yield from enumerate(_elements(path, _chunks(path, file)), start=1)
 
 
-def _chunks(path: Path, file: IO[bytes]) -> Iterator[str]:
+def _chunks(path: Path, file: IO[bytes] | gzip.GzipFile) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     at = 0
     while True:
@@ -289,6 +289,11 @@ def _load(source: str, split: str | None, subset: str | None) -> Any:
         raise BadInput(
             f"{source}: no such file; and for the hub, `datasets` is not installed. Install the extra `hub`."
         ) from None
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    from huggingface_hub.utils import logging as hub_logging
+
+    hub_logging.set_verbosity_error()  # each of its retries would be a line; the last refusal is told below
     folder = Path(source)
     if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         loaded: Any = datasets.load_from_disk(source)

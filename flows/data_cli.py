@@ -85,12 +85,12 @@ def import_(
 
 
 def _tell(imported: "Imported", cards: list[Path]) -> None:
-    say(f"Shape: {imported.shape.name} ({' + '.join(imported.shape.needs)})")
+    say(f"Shape: {imported.shape.name}, from {', '.join(imported.used)}")
     if imported.unused:
         say(f"Columns not used: {', '.join(imported.unused)}")
     say(f"Rows in: {imported.rows_in:,}")
-    for written, path in zip(imported.outputs, cards, strict=True):
-        say(f"Rows out: {written.rows:,} with {len(written.prompts):,} different prompts: {written.path}, card {path}")
+    for side, written, path in zip(("Rows out", "Held out"), imported.outputs, cards, strict=False):
+        say(f"{side}: {written.rows:,} with {len(written.prompts):,} different prompts: {written.path}, card {path}")
     say(f"Dropped: {sum(imported.dropped.values()):,}")
     for reason, count in imported.dropped.items():
         say(f"  {reason}: {count:,}")
