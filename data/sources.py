@@ -25,6 +25,7 @@ FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _CHUNK = 1 << 16  # characters of a JSON array read at a time
 _LONGEST = 1 << 26  # characters of one element; a fault early in a large array must not pull all of it into memory
 _BATCH = 1000  # rows of a Parquet file or a hub data set in memory at a time
+_NOT_GIVEN = "no such file, and the hub did not give it"
 _BLANK = re.compile(r"[ \t\r\n]*")
 _decode = json.JSONDecoder().raw_decode
 
@@ -275,9 +276,10 @@ def _hub_rows(source: str, split: str | None, subset: str | None) -> Numbered:
     except (
         Exception
     ) as error:  # `datasets` and what it stands on raise whatever they like; all of it is about the source
+        what = "`datasets` cannot load this folder" if Path(source).is_dir() else _NOT_GIVEN
         raise BadInput(
-            f"{source}: no such file, and the hub did not give it ({_first_line(error)}). Name an existing file, or a "
-            "data set that this machine may read as `owner/name`."
+            f"{source}: {what} ({_first_line(error)}). Name an existing file, or a data set that this machine may "
+            "read as `owner/name`."
         ) from error
 
 

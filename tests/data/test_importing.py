@@ -1,4 +1,4 @@
-"""Imports: every common shape comes out the same, what cannot be kept is counted, what is broken is refused by place."""
+"""Imports: every common shape comes out the same, what cannot be kept is counted, what is broken is refused."""
 
 import csv
 import gzip
@@ -365,6 +365,14 @@ def test_data_sets_of_the_hubs_library_are_read_from_its_folders(tmp_path: Path)
         assert import_data(request).outputs[0].rows == 1
         with pytest.raises(BadInput, match=r"has the splits train, test\. Choose one with --split"):
             import_data(Request(str(tmp_path / source), "preferences", tmp_path / "out.parquet"))
+
+
+def test_a_folder_that_holds_no_data_set_is_one_clear_line(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match=r"empty: `datasets` cannot load this folder \(") as caught:
+        import_data(Request(str(tmp_path / "empty"), "prompts", tmp_path / "out.parquet"))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_data_set_that_the_hub_does_not_give_is_one_clear_line(tmp_path: Path) -> None:
