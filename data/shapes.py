@@ -127,7 +127,7 @@ def extract(shape: Shape, raw: Mapping[str, Any], turns: Turns, *, where: str) -
 
 
 def _with_ids(raw: Mapping[str, Any], prompt: str) -> dict[str, Any]:
-    source = next((raw[name] for name in _IDS if raw.get(name) not in {None, ""}), None)
+    source = next((raw[name] for name in _IDS if raw.get(name) not in (None, "")), None)
     return {"prompt_id": prompt_id(prompt), "source_id": None if source is None else str(source), "prompt": prompt}
 
 
@@ -182,7 +182,7 @@ def _preference(shape: Shape, raw: Mapping[str, Any], turns: Turns, where: str) 
 
 
 def _name(value: Any) -> str | None:
-    return None if value in {None, ""} else str(value)
+    return None if value in (None, "") else str(value)
 
 
 def _compared(shape: Shape, raw: Mapping[str, Any], where: str) -> _Pair:
@@ -239,9 +239,11 @@ def _truth(value: Any, column: str, where: str) -> bool:
     match value.strip().lower() if isinstance(value, str) else value:
         case None | "":
             raise Dropped(NO_PREFERENCE)
-        case True | 1 | "true" | "1":
+        case float() if math.isnan(value):
+            raise Dropped(NO_PREFERENCE)
+        case True | 1 | "true" | "1" | "1.0":
             return True
-        case False | 0 | "false" | "0":
+        case False | 0 | "false" | "0" | "0.0":
             return False
         case _:
             raise BadInput(
@@ -255,6 +257,6 @@ def _number(value: Any, column: str, where: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadInput(f"{where}: `{column}` is {value!r}. Expected a number or nothing.") from None
     return None if math.isnan(number) else number

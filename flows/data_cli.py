@@ -2,17 +2,16 @@
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from data.conversations import Turns
+from data import card, checking, importing, shapes, sources
+from data.checking import Checked
+from data.conversations import SEVERAL_TURNS, Turns
+from data.importing import Imported, Request
 from data.shapes import Kind
 from flows.console import clear_errors, errors, print_rows, say
-
-if TYPE_CHECKING:  # pyarrow takes a moment to load, and `pco --help` should not
-    from data.checking import Checked
-    from data.importing import Imported
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,9 +63,7 @@ def import_(
 
     """
     with clear_errors("Nothing was written."):
-        from data import card, importing, shapes
-
-        request = importing.Request(
+        request = Request(
             source,
             kind,
             out,
@@ -84,7 +81,7 @@ def import_(
         _tell(imported, cards)
 
 
-def _tell(imported: "Imported", cards: list[Path]) -> None:
+def _tell(imported: Imported, cards: list[Path]) -> None:
     say(f"Shape: {imported.shape.name}, from {', '.join(imported.used)}")
     if imported.unused:
         say(f"Columns not used: {', '.join(imported.unused)}")
@@ -94,6 +91,8 @@ def _tell(imported: "Imported", cards: list[Path]) -> None:
     say(f"Dropped: {sum(imported.dropped.values()):,}")
     for reason, count in imported.dropped.items():
         say(f"  {reason}: {count:,}")
+    if SEVERAL_TURNS in imported.dropped:
+        say("To keep conversations of several turns, written out as text: --turns transcript.")
 
 
 @app.command()
@@ -110,8 +109,6 @@ def check(
     Example: `pco data check train.parquet --against heldout.parquet`
     """
     with clear_errors("Nothing was changed."):
-        from data import checking
-
         checked = [checking.check_file(path) for path in (file, against) if path is not None]
         for one in checked:
             _tell_checked(one)
@@ -120,9 +117,7 @@ def check(
             say("No prompt is in both.")
 
 
-def _tell_checked(checked: "Checked") -> None:
-    from data import card
-
+def _tell_checked(checked: Checked) -> None:
     content = checked.content
     say(
         f"{checked.path}: {content.rows:,} rows of {checked.kind}, {len(content.prompts):,} different prompts, "
@@ -142,8 +137,6 @@ def show(
     Example: `pco data show train.parquet --limit 3`
     """
     with clear_errors("Nothing was changed."):
-        from data import sources
-
         rows = [row for _, row in islice(sources.open_source(str(file)).rows, limit)]
         say(f"{file}: the first {len(rows):,} rows")
         print_rows(rows)

@@ -105,7 +105,7 @@ def test_a_prompt_that_is_only_implied_ends_with_a_word_and_loses_nothing(tmp_pa
     assert (row["prompt"], row["chosen"], row["rejected"]) == ("The sky is", " blue.", " black.")
 
 
-@pytest.mark.parametrize("label", [True, 1, 1.0, "true", "True", "1"])
+@pytest.mark.parametrize("label", [True, 1, 1.0, "true", "True", "1", "1.0"])
 @pytest.mark.parametrize("column", ["label", "good"])
 @pytest.mark.parametrize("conversational", [False, True])
 def test_feedback_of_every_shape_comes_out_the_same(
@@ -114,6 +114,12 @@ def test_feedback_of_every_shape_comes_out_the_same(
     said = ([user(QUESTION)], [assistant(BETTER)]) if conversational else (QUESTION, BETTER)
     _, (row,) = imported(tmp_path, [{"prompt": said[0], "completion": said[1], column: label}], "feedback")
     assert (row["prompt"], row["completion"], row["good"]) == (QUESTION, BETTER, True)
+
+
+@pytest.mark.parametrize(("own", "kept"), [(7, "7"), ("x", "x"), ("", None), (None, None), ([1], "[1]")])
+def test_the_ids_of_the_source_are_kept_as_text(tmp_path: Path, own: object, kept: str | None) -> None:
+    _, (row,) = imported(tmp_path, [{"prompt": QUESTION, "id": own}], "prompts")
+    assert row["source_id"] == kept
 
 
 def test_scores_become_a_margin_and_generators_go_with_their_answers(tmp_path: Path) -> None:
@@ -181,6 +187,7 @@ DROPS: list[tuple[shapes.Kind, Row, str]] = [
     ("preferences", {"chosen": [user("a"), assistant("b")]}, "chosen and rejected answer different prompts"),
     ("feedback", {"completion": " "}, "empty answer"),
     ("feedback", {"label": None}, "tie or no preference"),
+    ("feedback", {"label": float("nan")}, "tie or no preference"),
 ]
 WHOLE: dict[shapes.Kind, Row] = {
     "prompts": {"prompt": "whole"},
@@ -221,6 +228,7 @@ def test_a_row_said_before_is_a_duplicate_whatever_its_id(tmp_path: Path) -> Non
         ("feedback", {"prompt": "a", "completion": "b", "label": "good"}, "line 1: `label` is 'good'"),
         ("preferences", PAIR_SHAPES["AlpacaEval"] | {"preference": 3}, "line 1: `preference` is 3. Expected 1 or 2"),
         ("preferences", PAIR_SHAPES["AlpacaEval"] | {"preference": "b"}, "line 1: `preference` is 'b'. Expected a num"),
+        ("preferences", PAIR_SHAPES["AlpacaEval"] | {"preference": 10**400}, "line 1: `preference` is 1000"),
         ("preferences", PAIR_SHAPES["TRL standard"] | {"margin": "big"}, "line 1: `margin` is 'big'"),
     ],
 )

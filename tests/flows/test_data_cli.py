@@ -72,6 +72,14 @@ def test_columns_are_mapped_as_typed(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "out.parquet").column("good").to_pylist() == [True]
 
 
+def test_dropped_conversations_are_told_with_the_way_to_keep_them(tmp_path: Path) -> None:
+    turns = [{"role": role, "content": "Hm?"} for role in ("user", "assistant", "user", "assistant")]
+    source = write_jsonl(tmp_path / "a.jsonl", [{"messages": turns}, {"messages": turns[:2]}])
+    command = ["import", source, "--kind", "prompts", "--out", tmp_path / "out.parquet"]
+    assert "--turns transcript" in told(*command)
+    assert "Dropped: 0" in told(*command, "--turns", "transcript")
+
+
 def test_check_tells_what_a_file_holds(pairs: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "a", "chosen": "long", "rejected": "b"}] * 2
     said = told("check", write_jsonl(tmp_path / "a.jsonl", rows))
