@@ -144,6 +144,12 @@ def test_mapped_columns_stand_for_the_names_that_shapes_know(tmp_path: Path) -> 
     assert done.shape.name == "compared"
 
 
+def test_a_row_without_the_mapped_column_does_not_fall_back_on_a_column_of_that_name(tmp_path: Path) -> None:
+    rows = [{"question": "a"}, {"prompt": "b"}]
+    done, (row,) = imported(tmp_path, rows, "prompts", names={"question": "prompt"})
+    assert (row["prompt"], done.dropped) == ("a", {"malformed": 1})
+
+
 # Conversations of several turns.
 
 CHAT = [user("Hi"), assistant("Hello"), user(QUESTION)]
@@ -359,6 +365,16 @@ def test_a_json_array_in_pieces_is_the_same_array(folder: Path, rows: list[Row])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "_CHUNK", 7)
         assert [row for _, row in sources._array_rows(path)] == rows
+
+
+def test_a_fault_early_in_a_large_array_does_not_pull_all_of_it_into_memory(tmp_path: Path) -> None:
+    from data import sources
+
+    pieces = iter(["[{'single quotes'"] + ["x" * 100] * 1000)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(BadInput, match="row 1: not valid JSON"):
+        patch.setattr(sources, "_LONGEST", 1000)
+        list(sources._elements(tmp_path / "a.json", pieces))
+    assert len(list(pieces)) > 900
 
 
 def test_data_sets_of_the_hubs_library_are_read_from_its_folders(tmp_path: Path) -> None:
