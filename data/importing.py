@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,9 +132,16 @@ def _check(request: Request) -> None:
     for out in outs:
         if out.suffix != ".parquet":
             raise BadInput(f"{out}: the output is Parquet. Name it so: {out.with_suffix('.parquet')}.")
+        _check_writable(out)
     files = [path.resolve() for path in (Path(request.source), *outs)]
     if len(set(files)) < len(files):
         raise BadInput(f"{request.out}: source and outputs must be different files. Name another output.")
+
+
+def _check_writable(out: Path) -> None:
+    folder = next(path for path in out.absolute().parents if store.exists(path))
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK) or out.is_dir():
+        raise BadInput(f"{out}: cannot be written by this user. Name another output.")
 
 
 def _peek(request: Request, source: sources.Source) -> tuple[tuple[str, ...], sources.Numbered]:

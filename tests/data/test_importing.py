@@ -472,6 +472,7 @@ def test_a_missing_file_is_refused_without_asking_the_hub(tmp_path: Path, name: 
         ({"heldout_share": 1.5, "heldout_out": Path("held.parquet")}, "expected a share between 0 and 1"),
         ({"out": Path("out.jsonl")}, "the output is Parquet"),
         ({"heldout_share": 0.1, "heldout_out": Path("{out}")}, "must be different files"),
+        ({"out": Path("/dev/null/out.parquet")}, "cannot be written by this user"),
         ({"names": {"nowhere": "prompt"}}, "--map names `nowhere`, but the columns are prompt"),
         ({"split": "train"}, "a file has none"),
     ],
