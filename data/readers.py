@@ -1,12 +1,12 @@
-"""Readers of the user's prompt files."""
+"""Readers of the user's prompt files: JSONL, or Parquet such as `pco data import` writes."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data.errors import BadInput
+from data.sources import parquet_rows, parse_object
 
 Row = dict[str, str | None]
 
@@ -19,20 +19,21 @@ def prompt_id(text: str) -> str:
 def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
     """Read rows `{key: text, "id": optional}`; returns prompt_id, source_id and the text as `prompt`.
 
-    `limit` keeps the first so many, after all lines were checked. Blank lines are skipped.
+    `limit` keeps the first so many, after all lines were checked. Blank lines are skipped. A `.parquet` file has the
+    same columns (the id may be called `source_id`) and the same checks.
 
-    Raises BadInput naming the file and line for whatever is malformed, empty, or there twice.
+    Raises BadInput naming the file and line (or row) for whatever is malformed, empty, or there twice.
     """
     rows: list[Row] = []
-    first_line: dict[tuple[str, str], int] = {}
-    for number, raw in _objects(path):
-        row = _row(raw, f"{path}, line {number}", key)
+    first_place: dict[tuple[str, str], str] = {}
+    for place, raw in _objects(path):
+        row = _row(raw, f"{path}, {place}", key)
         for what, name in ((row["source_id"], "id"), (row["prompt_id"], key)):
             if what is None:
                 continue
-            earlier = first_line.setdefault((name, what), number)
-            if earlier != number:
-                raise BadInput(f"{path}, line {number}: the same `{name}` as in line {earlier}. Remove one of the two.")
+            earlier = first_place.setdefault((name, what), place)
+            if earlier != place:
+                raise BadInput(f"{path}, {place}: the same `{name}` as in {earlier}. Remove one of the two.")
         rows.append(row)
     if not rows:
         raise BadInput(f'{path}: holds no rows. Expected one JSON object a line, such as {{"{key}": "..."}}.')
@@ -40,11 +41,11 @@ def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
 
 
 def read_feedback(path: Path) -> list[dict[str, Any]]:
-    """Read unpaired feedback, rows `{"prompt": text, "completion": text, "good": true or false}`.
+    """Read unpaired feedback, rows `{"prompt": text, "completion": text, "good": true or false}`; JSONL or Parquet.
 
-    Raises BadInput naming the file and line for whatever is malformed.
+    Raises BadInput naming the file and line (or row) for whatever is malformed.
     """
-    rows = [_feedback_row(raw, f"{path}, line {number}") for number, raw in _objects(path)]
+    rows = [_feedback_row(raw, f"{path}, {place}") for place, raw in _objects(path)]
     if not rows:
         raise BadInput(f"{path}: holds no feedback. Put rows into it, or leave `prompts.feedback` out.")
     return rows
@@ -57,30 +58,25 @@ def _feedback_row(raw: dict[str, Any], where: str) -> dict[str, Any]:
     return {"prompt_id": prompt_id(str(prompt)), "prompt": prompt, "completion": completion, "good": raw["good"]}
 
 
-def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file with their line numbers; blank lines are skipped."""
+def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a file with their places; blank lines are skipped."""
+    if path.suffix == ".parquet":
+        for number, raw in parquet_rows(path):
+            yield f"row {number}", raw
+        return
     # Not splitlines(), which also breaks at characters that JSON allows inside a string, such as U+2028.
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
-            yield number, _object(line, f"{path}, line {number}")
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        raw = json.loads(line)
-        json.dumps(raw, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{where}: not valid JSON ({error}). Expected one object a line.") from None
-    if not isinstance(raw, dict):
-        raise BadInput(f"{where}: expected one JSON object; found {type(raw).__name__}.")
-    return raw
+            yield f"line {number}", parse_object(line, f"{path}, line {number}")
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise BadInput(f"{path}: no such file. Name an existing JSONL file in the config's `prompts`.") from None
+        raise BadInput(
+            f"{path}: no such file. Name an existing JSONL or Parquet file in the config's `prompts`."
+        ) from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 (byte {error.start}). Convert it to UTF-8.") from None
     except OSError as error:
@@ -92,5 +88,5 @@ def _row(raw: dict[str, Any], where: str, key: str) -> Row:
     if not isinstance(text, str) or not text.strip():
         keys = ", ".join(map(repr, raw)) or "none"
         raise BadInput(f"{where}: expected an object with a non-empty text under `{key}`; found keys {keys}.")
-    source = raw.get("id")
+    source = raw.get("id", raw.get("source_id"))
     return {"prompt_id": prompt_id(text), "source_id": None if source is None else str(source), "prompt": text}

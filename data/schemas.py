@@ -120,6 +120,36 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 
 
+# What `pco data import` makes of outside data: files of the user's, not of a run.
+IMPORTED: dict[str, pa.Schema] = {
+    "prompts": _schema(
+        ("prompt_id", pa.string()),
+        ("source_id", pa.string()),  # the id in the source
+        ("prompt", pa.string()),
+        nullable=("source_id",),
+    ),
+    "preferences": _schema(
+        ("prompt_id", pa.string()),
+        ("source_id", pa.string()),
+        ("prompt", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("margin", pa.float64()),  # by how much chosen is better, in the source's own unit
+        ("chosen_generator", pa.string()),  # the model that wrote it
+        ("rejected_generator", pa.string()),
+        nullable=("source_id", "margin", "chosen_generator", "rejected_generator"),
+    ),
+    "feedback": _schema(
+        ("prompt_id", pa.string()),
+        ("source_id", pa.string()),
+        ("prompt", pa.string()),
+        ("completion", pa.string()),
+        ("good", pa.bool_()),
+        nullable=("source_id",),
+    ),
+}
+
+
 def build(table: str, rows: Sequence[Mapping[str, object]]) -> pa.Table:
     """Rows as a table of the named schema, checked."""
     built = pa.Table.from_pylist(list(rows), schema=SCHEMAS[table])

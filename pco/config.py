@@ -43,7 +43,7 @@ class Policy(_Section):
 
 
 class Prompts(_Section):
-    """The prompts: JSONL files with a `prompt` on each line and, if you like, an `id`."""
+    """The prompts: JSONL or Parquet files with a `prompt` in each row and, if you like, an `id`."""
 
     train: str
     """Prompts that candidates are generated for in every round."""

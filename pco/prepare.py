@@ -33,7 +33,7 @@ def _digest(name: str, path: Path, recorded: str | None) -> str:
         if isinstance(error, FileNotFoundError) and recorded is not None:
             return recorded
         raise BadInput(
-            f"{path}: could not be read ({error.strerror}). Name a JSONL file as `prompts.{name}`."
+            f"{path}: could not be read ({error.strerror}). Name a JSONL or Parquet file as `prompts.{name}`."
         ) from error
 
 

@@ -1,0 +1,80 @@
+"""A data card: what a file holds, where it came from and what was left out, in Markdown beside it."""
+
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+
+from data import store
+from data.importing import Imported, Written
+
+_QUANTILES = (("min", 0.0), ("10 %", 0.1), ("median", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("max", 1.0))
+
+
+def write(imported: Imported) -> list[Path]:
+    """Write a card beside each output of an import; returns their paths."""
+    paths = [written.path.with_suffix(".md") for written in imported.outputs]
+    for path, written in zip(paths, imported.outputs, strict=True):
+        store.write_text(path, text(imported, written))
+    return paths
+
+
+def text(imported: Imported, written: Written) -> str:
+    """The card of one of the outputs. It says nothing of when or on which machine: equal imports, equal cards."""
+    parts = [_origin(imported, written), _counts(imported), _lengths(written)]
+    return "\n".join([f"# {written.path.name}\n", *parts])
+
+
+def _origin(imported: Imported, written: Written) -> str:
+    request = imported.request
+    facts = {
+        "source": f"`{request.source}`",
+        "split, subset": " ".join(filter(None, (request.split, request.subset))),
+        "only the first rows": f"{request.limit:,}" if request.limit else "",
+        "kind": request.kind,
+        "shape": f"{imported.shape.name}, from {', '.join(imported.used)}",
+        "columns mapped": ", ".join(f"{column} = {name}" for column, name in request.names.items()),
+        "columns not used": ", ".join(imported.unused),
+        "conversations": request.turns,
+        "side of the split": _side(imported, written),
+        "rows here": f"{written.rows:,}",
+        "different prompts here": f"{len(written.prompts):,} (case and whitespace aside)",
+        "longer answer chosen": told_longer(written),
+    }
+    return _table(("", ""), [(name, fact) for name, fact in facts.items() if fact])
+
+
+def _side(imported: Imported, written: Written) -> str:
+    share = imported.request.heldout_share
+    if share is None:
+        return ""
+    return f"{'held out' if written is imported.outputs[1] else 'training'}, by prompt; share held out {share}"
+
+
+def told_longer(written: Written) -> str:
+    """How often the longer of two answers is the chosen one; empty when no two differ in length."""
+    differing = written.longer_chosen + written.longer_rejected
+    if not differing:
+        return ""
+    return f"{written.longer_chosen / differing:.1%} of {differing:,} pairs that differ in length"
+
+
+def _counts(imported: Imported) -> str:
+    rows = [("rows in", f"{imported.rows_in:,}")]
+    rows += [(str(written.path.name), f"{written.rows:,}") for written in imported.outputs]
+    rows += [(f"dropped: {reason}", f"{count:,}") for reason, count in imported.dropped.items()]
+    return "## The import\n\n" + _table(("", "rows"), rows)
+
+
+def _lengths(written: Written) -> str:
+    rows = [(column, *_quantiles(lengths)) for column, lengths in written.lengths.items()]
+    return "## Lengths, characters\n\n" + _table(("", *(name for name, _ in _QUANTILES)), rows)
+
+
+def _quantiles(lengths: "array[int]") -> list[str]:
+    ordered = sorted(lengths)
+    return [f"{ordered[round(share * (len(ordered) - 1))]:,}" for _, share in _QUANTILES]
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)

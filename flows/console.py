@@ -1,0 +1,44 @@
+"""How commands speak: errors that a user can act on, and rows of a table."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from data.errors import PCOError
+
+console = Console()
+errors = Console(stderr=True)
+
+
+@contextmanager
+def clear_errors(interrupted: str) -> Iterator[None]:
+    """What a user can act on is one message and status 2; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except PCOError as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        errors.print(f"Interrupted. {interrupted}", highlight=False)
+        raise typer.Exit(130) from None
+
+
+def say(line: str) -> None:
+    """A line as it is, however wide."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Each row as a small table of its columns."""
+    for i, row in enumerate(rows):
+        grid = Table.grid(padding=(0, 1))
+        for column, value in row.items():
+            # A list of token ids says little; its length does.
+            shown = f"<{len(value)} tokens>" if isinstance(value, list) else str(value)
+            grid.add_row(f"[dim]{column}[/]", escape(shown))
+        console.print(f"[dim]— {i} —[/]", grid, sep="\n")
