@@ -7,7 +7,7 @@ hands `walk` what to do with a stage.
 from collections.abc import Callable
 
 from data.store import Manifest
-from pco import policy
+from pco import policy, rewards
 from pco.config import DPO, IPO, RunConfig
 from pco.prepare import planned
 from pco.stage import Artifact, Stage, StageName
@@ -26,14 +26,18 @@ def walk(
         stage = Stage(name, number, config, inputs)
         return stage.made(do(stage))
 
+    def judged(name: StageName, number: int, **inputs: Artifact) -> Artifact:
+        return done(name, number, **inputs, **rewards.inputs(Stage(name, number, config, {})))
+
     prepare = planned(config)
     manifest = do(prepare)
     prompts = prepare.made(manifest)
+    with_prompts = rewards.reads_prompts(config.reward)
     current = start_policy = policy.starting(manifest)
-    start = previous = done("evaluate", 0, policy=start_policy, prompts=prompts)
+    start = previous = judged("evaluate", 0, policy=start_policy, prompts=prompts)
     for number in range(1, config.rounds + 1):
         candidates = done("generate", number, policy=current, prompts=prompts)
-        scores = done("score", number, candidates=candidates)
+        scores = judged("score", number, candidates=candidates, **({"prompts": prompts} if with_prompts else {}))
         pairs = done("pair", number, candidates=candidates, scores=scores)
         learned = {"policy": current, "pairs": pairs}
         if config.prompts.feedback is not None:
@@ -42,7 +46,7 @@ def walk(
             learned["reference"] = done("refer", number, policy=reference, pairs=pairs)
         train = Stage("train", number, config, learned)
         trained = policy.trained(train, do(train))
-        evaluation = done("evaluate", number, policy=trained, prompts=prompts, start=start, previous=previous)
+        evaluation = judged("evaluate", number, policy=trained, prompts=prompts, start=start, previous=previous)
         decide = Stage("decide", number, config, {"evaluation": evaluation, "previous": previous, "start": start})
         promoted = do(decide).outputs["promoted"] == "yes"
         decided(number)
