@@ -24,6 +24,8 @@ def run(stage: Stage) -> store.Manifest:
     started = stage.launched()
     current = policy.verified(stage)
     rewards.check_unchanged(stage)
+    # Before the sampling: a fork takes over the prompts of another run, which were checked with that run's reward.
+    rewards.check(stage.config.reward, {"the run's held-out prompts": generate.read_prompts(stage, "heldout")})
 
     @cache
     def engine() -> Sampler:

@@ -42,7 +42,7 @@ def check(config: ModelReward) -> None:
     """
     found = folder(config)
     _checked_settings(found)
-    _rendered(_tokenizer(found, config), "a prompt", "a completion", config)
+    _checked_tokenizer(found, config)
 
 
 def _checked_settings(found: Path) -> Any:
@@ -66,10 +66,11 @@ def _checked_settings(found: Path) -> Any:
     return settings
 
 
-def _tokenizer(found: Path, config: ModelReward) -> Any:
+def _checked_tokenizer(found: Path, config: ModelReward) -> Any:
     tokenizer = load_tokenizer(found)
     if config.system is not None and not tokenizer.chat_template:
         raise BadInput(f"{found}: its tokenizer has no chat template, which has the only place for `reward.system`.")
+    _rendered(tokenizer, "a prompt", "a completion", config)
     return tokenizer
 
 
@@ -89,7 +90,7 @@ def _load(config: ModelReward) -> _Loaded:
 
     found = folder(config)
     settings = _checked_settings(found)
-    tokenizer = _tokenizer(found, config)
+    tokenizer = _checked_tokenizer(found, config)
     logging.disable_progress_bar()
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     try:

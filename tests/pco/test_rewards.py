@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
@@ -15,6 +17,7 @@ from data import store
 from data.errors import BadInput, CorruptArtifact
 from data.readers import prompt_id
 from pco import rewards, score
+from pco.config import models_in, parse
 from pco.reward_config import EnsembleReward, RewardConfig, settings
 from pco.rewards import Reward, Score
 from pco.rewards.ensemble import combine
@@ -427,8 +430,8 @@ def test_a_run_that_was_moved_away_from_its_rewards_files_can_still_be_looked_at
     file = tmp_path / "schema.json"
     reward = configured("json_schema", file=str(file))
     if kind == "python":
-        file = tmp_path / "my_reward.py"
-        reward = configured("python", function="my_reward:judge", folder=str(tmp_path))
+        file = tmp_path / "moved_reward.py"
+        reward = configured("python", function="moved_reward:judge", folder=str(tmp_path))
     config = builders.config(tmp_path, reward=reward.model_dump(), rounds=1)
     with pytest.raises(BadInput, match=file.stem):
         builders.played(config)
@@ -514,3 +517,39 @@ def test_answers_are_compared_with_the_references_of_the_frozen_prompts(tmp_path
     kept = store.read_table(stage.folder, "scores").to_pylist()
     assert [row["reward"] for row in kept] == [0, 0, 1]
     assert {row["prompt_id"] for row in kept} == {prompt_id("p")}
+
+
+# The documentation.
+
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(), re.DOTALL)
+
+
+def test_the_documentation_has_an_example_of_every_kind() -> None:
+    kinds = {model.model_fields["kind"].default for model in models_in(RewardConfig) if "kind" in model.model_fields}
+    assert {yaml.safe_load(text)["reward"]["kind"] for text in EXAMPLES} == kinds
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_every_example_of_the_documentation_is_valid(tmp_path: Path, text: str) -> None:
+    found = parse(builders.raw_config(tmp_path) | yaml.safe_load(text), source="docs/rewards.md")
+    assert found.reward.kind == yaml.safe_load(text)["reward"]["kind"]
+
+
+def test_the_paths_of_a_reward_become_absolute_and_a_hub_id_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge").mkdir()
+    members = [
+        {"kind": "model", "model": "judge"},
+        {"kind": "model", "model": "owner/judge"},
+        {"kind": "python", "function": "a:b"},
+        {"kind": "json_schema", "file": "schema.json"},
+        {"kind": "json_schema", "inline": {}},
+    ]
+    for reward in [{"kind": "ensemble", "members": [{"reward": member} for member in members]}, *members]:
+        found = parse(builders.raw_config(tmp_path) | {"reward": reward}, source="x").reward.model_dump_json()
+        for relative, absolute in (('"judge"', "judge"), ('"."', ""), ('"schema.json"', "schema.json")):
+            assert relative not in found
+            assert (f'"{tmp_path / absolute}"' in found) == (relative in json.dumps(reward).replace('"a:b"', '"."'))
+        assert ("owner/judge" in found) == ("owner/judge" in str(reward))
