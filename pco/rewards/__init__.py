@@ -5,6 +5,7 @@ it in every row it scores. Nothing here imports a heavy library before a reward 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from data import store
@@ -19,6 +20,7 @@ from pco.reward_config import (
     RegexReward,
     RepetitionReward,
     RewardConfig,
+    Single,
     parts,
     settings,
 )
@@ -26,7 +28,18 @@ from pco.rewards import content, ensemble, functions, model, programs
 from pco.rewards.scores import NOT_FINITE, Candidates, Reward, Score, Scorer, plain
 from pco.stage import Artifact, Stage
 
-__all__ = ["NOT_FINITE", "Candidates", "Reward", "Score", "check", "inputs", "judge", "load", "reads_prompts"]
+__all__ = [
+    "NOT_FINITE",
+    "Candidates",
+    "Reward",
+    "Score",
+    "check",
+    "check_unchanged",
+    "inputs",
+    "judge",
+    "load",
+    "reads_prompts",
+]
 
 
 def load(config: RewardConfig) -> Reward:
@@ -34,9 +47,10 @@ def load(config: RewardConfig) -> Reward:
 
     Raises BadInput when what it needs is missing or cannot work.
     """
-    found = content.digests(config, fetch=True)
-    named = {"reward": settings(config), "content": found} if found else settings(config)
-    return Reward(store.digest(named), _scorer(config))
+    parts_of = content.named(config).items()
+    files = {name: found for name, part in parts_of if (found := content.loaded_digest(part)) is not None}
+    digest = store.digest({"reward": settings(config), "files": files} if files else settings(config))
+    return Reward(digest, _scorer(config))
 
 
 def _scorer(config: RewardConfig) -> Scorer:
@@ -98,42 +112,44 @@ def inputs(stage: Stage) -> dict[str, Artifact]:
 
     Raises BadInput when it cannot be read from the start.
     """
-    places = content.places(stage.config.reward)
-    if not places:
-        return {}
+    places = {name: (part, content.place(part)) for name, part in content.named(stage.config.reward).items()}
+    return {
+        name: Artifact(place, _fingerprint(stage, name, part))
+        for name, (part, place) in places.items()
+        if place is not None
+    }
+
+
+def _fingerprint(stage: Stage, name: str, part: Single) -> str:
     try:
-        fingerprint = _content_digest(stage.config.reward)
+        return str(content.digest(part))
     except BadInput:
-        if (recorded := _recorded(stage)) is None:
+        if (recorded := _recorded(stage, name)) is None:
             raise
-        fingerprint = recorded
-    return {"reward": Artifact(places[0], fingerprint)}
+        return recorded
 
 
-def _recorded(stage: Stage) -> str | None:
+def _recorded(stage: Stage, name: str) -> str | None:
     """What this stage, or else the run's first evaluation, was given."""
     for made in (stage, Stage("evaluate", 0, stage.config, {})):
         manifest = store.read_manifest(made.folder)
-        if manifest is not None and "reward" in manifest.inputs:
-            return manifest.inputs["reward"]
+        if manifest is not None and name in manifest.inputs:
+            return manifest.inputs[name]
     return None
 
 
-def _content_digest(config: RewardConfig) -> str:
-    return store.digest(content.digests(config))
-
-
 def check_unchanged(stage: Stage) -> None:
-    """Hold what the reward is made of to what the stage was told.
+    """Hold the files that the reward is made of to what the stage was told.
 
-    Raises CorruptArtifact when it changed in between.
+    Raises CorruptArtifact when one changed in between, BadInput when it cannot be read.
     """
-    given = stage.inputs.get("reward")
-    if given is not None and (found := _content_digest(stage.config.reward)) != given.fingerprint:
-        raise CorruptArtifact(
-            f"{given.folder}: the reward's files changed while the run was at work (digest {found}, expected "
-            f"{given.fingerprint}). Restore them, or resume the run: it then tells which stages are stale."
-        )
+    for name, part in content.named(stage.config.reward).items():
+        given = stage.inputs.get(name)
+        if given is not None and (found := content.digest(part)) != given.fingerprint:
+            raise CorruptArtifact(
+                f"{given.folder}: what `{name}` is made of changed while the run was at work (digest {found}, expected "
+                f"{given.fingerprint}). Restore it, or resume the run: it then tells which stages are stale."
+            )
 
 
 def judge(reward: Reward, stage: Stage, candidates: Sequence[dict[str, Any]]) -> list[Score]:
@@ -143,10 +159,15 @@ def judge(reward: Reward, stage: Stage, candidates: Sequence[dict[str, Any]]) ->
     stands in the user's file (`prompt` is rendered for the policy), and its `reference`, which may be None.
     """
     if reads_prompts(stage.config.reward):
-        table = store.read_table(stage.inputs["prompts"].folder, "prompts")
-        prompts = {row["prompt_id"]: row for row in table.to_pylist()}
+        prompts = _prompts(stage.inputs["prompts"])
         candidates = [_with_prompt(row, prompts[row["prompt_id"]]) for row in candidates]
     return reward.score(candidates)
+
+
+@lru_cache(maxsize=1)
+def _prompts(prepared: Artifact) -> dict[str, dict[str, Any]]:
+    """The run's frozen prompts by their id."""
+    return {row["prompt_id"]: row for row in store.read_table(prepared.folder, "prompts").to_pylist()}
 
 
 def _with_prompt(candidate: dict[str, Any], prompt: Mapping[str, Any]) -> dict[str, Any]:

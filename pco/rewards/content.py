@@ -5,16 +5,19 @@ from pathlib import Path
 
 from data import store
 from data.errors import BadInput
-from pco.reward_config import JsonSchemaReward, ModelReward, PythonReward, RewardConfig, Single, parts
+from pco.reward_config import EnsembleReward, JsonSchemaReward, ModelReward, PythonReward, RewardConfig, Single
 from pco.rewards import functions, model
 
 
-def places(config: RewardConfig) -> list[Path]:
-    """The files and folders that the config names; a hub model has none, its revision stands for it."""
-    return [place for part in parts(config) if (place := _place(part)) is not None]
+def named(config: RewardConfig) -> dict[str, Single]:
+    """A reward by its name in the config: an ensemble's members, or the reward itself."""
+    if isinstance(config, EnsembleReward):
+        return {f"reward.members.{i}": member.reward for i, member in enumerate(config.members)}
+    return {"reward": config}
 
 
-def _place(part: Single) -> Path | None:
+def place(part: Single) -> Path | None:
+    """The file or folder that a reward names; a hub model has none, its revision stands for it."""
     match part:
         case ModelReward() if Path(part.model).is_absolute():  # a folder; see reward_config.absolute
             return Path(part.model)
@@ -26,27 +29,21 @@ def _place(part: Single) -> Path | None:
             return None
 
 
-def digests(config: RewardConfig, *, fetch: bool = False) -> list[str]:
-    """Hashes of what these places hold, in the order of the config. Imports nothing; a GiB takes about a second.
+def digest(part: Single) -> str | None:
+    """Hash of the files that a reward is made of; None when it has none. Imports nothing; a GiB takes about a second.
 
-    `fetch` adds the files of hub models, which are downloaded if need be.
-
-    Raises BadInput when one cannot be read.
+    Raises BadInput when they cannot be read.
     """
-    return [_digest(path) for part in parts(config) if (path := _source(part, fetch)) is not None]
+    path = functions.source(part) if isinstance(part, PythonReward) else place(part)
+    return None if path is None else _of(path)
 
 
-def _source(part: Single, fetch: bool) -> Path | None:
-    match part:
-        case PythonReward():
-            return functions.source(part)
-        case ModelReward() if fetch:
-            return model.folder(part)
-        case _:
-            return _place(part)
+def loaded_digest(part: Single) -> str | None:
+    """As `digest`, with the files of a hub model, which are downloaded if need be."""
+    return _of(model.folder(part)) if isinstance(part, ModelReward) else digest(part)
 
 
-def _digest(path: Path) -> str:
+def _of(path: Path) -> str:
     try:
         return _of_folder(path, _stamp(path)) if path.is_dir() else store.file_digest(path)
     except OSError as error:

@@ -49,7 +49,7 @@ def _checked_settings(found: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        settings = AutoConfig.from_pretrained(found)
+        settings = AutoConfig.from_pretrained(found, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{found / 'config.json'}: not the config of a known model ({error}).") from error
     names = settings.architectures or []
@@ -94,7 +94,9 @@ def _load(config: ModelReward) -> _Loaded:
     logging.disable_progress_bar()
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
-        model, told = AutoModelForSequenceClassification.from_pretrained(found, dtype=dtype, output_loading_info=True)
+        model, told = AutoModelForSequenceClassification.from_pretrained(
+            found, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BadInput(f"{found}: could not be loaded as a reward model ({error}).") from error
     if missing := sorted(told["missing_keys"]):

@@ -109,6 +109,13 @@ def test_a_batch_that_uses_every_token_is_still_scored(judge: Path) -> None:
     assert model._logits(loaded, texts[:2]) == pytest.approx(alone[:2], abs=1e-5)
 
 
+def test_what_stands_in_for_padding_is_never_taken_for_the_end_of_a_text(judge: Path) -> None:
+    loaded = model._load(ModelReward(model=str(judge)))
+    texts = [[5, 6, 7, 8], [3, 0], [4, 1], [9, 2, 0]]
+    alone = [model._logits(loaded, [text])[0] for text in texts]
+    assert model._logits(loaded, texts) == pytest.approx(alone, abs=1e-5)
+
+
 @given(lengths=st.lists(st.integers(1, 40), max_size=30), budget=st.integers(1, 200))
 def test_batches_hold_every_text_once_and_keep_to_the_budget(lengths: list[int], budget: int) -> None:
     made = list(model.batches(lengths, budget))

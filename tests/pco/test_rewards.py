@@ -385,16 +385,17 @@ def test_another_content_of_a_rewards_file_is_another_reward(tmp_path: Path, kin
     file.write_text("{}")
     given = builders.config(tmp_path, reward=config.model_dump())
     stage = Stage("score", 1, given, {})
-    (before,) = rewards.inputs(stage).values()
+    ((name, before),) = rewards.inputs(stage).items()
+    assert name == ("reward.members.1" if wrapped else "reward")
     digest = rewards.load(config).digest
-    told = Stage("score", 1, given, {"reward": before})
+    told = Stage("score", 1, given, {name: before})
     rewards.check_unchanged(told)
     code.write_text("def judge(rows): return [1.0] * len(rows)")
     file.write_text('{"type": "object"}')
     (after,) = rewards.inputs(stage).values()
     assert before.fingerprint != after.fingerprint
     assert rewards.load(config).digest != digest
-    with pytest.raises(CorruptArtifact, match="files changed while the run was at work"):
+    with pytest.raises(CorruptArtifact, match="is made of changed while the run was at work"):
         rewards.check_unchanged(told)
 
 
