@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
 from data import store
-from data.errors import BadInput
+from data.errors import BadInput, CorruptArtifact
 from pco import checks, evaluate, rewards, score
 from pco.engine import Completion, Request
 from pco.reward_config import ModelReward, settings
@@ -401,5 +401,11 @@ def test_an_evaluation_refuses_a_reward_that_cannot_work_before_it_samples(
     monkeypatch.setattr(evaluate, "Sampler", lambda *_: pytest.fail("it sampled"))
     with pytest.raises(BadInput, match="the run's held-out prompts: prompt .* has no `reference`"):
         evaluate.run(evaluating(tmp_path / "a", tiny, kind="exact_answer", pattern="(a)"))
+    stage = evaluating(tmp_path / "c", tiny, kind="json_schema", file=str(tmp_path / "schema.json"))
+    (tmp_path / "schema.json").write_text("{}")
+    stage = Stage("evaluate", 1, stage.config, {**stage.inputs, **rewards.inputs(stage)})
+    (tmp_path / "schema.json").write_text("true")
+    with pytest.raises(CorruptArtifact, match="`reward` is made of changed"):
+        evaluate.run(stage)
     with pytest.raises(BadInput, match="sequence classifier"):
         evaluate.run(evaluating(tmp_path / "b", tiny, kind="model", model=str(tiny)))

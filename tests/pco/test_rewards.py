@@ -328,12 +328,11 @@ def test_the_members_are_kept_in_the_order_of_the_config(tmp_path: Path) -> None
 
 def test_a_candidate_without_a_finite_reward_of_one_member_gets_none(tmp_path: Path) -> None:
     nan = module(tmp_path, "def judge(rows): return [float('nan'), 1.0]").model_dump()
-    config = configured(
-        "ensemble", members=[{"reward": nan}, {"reward": {"kind": "regex", "pattern": "a"}}], combine="min"
-    )
+    members = [{"reward": {"kind": "regex", "pattern": "a"}}, {"reward": nan}]
+    config = configured("ensemble", members=members, combine="min")
     one, other = rewards.load(config).score(said("a", "b"))
     assert one.dropped == "reward is not finite"
-    assert other == Score(0.0, [1.0, 0.0])
+    assert other == Score(0.0, [0.0, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -503,6 +502,16 @@ def test_a_resumed_stage_counts_what_its_earlier_attempt_dropped(
     (stage.folder / store.MANIFEST).unlink()
     monkeypatch.setattr(rewards, "load", lambda _: pytest.fail("nothing is left to score"))
     assert score.run(stage).dropped["too long"] == 1
+
+
+def test_a_file_that_changed_since_the_stage_was_planned_is_noticed_before_anything_is_scored(tmp_path: Path) -> None:
+    reward = module(tmp_path, "def judge(rows): return [0.0] * len(rows)", name="changing")
+    stage = scoring(tmp_path, reward.model_dump(), [builders.candidate_row()])
+    stage = Stage("score", 1, stage.config, {**stage.inputs, **rewards.inputs(stage)})
+    module(tmp_path, "def judge(rows): return [1.0] * len(rows)", name="changing")
+    with pytest.raises(CorruptArtifact, match="`reward` is made of changed"):
+        score.run(stage)
+    assert store.read_parts(stage.folder, "scores").num_rows == 0
 
 
 def test_a_reward_that_loses_a_candidate_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
