@@ -17,7 +17,9 @@ def prompt_id(text: str) -> str:
 
 
 def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
-    """Read rows `{key: text, "id": optional}`; returns prompt_id, source_id and the text as `prompt`.
+    """Read rows `{key: text, "id": optional, "reference": optional}`.
+
+    Returns prompt_id, source_id, the text as `prompt`, and the reference: the right answer, a text or a number.
 
     `limit` keeps the first so many, after all lines were checked. Blank lines are skipped. A `.parquet` file has the
     same columns (the id may be called `source_id`) and the same checks.
@@ -89,4 +91,17 @@ def _row(raw: dict[str, Any], where: str, key: str) -> Row:
         keys = ", ".join(map(repr, raw)) or "none"
         raise BadInput(f"{where}: expected an object with a non-empty text under `{key}`; found keys {keys}.")
     source = raw.get("id", raw.get("source_id"))
-    return {"prompt_id": prompt_id(text), "source_id": None if source is None else str(source), "prompt": text}
+    return {
+        "prompt_id": prompt_id(text),
+        "source_id": None if source is None else str(source),
+        "prompt": text,
+        "reference": _reference(raw.get("reference"), where),
+    }
+
+
+def _reference(found: object, where: str) -> str | None:
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, str | int | float) or not str(found).strip():
+        raise BadInput(f"{where}: expected a text or a number under `reference`; found {found!r}.")
+    return str(found)

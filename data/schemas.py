@@ -40,7 +40,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("prompt_id", pa.string()),
         ("source_id", pa.string()),  # the id in the user's file
         ("prompt", pa.string()),
-        nullable=("source_id",),
+        ("reference", pa.string()),  # the right answer, if the user's file gives one
+        nullable=("source_id", "reference"),
     ),
     "candidates": _schema(
         ("prompt_id", pa.string()),
@@ -60,6 +61,9 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("sample", pa.int32()),
         ("reward", pa.float64()),
         ("reward_model", pa.string()),
+        # What each member of an ensemble said, in the order of the config; empty for any other reward.
+        ("members", pa.list_(pa.field("item", pa.float64(), nullable=False))),
+        nullable=("members",),
     ),
     "pairs": _schema(*_PAIR),
     "replay": _schema(*_PAIR, ("round", pa.int32())),  # pairs of earlier rounds, and which made each
@@ -150,6 +154,19 @@ IMPORTED: dict[str, pa.Schema] = {
 }
 
 
+# Columns that a table was given later: in a file that was written before, they are empty.
+_ADDED = {"prompts": ("reference",), "scores": ("members",)}
+
+
+def completed(table: str, content: pa.Table) -> pa.Table:
+    """A table as read, with the columns that were not there yet when it was written."""
+    for name in _ADDED.get(table, ()):
+        if name not in content.column_names:
+            field = SCHEMAS[table].field(name)
+            content = content.append_column(field, pa.nulls(content.num_rows, field.type))
+    return content
+
+
 def build(table: str, rows: Sequence[Mapping[str, object]]) -> pa.Table:
     """Rows as a table of the named schema, checked."""
     built = pa.Table.from_pylist(list(rows), schema=SCHEMAS[table])
@@ -170,10 +187,10 @@ def check(table: str, content: pa.Table, *, where: str) -> None:
         )
     for field in wanted:
         column = content.column(field.name)
-        nulls = column.null_count
+        nulls = 0 if field.nullable else column.null_count
         if pa.types.is_list(field.type):
             nulls += pc.list_flatten(column).null_count
-        if nulls and not field.nullable:
+        if nulls:
             raise CorruptArtifact(
                 f"{where}: column `{field.name}` of `{table}` has {nulls} empty value(s); it allows none."
             )

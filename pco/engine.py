@@ -1,5 +1,6 @@
 """vLLM as the stages use it: sample completions, and read log-probabilities of given text."""
 
+import gc
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -96,6 +97,15 @@ class Sampler:
         for ids, output in zip(encoded, outputs, strict=True):
             steps = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
             yield sum(step[token].logprob for step, token in steps), len(ids) - 1
+
+
+def free_memory() -> None:
+    """Give back to the GPU what an engine held that is no longer referred to."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _params(request: Request, generate: Generate) -> Any:

@@ -1,13 +1,14 @@
 """Stage `evaluate`: a policy meets the held-out prompts and the human texts that no training ever sees."""
 
-from collections.abc import Callable
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from data import schemas, store
+from data.errors import BadInput
 from pco import generate, measures, policy, rewards
-from pco.engine import Request, Sampler
+from pco.engine import Request, Sampler, free_memory
 from pco.rendering import load_tokenizer, render
 from pco.stage import Stage
 
@@ -21,6 +22,9 @@ def run(stage: Stage) -> store.Manifest:
     """
     started = stage.launched()
     current = policy.verified(stage)
+    rewards.check_unchanged(stage)
+    # Before the sampling: a fork takes over the prompts of another run, which were checked with that run's reward.
+    rewards.check(stage.config.reward, {"the run's held-out prompts": generate.read_prompts(stage, "heldout")})
 
     @cache
     def engine() -> Sampler:
@@ -30,29 +34,45 @@ def run(stage: Stage) -> store.Manifest:
     metrics = generate.complete_shards(stage, shards, engine)
     candidates = store.read_parts(stage.folder, "candidates", stage.fingerprint).to_pylist()
     if not store.has_part(stage.folder, "evaluations", 0, stage.fingerprint):
-        rows = _measured(stage, candidates, engine)
-        store.write_part(stage.folder, "evaluations", 0, schemas.build("evaluations", rows), stage.fingerprint)
+        texts = generate.read_prompts(stage, "text")
+        logprobs = list(engine().text_logprobs([row["prompt"] for row in texts]))
+        engine.cache_clear()
+        free_memory()  # for the reward model
+        rows = _measured(stage, candidates) + measures.text_rows([row["prompt_id"] for row in texts], logprobs)
+        marked = [{**row, "policy": current.fingerprint} for row in rows]
+        store.write_part(stage.folder, "evaluations", 0, schemas.build("evaluations", marked), stage.fingerprint)
     rows = store.read_parts(stage.folder, "evaluations", stage.fingerprint).to_pylist()
+    unscored = len(candidates) - sum(row["measure"] == "reward" for row in rows)
     return stage.finish(
         unit="held-out completions",
         rows_in=sum(map(len, shards)),
         rows_out=len(candidates),
         dropped={},
         started=started,
-        metrics={**metrics, **measures.summarise(rows)},
+        metrics={**metrics, **measures.summarise(rows), **({"without_reward": unscored} if unscored else {})},
     )
 
 
-def _measured(stage: Stage, candidates: list[measures.Row], engine: Callable[[], Sampler]) -> list[measures.Row]:
-    rows = measures.completion_rows(candidates, rewards.load(stage.config.reward).score(candidates))
+def _measured(stage: Stage, candidates: list[measures.Row]) -> list[measures.Row]:
+    rows = measures.completion_rows(candidates, _rewards(stage, candidates))
     for name in ("start", "previous"):
         if name in stage.inputs:
             rows += measures.win_rows(f"win_vs_{name}", rows, read(stage.inputs[name].folder))
-    rows += measures.corpus_rows(candidates)
-    texts = generate.read_prompts(stage, "text")
-    logprobs = engine().text_logprobs([row["prompt"] for row in texts])
-    rows += measures.text_rows([row["prompt_id"] for row in texts], logprobs)
-    return [{**row, "policy": stage.inputs["policy"].fingerprint} for row in rows]
+    return rows + measures.corpus_rows(candidates)
+
+
+def _rewards(stage: Stage, candidates: list[measures.Row]) -> list[float]:
+    """The reward of each completion; not finite where it got none.
+
+    Raises BadInput when none got any: there would be no reward to compare.
+    """
+    scores = rewards.judge(rewards.load(stage.config.reward), stage, candidates)
+    if all(score.dropped for score in scores):
+        raise BadInput(
+            f"{stage.title}: none of {len(scores)} held-out completions got a reward "
+            f"({dict(Counter(score.dropped for score in scores))}). See docs/rewards.md on what a reward cannot judge."
+        )
+    return [score.value for score in scores]
 
 
 def read(folder: Path) -> list[measures.Row]:

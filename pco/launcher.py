@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data import errors, store
 from data.errors import PCOError, StageFailed
-from pco import checkpoints, processes, progress, room
+from pco import checkpoints, processes, progress, reward_config, room
 from pco.config import RunConfig
 from pco.progress import Failure, Progress
 from pco.stage import LAUNCHED, PARENT, Stage, StageName, round_folder
@@ -129,7 +129,8 @@ def _process(stage: Stage, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 def _environment(stage: Stage, stage_file: Path) -> dict[str, str]:
     environment = {**_ENVIRONMENT, **os.environ, LAUNCHED: repr(time.time()), PARENT: str(os.getpid())}
     environment[processes.STAGE_FILE] = str(stage_file)
-    if Path(stage.config.policy.model).is_dir():
+    models = [stage.config.policy.model, *reward_config.models(stage.config.reward)]
+    if all(Path(model).is_dir() for model in models):
         environment.setdefault("HF_HUB_OFFLINE", "1")
     # A rank of an outer launcher must not make this stage believe it is one itself.
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):

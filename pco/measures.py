@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from pco.rewards import repeated_share
+from pco.rewards.programs import repeated_share
 
 Row = dict[str, Any]
 Summary = dict[str, float]
@@ -17,11 +17,13 @@ REPETITION_N = 3
 
 
 def completion_rows(candidates: Sequence[Row], rewards: Sequence[float]) -> list[Row]:
-    """Reward, repetition and length of each completion."""
+    """Reward, repetition and length of each completion; one without a finite reward has no row for it."""
     rows = []
     for candidate, reward in zip(candidates, rewards, strict=True):
         tokens = candidate["token_ids"]
         values = {"reward": reward, "repetition": repeated_share(tokens, REPETITION_N), "length": float(len(tokens))}
+        if not math.isfinite(reward):
+            del values["reward"]
         rows += [_row(measure, candidate, value) for measure, value in values.items()]
     return rows
 

@@ -70,6 +70,8 @@ def _out_of_memory(stage: Stage, error: Exception) -> PCOError:
                 "Less is needed with train.micro_batch_pairs=1, train.gradient_checkpointing=true or a higher "
                 "train.zero_stage, which may change within a run: `pco resume RUN --set train.micro_batch_pairs=1`."
             )
+        case "score" if stage.config.reward.kind in {"model", "ensemble"}:
+            advice = "Lower the reward's max_tokens_per_batch, or free memory; then resume."
         case _:
             advice = "Free memory, then resume."
     return PCOError(f"{stage.title}: out of memory ({told}). {advice}")

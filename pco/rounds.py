@@ -7,7 +7,7 @@ hands `walk` what to do with a stage.
 from collections.abc import Callable
 
 from data.store import Manifest
-from pco import policy, replay
+from pco import policy, replay, rewards
 from pco.config import DPO, IPO, RunConfig
 from pco.prepare import planned
 from pco.stage import Artifact, Stage, StageName
@@ -26,15 +26,19 @@ def walk(
         stage = Stage(name, number, config, inputs)
         return stage.made(do(stage))
 
+    def judged(name: StageName, number: int, **inputs: Artifact) -> Artifact:
+        return done(name, number, **inputs, **rewards.inputs(Stage(name, number, config, {})))
+
     prepare = planned(config)
     manifest = do(prepare)
     prompts = prepare.made(manifest)
+    with_prompts = rewards.reads_prompts(config.reward)
     current = start_policy = policy.starting(manifest)
-    start = previous = done("evaluate", 0, policy=start_policy, prompts=prompts)
+    start = previous = judged("evaluate", 0, policy=start_policy, prompts=prompts)
     pairs_of: dict[int, Artifact] = {}
     for number in range(1, config.rounds + 1):
         candidates = done("generate", number, policy=current, prompts=prompts)
-        scores = done("score", number, candidates=candidates)
+        scores = judged("score", number, candidates=candidates, **({"prompts": prompts} if with_prompts else {}))
         every = range(max(1, number - config.replay.rounds), number)
         earlier = {replay.input_name(one): pairs_of[one] for one in every}
         pairs = pairs_of[number] = done("pair", number, candidates=candidates, scores=scores, **earlier)
@@ -45,7 +49,7 @@ def walk(
             learned["reference"] = done("refer", number, policy=reference, pairs=pairs)
         train = Stage("train", number, config, learned)
         trained = policy.trained(train, do(train))
-        evaluation = done("evaluate", number, policy=trained, prompts=prompts, start=start, previous=previous)
+        evaluation = judged("evaluate", number, policy=trained, prompts=prompts, start=start, previous=previous)
         decide = Stage("decide", number, config, {"evaluation": evaluation, "previous": previous, "start": start})
         promoted = do(decide).outputs["promoted"] == "yes"
         decided(number)

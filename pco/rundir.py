@@ -29,6 +29,7 @@ _FREE = {
     "stall_timeout_s",
     "engine.kv_cache_gib",
     "engine.gpu_memory_utilization",
+    "reward.max_tokens_per_batch",
     *(f"train.{name}" for name in HOW_TRAINING_RUNS),
 }
 

@@ -1,46 +1,59 @@
 """Stage `score`: the reward judges every candidate, shard by shard as they were generated."""
 
-import math
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
-
-import pyarrow as pa
 
 from data import schemas, store
 from pco import progress, rewards
 from pco.progress import Progress
-from pco.rewards import Reward
+from pco.rewards import NOT_FINITE, Reward, Score
 from pco.stage import Stage
 
 
 def run(stage: Stage) -> store.Manifest:
-    """Write the `scores` table. Candidates whose reward is not a finite number are dropped and counted."""
+    """Write the `scores` table. Candidates that get no finite reward are dropped and counted by reason."""
     started = stage.launched()
     source = stage.inputs["candidates"].folder
     shards = store.parts(source, "candidates")
-    reward = rewards.load(stage.config.reward)
     candidates = sum(shard.rows for shard in shards)
     done = 0
+
+    @cache
+    def reward() -> Reward:
+        rewards.check_unchanged(stage)
+        return rewards.load(stage.config.reward)
+
     for i, shard in enumerate(shards):
         if not store.has_part(stage.folder, "scores", i, stage.fingerprint):
-            table = _scored(store.read_part(source, shard), reward)
-            store.write_part(stage.folder, "scores", i, table, stage.fingerprint, of=len(shards))
+            rows = store.read_part(source, shard).to_pylist()
+            _commit(stage, i, len(shards), rows, rewards.judge(reward(), stage, rows), reward().digest)
         done += shard.rows
         progress.report(Progress(done, candidates, "candidates"))
-    scored = store.read_parts(stage.folder, "scores", stage.fingerprint).num_rows
     return stage.finish(
         unit="candidates",
         rows_in=candidates,
-        rows_out=scored,
-        dropped={"reward is not finite": candidates - scored},
+        rows_out=store.read_parts(stage.folder, "scores", stage.fingerprint).num_rows,
+        dropped={NOT_FINITE: 0, **store.dropped_rows(stage.folder, "scores", stage.fingerprint)},
         started=started,
     )
 
 
-def _scored(candidates: pa.Table, reward: Reward) -> pa.Table:
-    rows: list[dict[str, Any]] = candidates.to_pylist()
-    scores = [
-        {"prompt_id": row["prompt_id"], "sample": row["sample"], "reward": value, "reward_model": reward.digest}
-        for row, value in zip(rows, reward.score(rows), strict=True)
-        if math.isfinite(value)
+def _commit(
+    stage: Stage, shard: int, of: int, candidates: list[dict[str, Any]], scores: Sequence[Score], digest: str
+) -> None:
+    dropped = Counter(score.dropped for score in scores if score.dropped)
+    rows = [
+        {
+            "prompt_id": row["prompt_id"],
+            "sample": row["sample"],
+            "reward": score.value,
+            "reward_model": digest,
+            "members": score.members,
+        }
+        for row, score in zip(candidates, scores, strict=True)
+        if not score.dropped
     ]
-    return schemas.build("scores", scores)
+    table = schemas.build("scores", rows)
+    store.write_part(stage.folder, "scores", shard, table, stage.fingerprint, of=of, dropped=dropped)

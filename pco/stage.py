@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from data import store
 from data.errors import RunConflict
+from pco import reward_config
 from pco.config import DPO, IPO, RunConfig
 
 StageName = Literal["prepare", "generate", "score", "pair", "refer", "train", "evaluate", "decide"]
@@ -212,7 +213,7 @@ def _settings(name: StageName, config: RunConfig) -> dict[str, Any]:
         case "generate":
             return {"rendering": rendering, "generate": dump["generate"], "engine": engine, "seed": config.seed}
         case "score":
-            return {"reward": dump["reward"]}
+            return {"reward": reward_config.settings(config.reward)}
         case "pair":
             return {"pair": dump["pair"], "replay": dump["replay"], "seed": config.seed}
         case "refer":
@@ -224,7 +225,7 @@ def _settings(name: StageName, config: RunConfig) -> dict[str, Any]:
                 "rendering": rendering,
                 "generate": _without(dump["generate"], ("n",)),
                 "engine": engine,
-                "reward": dump["reward"],
+                "reward": reward_config.settings(config.reward),
                 "evaluate": dump["evaluate"],
                 "seed": config.seed,
             }

@@ -96,7 +96,7 @@ def model(folder: Path) -> Artifact:
 
 def prompt_row(text: str, split: str = "train") -> Row:
     """A row of `prompts`."""
-    return {"split": split, "prompt_id": prompt_id(text), "source_id": None, "prompt": text}
+    return {"split": split, "prompt_id": prompt_id(text), "source_id": None, "prompt": text, "reference": None}
 
 
 def candidate_row(prompt: str = "p", sample: int = 0, tokens: Sequence[int] = (1, 2, 3), mode: str = "sampled") -> Row:
@@ -118,7 +118,13 @@ def candidate_row(prompt: str = "p", sample: int = 0, tokens: Sequence[int] = (1
 
 def score_row(prompt: str, sample: int, reward: float) -> Row:
     """A row of `scores`."""
-    return {"prompt_id": prompt_id(prompt), "sample": sample, "reward": reward, "reward_model": "digest"}
+    return {
+        "prompt_id": prompt_id(prompt),
+        "sample": sample,
+        "reward": reward,
+        "reward_model": "digest",
+        "members": None,
+    }
 
 
 def pair_rows(tokenizer: Any, count: int, seed: int = 0) -> list[Row]:

@@ -72,6 +72,22 @@ def test_the_users_own_ids_are_kept_as_text(file: Path) -> None:
     assert [row["source_id"] for row in read_jsonl(file, key="prompt")] == ["7", "x", None]
 
 
+def test_references_are_kept_as_text(file: Path) -> None:
+    write_jsonl(
+        file, [{"prompt": text, "reference": found} for text, found in zip("abc", ["x y", 42, 0.5], strict=True)]
+    )
+    assert [row["reference"] for row in read_jsonl(file, key="prompt")] == ["x y", "42", "0.5"]
+    write_jsonl(file, [{"prompt": "a"}, {"prompt": "b", "reference": None}])
+    assert [row["reference"] for row in read_jsonl(file, key="prompt")] == [None, None]
+
+
+@pytest.mark.parametrize("reference", ["", " ", True, ["a"], {"a": 1}])
+def test_a_reference_that_is_neither_text_nor_number_is_refused_with_its_line(file: Path, reference: object) -> None:
+    write_jsonl(file, [{"prompt": "a"}, {"prompt": "b", "reference": reference}])
+    with pytest.raises(BadInput, match="line 2: expected a text or a number under `reference`; found "):
+        read_jsonl(file, key="prompt")
+
+
 def test_the_limit_keeps_the_first_rows_but_all_lines_are_checked(file: Path) -> None:
     write_jsonl(file, [{"prompt": text} for text in "abc"])
     assert [row["prompt"] for row in read_jsonl(file, key="prompt", limit=2)] == ["a", "b"]

@@ -78,3 +78,8 @@ def test_a_value_of_another_type_is_refused() -> None:
 def test_nulls_inside_token_lists_are_refused() -> None:
     with pytest.raises(CorruptArtifact, match="token_ids"):
         schemas.build("candidates", [{**row("candidates"), "token_ids": [1, None]}])
+
+
+def test_nulls_inside_a_list_that_may_be_missing_are_refused() -> None:
+    with pytest.raises(CorruptArtifact, match=r"column `members` of `scores` has 1 empty value"):
+        schemas.build("scores", [{**row("scores"), "members": [1.0, None]}])

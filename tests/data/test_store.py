@@ -384,7 +384,7 @@ def test_a_foreign_part_is_not_read_even_if_it_is_sound(stage: Path, tmp_path: P
 
 def test_a_part_with_a_right_checksum_but_another_schema_is_named(stage: Path) -> None:
     path = stage / "scores-00000.parquet"
-    pq.write_table(scores(3).rename_columns(["a", "b", "c", "d"]), path)
+    pq.write_table(scores(3).rename_columns(["a", "b", "c", "d", "e"]), path)
     parts = json.loads((stage / "manifest.json").read_text())["parts"]
     edit_manifest(stage, parts=[{**parts[0], "sha256": store.file_digest(path)}, parts[1]])
     with pytest.raises(CorruptArtifact, match=r"scores-00000\.parquet: not a `scores` table"):
@@ -438,3 +438,26 @@ def test_a_leftover_of_a_killed_writer_is_no_part(folder: Path) -> None:
     assert store.read_parts(folder, "scores", PRINT).num_rows == 3
     store.finish(folder, **{**ACCOUNT, "rows_in": 3, "rows_out": 3, "dropped": {}})
     assert store.read_table(folder, "scores").num_rows == 3
+
+
+# Tables that gained a column.
+
+
+def test_a_part_from_before_a_column_was_added_is_read_with_that_column_empty(folder: Path) -> None:
+    store.write_part(folder, "scores", 0, scores(3), PRINT)
+    path = store.part_path(folder, "scores", 0)
+    content = pq.read_table(path)
+    pq.write_table(content.drop_columns(["members"]), path)
+    assert store.read_parts(folder, "scores", PRINT).equals(scores(3))
+    pq.write_table(content.drop_columns(["reward"]), path)
+    with pytest.raises(CorruptArtifact, match="not a `scores` table"):
+        store.read_parts(folder, "scores", PRINT)
+
+
+def test_what_parts_left_out_is_counted_by_reason_over_the_parts_of_one_attempt(folder: Path) -> None:
+    store.write_part(folder, "scores", 0, scores(3), PRINT, dropped={"a": 2, "b": 1})
+    store.write_part(folder, "scores", 1, scores(3), PRINT, dropped={"a": 1})
+    store.write_part(folder, "scores", 2, scores(3), PRINT)
+    store.write_part(folder, "scores", 3, scores(3), "another", dropped={"a": 9})
+    assert store.dropped_rows(folder, "scores", PRINT) == {"a": 3, "b": 1}
+    assert store.dropped_rows(folder, "scores", "third") == {}

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from pco import stage as stage_module
-from pco.config import RunConfig
+from pco.config import RunConfig, models_in
 from pco.stage import Artifact, Stage, StageName
 from tests import builders
-from tests.pco.test_config import models_in
 
 STAGES: tuple[StageName, ...] = get_args(StageName)
 
@@ -45,6 +44,7 @@ OTHERS = {
     "policy.revision": "main",
     "policy.system": "Be brief.",
     "prompts.feedback": "/feedback.jsonl",
+    "reward": {"kind": "length", "max_tokens": 9},
     "train.loss": {"kind": "sft"},
     "train.lora": {"r": 2},
     "train.pairs_per_step": 16,

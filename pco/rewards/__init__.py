@@ -1,0 +1,174 @@
+"""Rewards: candidates in, one score each out; higher is better (docs/rewards.md).
+
+A reward is a function of a batch of candidate rows, so that a learned one can batch as it likes, and its digest names
+it in every row it scores. Nothing here imports a heavy library before a reward that needs one is loaded.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from data import store
+from data.errors import BadInput, CorruptArtifact
+from pco.reward_config import (
+    EnsembleReward,
+    ExactAnswerReward,
+    JsonSchemaReward,
+    LengthReward,
+    ModelReward,
+    PythonReward,
+    RegexReward,
+    RepetitionReward,
+    RewardConfig,
+    Single,
+    parts,
+    settings,
+)
+from pco.rewards import content, ensemble, functions, model, programs
+from pco.rewards.scores import NOT_FINITE, Candidates, Reward, Score, Scorer, plain
+from pco.stage import Artifact, Stage
+
+__all__ = [
+    "NOT_FINITE",
+    "Candidates",
+    "Reward",
+    "Score",
+    "check",
+    "check_unchanged",
+    "inputs",
+    "judge",
+    "load",
+    "reads_prompts",
+]
+
+
+def load(config: RewardConfig) -> Reward:
+    """The reward that the config describes; a model is in memory from now on.
+
+    Raises BadInput when what it needs is missing or cannot work.
+    """
+    parts_of = content.named(config).items()
+    files = {name: found for name, part in parts_of if (found := content.loaded_digest(part)) is not None}
+    digest = store.digest({"reward": settings(config), "files": files} if files else settings(config))
+    return Reward(digest, _scorer(config))
+
+
+def _scorer(config: RewardConfig) -> Scorer:
+    match config:
+        case RepetitionReward():
+            return plain(lambda row: programs.repetition(row, config))
+        case LengthReward():
+            return plain(lambda row: programs.length(row, config))
+        case RegexReward():
+            return plain(lambda row: programs.regex(row, config))
+        case JsonSchemaReward():
+            return plain(programs.json_schema(config))
+        case ExactAnswerReward():
+            return plain(lambda row: programs.exact_answer(row, config))
+        case PythonReward():
+            return functions.scorer(config)
+        case ModelReward():
+            return model.scorer(config)
+        case EnsembleReward():
+            return ensemble.scorer(config, [_scorer(member.reward) for member in config.members])
+
+
+def check(config: RewardConfig, prompts: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Refuse what could not work, without loading any weights. `prompts` are the rows of each prompts file by its name.
+
+    Raises BadInput.
+    """
+    for part in parts(config):
+        match part:
+            case JsonSchemaReward():
+                programs.schema(part)
+            case ExactAnswerReward():
+                _check_references(prompts)
+            case PythonReward():
+                functions.function(part)
+            case ModelReward():
+                model.check(part)
+
+
+def _check_references(prompts: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    for where, rows in prompts.items():
+        for row in rows:
+            if row["reference"] is None:
+                raise BadInput(
+                    f"{where}: prompt {row['source_id'] or row['prompt_id']} has no `reference`, and reward.kind "
+                    "exact_answer compares with it. Put the right answer under `reference` in every line."
+                )
+
+
+def reads_prompts(config: RewardConfig) -> bool:
+    """Whether a reward needs to know the prompts as they stand in the user's files, or their references."""
+    return any(isinstance(part, ExactAnswerReward | PythonReward | ModelReward) for part in parts(config))
+
+
+def inputs(stage: Stage) -> dict[str, Artifact]:
+    """What a stage that judges is given beside the config: what lies outside of it, by content; {} for most rewards.
+
+    What cannot be read any more counts as unchanged, so that a run may be looked at where it was moved without it.
+
+    Raises BadInput when it cannot be read from the start.
+    """
+    places = {name: (part, content.place(part)) for name, part in content.named(stage.config.reward).items()}
+    return {
+        name: Artifact(place, _fingerprint(stage, name, part))
+        for name, (part, place) in places.items()
+        if place is not None
+    }
+
+
+def _fingerprint(stage: Stage, name: str, part: Single) -> str:
+    try:
+        return str(content.digest(part))
+    except BadInput:
+        if (recorded := _recorded(stage, name)) is None:
+            raise
+        return recorded
+
+
+def _recorded(stage: Stage, name: str) -> str | None:
+    """What this stage, or else the run's first evaluation, was given."""
+    for made in (stage, Stage("evaluate", 0, stage.config, {})):
+        manifest = store.read_manifest(made.folder)
+        if manifest is not None and name in manifest.inputs:
+            return manifest.inputs[name]
+    return None
+
+
+def check_unchanged(stage: Stage) -> None:
+    """Hold the files that the reward is made of to what the stage was told.
+
+    Raises CorruptArtifact when one changed in between, BadInput when it cannot be read.
+    """
+    for name, part in content.named(stage.config.reward).items():
+        given = stage.inputs.get(name)
+        if given is not None and (found := content.digest(part)) != given.fingerprint:
+            raise CorruptArtifact(
+                f"{given.folder}: what `{name}` is made of changed while the run was at work (digest {found}, expected "
+                f"{given.fingerprint}). Restore it, or resume the run: it then tells which stages are stale."
+            )
+
+
+def judge(reward: Reward, stage: Stage, candidates: Sequence[dict[str, Any]]) -> list[Score]:
+    """One score per candidate, in order.
+
+    Where a reward reads prompts, candidates are handed over with two more columns: `source_prompt`, the prompt as it
+    stands in the user's file (`prompt` is rendered for the policy), and its `reference`, which may be None.
+    """
+    if reads_prompts(stage.config.reward):
+        prompts = _prompts(stage.inputs["prompts"])
+        candidates = [_with_prompt(row, prompts[row["prompt_id"]]) for row in candidates]
+    return reward.score(candidates)
+
+
+@lru_cache(maxsize=1)
+def _prompts(prepared: Artifact) -> dict[str, dict[str, Any]]:
+    """The run's frozen prompts by their id."""
+    return {row["prompt_id"]: row for row in store.read_table(prepared.folder, "prompts").to_pylist()}
+
+
+def _with_prompt(candidate: dict[str, Any], prompt: Mapping[str, Any]) -> dict[str, Any]:
+    return {**candidate, "source_prompt": prompt["prompt"], "reference": prompt["reference"]}

@@ -1,0 +1,61 @@
+"""What a reward is made of beside its settings: files that may change, and hashes of what they hold."""
+
+from functools import cache
+from pathlib import Path
+
+from data import store
+from data.errors import BadInput
+from pco.reward_config import EnsembleReward, JsonSchemaReward, ModelReward, PythonReward, RewardConfig, Single
+from pco.rewards import functions, model
+
+
+def named(config: RewardConfig) -> dict[str, Single]:
+    """A reward by its name in the config: an ensemble's members, or the reward itself."""
+    if isinstance(config, EnsembleReward):
+        return {f"reward.members.{i}": member.reward for i, member in enumerate(config.members)}
+    return {"reward": config}
+
+
+def place(part: Single) -> Path | None:
+    """The file or folder that a reward names; a hub model has none, its revision stands for it."""
+    match part:
+        case ModelReward() if Path(part.model).is_absolute():  # a folder; see reward_config.absolute
+            return Path(part.model)
+        case PythonReward():
+            return Path(part.folder)
+        case JsonSchemaReward(file=str(file)):
+            return Path(file)
+        case _:
+            return None
+
+
+def digest(part: Single) -> str | None:
+    """Hash of the files that a reward is made of; None when it has none. Imports nothing; a GiB takes about a second.
+
+    Raises BadInput when they cannot be read.
+    """
+    path = functions.source(part) if isinstance(part, PythonReward) else place(part)
+    return None if path is None else _of(path)
+
+
+def loaded_digest(part: Single) -> str | None:
+    """As `digest`, with the files of a hub model, which are downloaded if need be."""
+    return _of(model.folder(part)) if isinstance(part, ModelReward) else digest(part)
+
+
+def _of(path: Path) -> str:
+    try:
+        return _of_folder(path, _stamp(path)) if path.is_dir() else store.file_digest(path)
+    except OSError as error:
+        raise BadInput(f"{path}: could not be read ({error.strerror}). The config's `reward` needs it.") from error
+
+
+@cache
+def _of_folder(folder: Path, _: tuple[tuple[str, int, int], ...]) -> str:
+    """Weights are hashed once per process, and again when a file's size or time changed."""
+    return store.folder_digest(folder)
+
+
+def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    found = ((path.name, path.stat()) for path in sorted(folder.iterdir()))
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)

@@ -1,0 +1,204 @@
+"""A learned reward: one logit of a Hugging Face sequence classification model.
+
+Each candidate becomes one text as the reward model's own tokenizer and chat template write it. Texts are padded on the
+right and masked, so that a score depends neither on its neighbours in the batch nor on the batch's size.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import BadInput
+from pco import hub
+from pco.rendering import load_tokenizer
+from pco.reward_config import ModelReward
+from pco.rewards.scores import Candidates, Score, Scorer
+
+TOO_LONG = "too long for the reward model"
+
+Tokens = list[int]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    model: Any
+    pad: int | None  # as the model's config has it
+    tokenizer: Any
+    limit: int  # tokens
+    config: ModelReward
+
+
+def folder(config: ModelReward) -> Path:
+    """Where the model's files lie; a hub id is fetched."""
+    return hub.find_model(config.model, config.revision, key="reward.model")
+
+
+def check(config: ModelReward) -> None:
+    """Refuse a model that cannot score, without loading its weights.
+
+    Raises BadInput.
+    """
+    found = folder(config)
+    _checked_settings(found)
+    _checked_tokenizer(found, config)
+
+
+def _checked_settings(found: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        settings = AutoConfig.from_pretrained(found, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"{found / 'config.json'}: not the config of a known model ({error}).") from error
+    names = settings.architectures or []
+    if not any(name.endswith("ForSequenceClassification") for name in names):
+        raise BadInput(
+            f"{found}: is {', '.join(names) or 'of unknown architecture'}; a reward model is a sequence classifier "
+            "(...ForSequenceClassification) with one label (`reward.model`)."
+        )
+    if settings.num_labels != 1:
+        raise BadInput(
+            f"{found}: has {settings.num_labels} labels; a reward model has one, whose logit is the reward "
+            "(`reward.model`)."
+        )
+    return settings
+
+
+def _checked_tokenizer(found: Path, config: ModelReward) -> Any:
+    tokenizer = load_tokenizer(found)
+    if config.system is not None and not tokenizer.chat_template:
+        raise BadInput(f"{found}: its tokenizer has no chat template, which has the only place for `reward.system`.")
+    _rendered(tokenizer, "a prompt", "a completion", config)
+    return tokenizer
+
+
+def scorer(config: ModelReward) -> Scorer:
+    """Loads the model, on a GPU if there is one.
+
+    Raises BadInput as `check` does, and when the weights are not those of such a model.
+    """
+    loaded = _load(config)
+    return lambda candidates: _score(loaded, candidates)
+
+
+def _load(config: ModelReward) -> _Loaded:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    found = folder(config)
+    settings = _checked_settings(found)
+    tokenizer = _checked_tokenizer(found, config)
+    logging.disable_progress_bar()
+    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    try:
+        model, told = AutoModelForSequenceClassification.from_pretrained(
+            found, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BadInput(f"{found}: could not be loaded as a reward model ({error}).") from error
+    if missing := sorted(told["missing_keys"]):
+        raise BadInput(f"{found}: its weights lack {', '.join(missing[:3])}: not a trained reward model.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pad = settings.get_text_config().pad_token_id
+    return _Loaded(model.to(device).eval(), pad, tokenizer, _limit(settings, tokenizer, config), config)
+
+
+def _limit(settings: Any, tokenizer: Any, config: ModelReward) -> int:
+    """The longest text in tokens: what the tokenizer, the positions and the config allow."""
+    positions = getattr(settings.get_text_config(), "max_position_embeddings", None)
+    return int(min(limit for limit in (tokenizer.model_max_length, positions, config.max_tokens) if limit is not None))
+
+
+def _score(loaded: _Loaded, candidates: Candidates) -> list[Score]:
+    config = loaded.config
+    texts = [_rendered(loaded.tokenizer, row["source_prompt"], row["completion"], config) for row in candidates]
+    readable = [i for i, text in enumerate(texts) if len(text) <= loaded.limit]
+    scores = [Score(math.nan, why_none=TOO_LONG)] * len(texts)
+    for batch in batches([len(texts[i]) for i in readable], config.max_tokens_per_batch):
+        where = [readable[i] for i in batch]
+        for i, value in zip(where, _logits(loaded, [texts[i] for i in where]), strict=True):
+            scores[i] = Score(value)
+    return scores
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Positions of texts of similar length, the longest first, so that none takes more than `budget` padded tokens.
+
+    A text that is longer than the budget has a batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while order:
+        count = max(1, budget // max(1, lengths[order[0]]))
+        yield order[:count]
+        order = order[count:]
+
+
+def _logits(loaded: _Loaded, texts: list[Tokens]) -> list[float]:
+    """The reward of each text.
+
+    A model whose config has no padding token, as many Llamas, reads its reward at the last token of one text and
+    refuses two. Then a token that no text of the batch holds stands in, so that each is read at its last token.
+    """
+    settings = loaded.model.config.get_text_config()
+    if loaded.pad is None:
+        used = {token for text in texts for token in text}
+        stand_in = next(token for token in range(len(used) + 1) if token not in used)
+        if len(texts) > 1 and stand_in >= settings.vocab_size:  # every token is used: one text at a time needs none
+            return [value for text in texts for value in _logits(loaded, [text])]
+        settings.pad_token_id = stand_in if len(texts) > 1 else None
+    return _forward(loaded.model, texts, settings.pad_token_id or 0)
+
+
+def _forward(model: Any, texts: list[Tokens], pad: int) -> list[float]:
+    import torch
+
+    width = max(map(len, texts))
+    ids = torch.tensor([text + [pad] * (width - len(text)) for text in texts], device=model.device)
+    mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=model.device)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, attention_mask=mask).logits
+    return [float(value) for value in logits.float().squeeze(-1).tolist()]
+
+
+def _rendered(tokenizer: Any, prompt: str, completion: str, config: ModelReward) -> Tokens:
+    """Prompt and completion as the tokens that the reward model reads.
+
+    A chat template writes its own special tokens, so none are added to it; without one, prompt and completion are
+    joined as plain text with the special tokens that the tokenizer puts around any text. A text that does not end in a
+    special token (white space after it aside) gets the end-of-text token.
+    """
+    if tokenizer.chat_template:
+        tokens = _chat(tokenizer, prompt, completion, config.system)
+    else:
+        tokens = list(tokenizer(prompt + completion, truncation=False, verbose=False)["input_ids"])
+    while tokenizer.bos_token_id is not None and tokens[:2] == [tokenizer.bos_token_id] * 2:
+        tokens = tokens[1:]
+    if config.append_eos and tokenizer.eos_token_id is not None and not _is_ended(tokenizer, tokens):
+        tokens = [*tokens, tokenizer.eos_token_id]
+    return tokens
+
+
+def _chat(tokenizer: Any, prompt: str, completion: str, system: str | None) -> Tokens:
+    from jinja2 import TemplateError
+
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError as error:
+        raise BadInput(
+            f"{tokenizer.name_or_path}: its chat template refused a dialogue of {[m['role'] for m in messages]} "
+            f"({error}). Leave `reward.system` out, or mend the template."
+        ) from error
+    return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+
+
+def _is_ended(tokenizer: Any, tokens: Tokens) -> bool:
+    """Whether the last token that is not white space is a special one, such as the end of a turn."""
+    last = next((token for token in reversed(tokens) if tokenizer.decode([token]).strip()), None)
+    added = tokenizer.added_tokens_decoder
+    return last in tokenizer.all_special_ids or (last in added and added[last].special)

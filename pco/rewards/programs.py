@@ -1,0 +1,95 @@
+"""Rewards that are computed from a completion alone, or from it and the prompt's reference."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.errors import BadInput
+from pco.reward_config import (
+    ExactAnswerReward,
+    JsonSchemaReward,
+    LengthReward,
+    RegexReward,
+    RepetitionReward,
+    schema_fault,
+)
+from pco.rewards.scores import Candidate
+
+
+def repetition(row: Candidate, config: RepetitionReward) -> float:
+    """Minus the share of repeated n-grams."""
+    return 0.0 - repeated_share(row["token_ids"], config.ngram)
+
+
+def repeated_share(tokens: Sequence[int], n: int) -> float:
+    """Share of a completion's n-grams that occurred in it before (arXiv 2312.16682, section 4.1); 0 when it has none.
+
+    1 - distinct / all, so 0 says that nothing is repeated and values near 1 that nearly everything is.
+    """
+    total = len(tokens) - n + 1
+    if total <= 0:
+        return 0.0
+    return 1 - len({tuple(tokens[i : i + n]) for i in range(total)}) / total
+
+
+def length(row: Candidate, config: LengthReward) -> float:
+    """0 inside the window, (tokens - min) / min below, (max - tokens) / max above: -1 is nothing, or twice too much."""
+    tokens = len(row["token_ids"])
+    if tokens < config.min_tokens:
+        return (tokens - config.min_tokens) / config.min_tokens
+    return min(0.0, (config.max_tokens - tokens) / config.max_tokens)
+
+
+def regex(row: Candidate, config: RegexReward) -> float:
+    """Whether the pattern is found."""
+    return float(re.search(config.pattern, row["completion"]) is not None)
+
+
+def exact_answer(row: Candidate, config: ExactAnswerReward) -> float:
+    """Whether the completion's last answer is the reference; without an answer it is not."""
+    answers = re.findall(config.pattern, row["completion"])
+    return float(bool(answers) and answers[-1].strip() == row["reference"].strip())
+
+
+def json_schema(config: JsonSchemaReward) -> Callable[[Candidate], float]:
+    """Whether a completion is one JSON value, nothing but white space around it, that fits the schema."""
+    import jsonschema
+    from referencing import Registry
+
+    wanted = schema(config)
+    kind = jsonschema.validators.validator_for(wanted, default=jsonschema.Draft202012Validator)
+    validator = kind(wanted, registry=Registry())  # an empty registry fetches nothing
+    return lambda row: float(_fits(validator, row["completion"]))
+
+
+def _fits(validator: Any, text: str) -> bool:
+    from referencing.exceptions import Unresolvable
+
+    try:
+        return bool(validator.is_valid(json.loads(text, parse_constant=_refuse)))
+    except (ValueError, RecursionError):  # not JSON, or nested beyond reason
+        return False
+    except Unresolvable as error:
+        raise BadInput(f"reward.kind json_schema: the schema refers to a part it does not have ({error}).") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def schema(config: JsonSchemaReward) -> Any:
+    """The schema, from the config or its file; raises BadInput when the file holds none."""
+    if config.file is None:
+        return config.inline
+    path = Path(config.file)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path}: could not be read ({error.strerror}). Name a JSON Schema as `reward.file`.") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: not valid JSON ({error}). `reward.file` must hold a JSON Schema.") from error
+    if fault := schema_fault(found):
+        raise BadInput(f"{path}: {fault} (`reward.file`).")
+    return found

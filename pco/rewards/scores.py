@@ -1,0 +1,41 @@
+"""What a reward is to the stages that use it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Candidate = Mapping[str, Any]
+Candidates = Sequence[Candidate]
+
+NOT_FINITE = "reward is not finite"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a reward says of one candidate; `value` is a number or, where it has none to give, NaN."""
+
+    value: float
+    members: list[float] | None = None  # what each member of an ensemble said, in the config's order
+    why_none: str | None = None  # said of a candidate that gets no reward
+
+    @property
+    def dropped(self) -> str | None:
+        """Why the candidate cannot be used; None when it can."""
+        return None if math.isfinite(self.value) else self.why_none or NOT_FINITE
+
+
+Scorer = Callable[[Candidates], list[Score]]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What scores candidates, one score each in order, and the digest that stands for it."""
+
+    digest: str
+    score: Scorer
+
+
+def plain(value: Callable[[Candidate], float]) -> Scorer:
+    """A scorer that looks at one candidate at a time."""
+    return lambda candidates: [Score(value(row)) for row in candidates]
