@@ -7,8 +7,8 @@ from typing import Any
 
 from data import sources
 from data.errors import BadInput
-from data.importing import Written, content_key, prompt_key
-from data.readers import prompt_id
+from data.importing import Written, content_key
+from data.readers import prompt_id, prompt_key
 from data.shapes import Kind
 
 _TEXTS: dict[Kind, tuple[str, ...]] = {

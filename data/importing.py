@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from data import shapes, sources, store
 from data.conversations import Dropped, Turns
 from data.errors import BadInput
+from data.readers import prompt_key
 from data.schemas import IMPORTED
 from data.shapes import Kind, Shape
 
@@ -78,11 +79,6 @@ class Imported:
     rows_in: int
     dropped: dict[str, int]
     outputs: tuple[Written, ...]  # the file, and the held-out one if there is one
-
-
-def prompt_key(prompt: str) -> bytes:
-    """The same for prompts that differ in case and whitespace alone: what the split and the leakage check go by."""
-    return hashlib.sha256(" ".join(prompt.casefold().split()).encode()).digest()[:16]
 
 
 def is_heldout(key: bytes, share: float) -> bool:

@@ -16,6 +16,11 @@ def prompt_id(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def prompt_key(prompt: str) -> bytes:
+    """The same for prompts that differ in case and whitespace alone: what the split and the leakage check go by."""
+    return hashlib.sha256(" ".join(prompt.casefold().split()).encode()).digest()[:16]
+
+
 def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
     """Read rows `{key: text, "id": optional, "reference": optional}`.
 

@@ -82,13 +82,13 @@ def _check_writable(runs_dir: Path) -> None:
 
 
 def _check_leakage(config: RunConfig, trained: Sequence[Mapping[str, Any]], heldout: list[readers.Row]) -> None:
-    seen = {row["prompt_id"] for row in trained}
+    seen = {readers.prompt_key(row["prompt"]) for row in trained}
     for row in heldout:
-        if row["prompt_id"] in seen:
+        if readers.prompt_key(str(row["prompt"])) in seen:
             raise BadInput(
                 f"{config.prompts.heldout}: prompt {row['source_id'] or row['prompt_id']} is also trained on "
-                f"({config.prompts.train}, or the feedback). Evaluation on training prompts proves nothing: remove it "
-                "from one file."
+                f"({config.prompts.train}, or the feedback; case and white space aside). Evaluation on training prompts "
+                "proves nothing: remove it from one file."
             )
 
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from data import card, importing, shapes
 from data.errors import BadInput
-from data.importing import Imported, Request, import_data, is_heldout, prompt_key
-from data.readers import prompt_id, read_feedback, read_jsonl
+from data.importing import Imported, Request, import_data, is_heldout
+from data.readers import prompt_id, prompt_key, read_feedback, read_jsonl
 from data.schemas import IMPORTED
 from tests.builders import Row, write_jsonl
 

@@ -151,6 +151,8 @@ def test_a_training_prompt_among_the_held_out_ones_is_refused(config: RunConfig,
     message = refused(config)
     assert str(tmp_path / "heldout.jsonl") in message and str(tmp_path / "train.jsonl") in message
     assert "prompt 2 is also trained on" in message
+    builders.write_jsonl(tmp_path / "heldout.jsonl", [{"prompt": f" {TRAIN[1].upper()}\n", "id": 3}])
+    assert "prompt 3 is also trained on" in refused(config)
 
 
 def test_rows_beyond_the_limit_leak_nothing(config: RunConfig, tmp_path: Path) -> None:
