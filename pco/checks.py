@@ -87,8 +87,8 @@ def _check_leakage(config: RunConfig, trained: Sequence[Mapping[str, Any]], held
         if readers.prompt_key(str(row["prompt"])) in seen:
             raise BadInput(
                 f"{config.prompts.heldout}: prompt {row['source_id'] or row['prompt_id']} is also trained on "
-                f"({config.prompts.train}, or the feedback; case and white space aside). Evaluation on training prompts "
-                "proves nothing: remove it from one file."
+                f"({config.prompts.train}, or the feedback; case and white space aside). Evaluation on training "
+                "prompts proves nothing: remove it from one file."
             )
 
 
