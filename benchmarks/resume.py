@@ -40,7 +40,7 @@ def main() -> None:
     name = time.strftime("%Y%m%d-%H%M%S")
     settings = ["rounds=1", f"run={name}", f"runs_dir={RESULTS}", "generate.shard_size=32"]
     command = ["run", arguments.config, *(word for one in settings for word in ("--set", one))]
-    _killed_at_event(command, RESULTS / name, events=40)
+    _killed_at_event(command, RESULTS / name, events=3)
     resumed = time.monotonic()
     _killed_at_event(["resume", str(RESULTS / name)], RESULTS / name, events=1)
     seconds = time.monotonic() - resumed

@@ -142,8 +142,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
-            for path in temporary.iterdir():
-                _sync(path)
+            sync_tree(temporary)
             if folder.exists():
                 folder.rename(replaced)
             temporary.rename(folder)
@@ -164,6 +163,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a small file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def sync_tree(folder: Path) -> None:
+    """Have a folder with all that is in it on disk, names included."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
 
 
 def _sync(path: Path) -> None:
@@ -230,12 +235,14 @@ def committed(folder: Path) -> tuple[int, int]:
 
     Of the newest attempt, should an earlier one have had other settings.
     """
-    marks = [_marks(path) for path in sorted(folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)]
+    paths = sorted(folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)
+    marks = [(_table_of(path), _marks(path)) for path in paths]
     if not marks:
         return 0, 0
-    newest = marks[-1]
-    same = [mark for mark in marks if mark.get(_FINGERPRINT_KEY) == newest.get(_FINGERPRINT_KEY)]
-    return len(same), int(newest.get(_SHARDS_KEY, len(same)))
+    newest = marks[-1][1].get(_FINGERPRINT_KEY)
+    ours = [(table, int(mark.get(_SHARDS_KEY, 1))) for table, mark in marks if mark.get(_FINGERPRINT_KEY) == newest]
+    table, of = max(ours, key=lambda one: one[1])  # of a stage's tables the one that it makes shard by shard
+    return sum(one == table for one, _ in ours), of
 
 
 def _is_of(path: Path, fingerprint: str) -> bool:
@@ -243,11 +250,29 @@ def _is_of(path: Path, fingerprint: str) -> bool:
 
 
 def _marks(path: Path) -> dict[bytes, bytes]:
-    """What is noted in a part; nothing in one that cannot be read."""
+    """What is noted in a part; nothing in one that is missing or no Parquet.
+
+    Raises PCOError when the system does not let us look: a part that is there must not count as absent.
+    """
     try:
         return dict(pq.read_schema(path).metadata or {})
-    except (OSError, pa.ArrowException):
+    except FileNotFoundError:
         return {}
+    except OSError as error:
+        if error.errno:  # pyarrow's own OSErrors, about the content, have none
+            raise _unreadable(path, error) from error
+        return {}
+    except pa.ArrowException:
+        return {}
+
+
+def _unreadable(path: Path, error: OSError) -> PCOError:
+    return PCOError(f"{path}: could not be read ({error.strerror or error}). Resume the run once the cause is gone.")
+
+
+def read_committed(folder: Path, table: str, shard: int) -> pa.Table:
+    """One shard of a stage still at work."""
+    return _read_part(part_path(folder, table, shard), table)
 
 
 def read_parts(folder: Path, table: str, fingerprint: str | None = None) -> pa.Table:
@@ -277,7 +302,7 @@ def finish(
 
     Parts that an earlier attempt with other settings committed are left out.
 
-    Raises PCOError when rows were lost without being counted.
+    Raises PCOError when rows were lost without being counted, or a shard is missing.
     """
     lost = rows_in - rows_out - sum(dropped.values())
     if lost:
@@ -287,7 +312,7 @@ def finish(
     manifest = Manifest(
         stage=stage,
         fingerprint=fingerprint,
-        parts=[_part(path) for path in sorted(folder.glob("*.parquet")) if _is_of(path, fingerprint)],
+        parts=_whole_tables(folder, fingerprint),
         unit=unit,
         rows_in=rows_in,
         rows_out=rows_out,
@@ -305,9 +330,23 @@ def finish(
     return manifest
 
 
+def _whole_tables(folder: Path, fingerprint: str) -> list[Part]:
+    """The parts of a stage that has ended; raises PCOError when a shard is not there."""
+    paths = [path for path in sorted(folder.glob("*.parquet")) if _is_of(path, fingerprint)]
+    found = Counter(_table_of(path) for path in paths)
+    for path in paths:
+        table, of = _table_of(path), int(_marks(path).get(_SHARDS_KEY, 1))
+        if found[table] < of:
+            raise PCOError(f"{folder}: {found[table]} of {of} shards of `{table}` are there. Resume to make the rest.")
+    return [_part(path) for path in paths]
+
+
+def _table_of(path: Path) -> str:
+    return path.name.rsplit("-", 1)[0]
+
+
 def _part(path: Path) -> Part:
-    rows = pq.read_metadata(path).num_rows
-    return Part(path.name.rsplit("-", 1)[0], path.name, rows, file_digest(path))
+    return Part(_table_of(path), path.name, pq.read_metadata(path).num_rows, file_digest(path))
 
 
 def _versions() -> dict[str, str]:
@@ -361,11 +400,11 @@ def _link(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError as error:
-        if error.errno != errno.EXDEV:
+        if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}:
             raise
         raise BadInput(
-            f"{target.parent}: is on another file system than {source}, so files cannot be shared. Fork into the same "
-            "runs folder."
+            f"{source}: the system does not let this file be shared with {target.parent.parent} ({error.strerror}). "
+            "Hard links need one file system that has them, and mostly a file of one's own."
         ) from error
 
 
@@ -380,10 +419,15 @@ def move(folder: Path, target: Path) -> None:
 
 def origin(folder: Path) -> str | None:
     """The run that a stage was taken over from as it is; None for a stage of this run's own making."""
+    path = folder / ORIGIN
     try:
-        return str(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["run"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["run"])
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(f"{path}: does not say which run these files come from ({error}). {_REPAIR}") from error
 
 
 def has_table(folder: Path, table: str) -> bool:
@@ -417,9 +461,13 @@ def parts(folder: Path, table: str) -> list[Part]:
 def read_part(folder: Path, part: Part) -> pa.Table:
     """One part of a finished stage, after checking it against the manifest; raises CorruptArtifact."""
     path = folder / part.file
-    if not path.exists():
-        raise CorruptArtifact(f"{path}: missing, though its manifest lists it ({part.rows} rows). {_REPAIR}")
-    if file_digest(path) != part.sha256:
+    try:
+        found = file_digest(path)
+    except FileNotFoundError:
+        raise CorruptArtifact(f"{path}: missing, though its manifest lists it ({part.rows} rows). {_REPAIR}") from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if found != part.sha256:
         raise CorruptArtifact(f"{path}: its content is not what its manifest recorded (checksum differs). {_REPAIR}")
     return _read_part(path, part.table)
 
@@ -428,6 +476,8 @@ def _read_part(path: Path, table: str) -> pa.Table:
     try:
         content = pq.read_table(path, page_checksum_verification=True).replace_schema_metadata(None)
     except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise _unreadable(path, error) from error
         raise CorruptArtifact(f"{path}: not readable as Parquet ({error}). {_REPAIR}") from error
     content = schemas.completed(table, content)
     schemas.check(table, content, where=str(path))

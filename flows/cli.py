@@ -16,6 +16,7 @@ from flows import data_cli
 from flows.console import clear_errors, console, errors, print_rows, say
 from pco import status as run_status
 from pco.config import RunConfig, load
+from pco.processes import namespace
 from pco.rundir import CONFIG, check_same, opened, read_config, report_path
 from pco.stage import StageName
 
@@ -107,8 +108,9 @@ def resume(
 def _set_aside(config: RunConfig, stage: StageName, number: int | None) -> None:
     from pco import fork
 
+    at = fork.newest(config, stage) if number is None else (number, stage)
+    fork.check_point(config, at)  # before anything is written, a change of the config included
     with opened(config):
-        at = fork.newest(config, stage) if number is None else (number, stage)
         for folder in fork.set_aside(config, at):
             say(f"Set aside: {folder}")
 
@@ -197,7 +199,8 @@ def _end_orphaned_servers() -> None:
     for process in psutil.process_iter(["cmdline"]):
         try:
             is_server = "prefect.server.api.server:create_app" in (process.info["cmdline"] or [])
-            owner = process.environ().get(_OWNER) if is_server else None
+            is_near = namespace(process.pid) == namespace(os.getpid())  # or the owner's id is another's here
+            owner = process.environ().get(_OWNER) if is_server and is_near else None
             if owner is not None and not psutil.pid_exists(int(owner)):
                 process.terminate()
         except psutil.Error:  # it ended by itself, or is another user's
@@ -280,6 +283,7 @@ _STYLES = {
     "interrupted": "yellow",
     "failed": "red",
     "stale": "magenta",
+    "damaged": "bold red",
     "not started": "dim",
 }
 

@@ -16,7 +16,7 @@ from flows.recover import FLOW, take_over
 from pco import rounds
 from pco.config import RunConfig
 from pco.rundir import opened
-from tasks.stages import run_stage
+from tasks.stages import run_stage, shown_if_possible
 
 
 @flow(name=FLOW, flow_run_name="{config.run}", persist_result=False, validate_parameters=True)
@@ -46,16 +46,17 @@ def _silence(descriptor: Callable[[], int]) -> None:
 def _publish_round(config: RunConfig, number: int) -> None:
     from pco import report
 
-    create_markdown_artifact(
-        report.round_markdown(config, number), key=_key(config, f"round-{number}"), description=f"Round {number}"
-    )
+    text = report.round_markdown(config, number)
+    with shown_if_possible(f"the report of round {number}"):
+        create_markdown_artifact(text, key=_key(config, f"round-{number}"), description=f"Round {number}")
 
 
 def _publish_run(config: RunConfig) -> Path:
     from pco import report
 
     path: Path = report.write(config)
-    create_markdown_artifact(report.run_markdown(config), key=_key(config, "report"), description=f"Report: {path}")
+    with shown_if_possible("the run's report"):
+        create_markdown_artifact(report.run_markdown(config), key=_key(config, "report"), description=f"Report: {path}")
     return path
 
 

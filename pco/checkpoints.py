@@ -5,9 +5,7 @@ writes `checkpoints/step-N.json`, which makes the checkpoint valid and holds the
 numbers follow from the step's number, so nothing else is needed to go on as if nothing had happened.
 """
 
-import contextlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +37,11 @@ def save(engine: Any, folder: Path, log: list[Row], fingerprint: str, *, of: int
     _save_or_remove(engine, folder, tag)
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
-        _sync_all(folder / tag)
-        store.write_text(folder / f"{tag}.json", json.dumps({"fingerprint": fingerprint, "of": of, "log": log}))
+        store.sync_tree(folder / tag)
+        content = {"fingerprint": fingerprint, "of": of, "log": log, "files": _files(folder / tag)}
+        store.write_text(folder / f"{tag}.json", json.dumps(content))
         for old in _markers(folder)[:-keep]:
-            old.unlink()  # the marker first: a folder without one is never loaded
-            shutil.rmtree(old.with_suffix(""), ignore_errors=True)
+            _remove(old)
     torch.distributed.barrier()
 
 
@@ -61,19 +59,23 @@ def _save_or_remove(engine: Any, folder: Path, tag: str) -> None:
 
 
 def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
-    """The newest complete checkpoint of this very training, if there is one."""
+    """The newest whole checkpoint of this very training, if there is one."""
     for marker in reversed(_markers(folder)):
-        try:
-            content = json.loads(marker.read_text(encoding="utf-8"))
-        except ValueError:
-            continue  # damaged: the one before will do
-        if content["fingerprint"] == fingerprint:
+        content = _read(marker)
+        if content is not None and content["fingerprint"] == fingerprint:
             return Checkpoint(folder, marker.stem, len(content["log"]), content["log"])
     return None
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Drop what a killed training was writing; to be called before any rank writes."""
+def keep_only(folder: Path, fingerprint: str) -> None:
+    """Drop checkpoints that this training cannot use; to be called before any rank reads or writes.
+
+    Half-written or damaged ones, and those of an attempt with other settings: by their steps they would count as newer.
+    """
+    for marker in _markers(folder):
+        content = _read(marker)
+        if content is None or content["fingerprint"] != fingerprint:
+            _remove(marker)
     for path in folder.glob("step-*"):
         if path.is_dir() and not path.with_suffix(".json").exists():
             shutil.rmtree(path, ignore_errors=True)
@@ -82,10 +84,30 @@ def remove_unfinished(folder: Path) -> None:
 def progress(stage_folder: Path) -> tuple[int, int]:
     """How many steps an unfinished training has kept, and of how many; (0, 0) when none."""
     for marker in reversed(_markers(stage_folder / FOLDER)):
-        with contextlib.suppress(ValueError):
-            content = json.loads(marker.read_text(encoding="utf-8"))
+        if (content := _read(marker)) is not None:
             return len(content["log"]), content["of"]
     return 0, 0
+
+
+def _read(marker: Path) -> dict[str, Any] | None:
+    """What a marker says; None if it is damaged, or the checkpoint's files are not those that were written."""
+    try:
+        content: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
+        whole = content["files"] == _files(marker.with_suffix("")) and {"fingerprint", "of", "log"} <= content.keys()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return content if whole else None
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """Names and sizes in bytes of a checkpoint's files."""
+    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def _remove(marker: Path) -> None:
+    """The marker first: a folder without one is never loaded."""
+    marker.unlink()
+    shutil.rmtree(marker.with_suffix(""), ignore_errors=True)
 
 
 def load(engine: Any, checkpoint: Checkpoint) -> None:
@@ -104,12 +126,3 @@ def _tag(steps: int) -> str:
 
 def _markers(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.json"))
-
-
-def _sync_all(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

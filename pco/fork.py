@@ -1,6 +1,7 @@
 """New beginnings from a run on disk: fork it into a new one, or set its last stages aside to make them anew."""
 
-import contextlib
+import os
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 from data import store
 from data.errors import BadInput, RunConflict
 from pco.config import RunConfig
+from pco.launcher import logs_of
 from pco.rounds import walk
-from pco.rundir import CONFIG, opened
+from pco.rundir import write_config
 from pco.stage import Stage, StageName, round_folder
 from pco.status import Point, points
 
@@ -32,47 +34,81 @@ def fork(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
     """Make the run `new`, sharing the files of `origin`'s stages before `at`; without it, of all that are still valid.
 
     With `at`, earlier stages are taken as they are, even if `new` would have made them with other settings: so a
-    setting can change from some round on.
+    setting can change from some round on. The new run's folder appears whole or not at all.
 
-    Raises RunConflict when `new` exists, BadInput when a stage before `at` is not finished.
+    Raises RunConflict when `new` exists, BadInput when a stage before `at` is not finished or there is no way to `at`.
     """
-    if (new.folder / CONFIG).exists():
-        raise RunConflict(f"{new.folder}: this run exists. Fork into another name.")
-    if at is not None and at not in points(new):
-        raise BadInput(_no_such_point(new, at))
+    if new.folder.exists():
+        raise RunConflict(f"{new.folder}: exists. Fork into another name.")
+    made = _planned(origin, new, at)
+    temporary = new.folder.with_name(f".{new.run}.{os.getpid()}.tmp")
+    with store.write_errors(new.folder):
+        try:
+            for stage in made.shared:
+                _share(stage, origin, temporary / stage.folder.relative_to(new.folder))
+            write_config(new, temporary)
+            temporary.rename(new.folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return made
+
+
+def _planned(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
+    """What to share, before anything is written."""
+    if at is not None:
+        check_point(new, at)
     made = Fork()
 
     def take_over(stage: Stage) -> store.Manifest:
         if (stage.round, stage.name) == at:
             raise _Enough
         source = _source(stage, origin)
-        manifest = store.read_manifest(source)
-        if manifest is None and at is not None:
-            raise BadInput(f"{source}: not finished, so a fork cannot begin after it. Begin at it, or before.")
-        if manifest is None or (at is None and stage.changes(manifest)):
+        manifest = store.read_manifest(source.folder)
+        changes = [] if manifest is None else _changes(stage, source, manifest)
+        if at is None and (manifest is None or changes):
             raise _Enough
-        made.differing.extend(f"{stage.title}: {change}" for change in stage.changes(manifest))
+        if manifest is None:
+            raise BadInput(f"{source.folder}: not finished, so a fork cannot begin after it. Begin at it, or before.")
+        if stage.name == "train" and not _policy(source).is_dir():
+            raise BadInput(f"{_policy(source)}: is gone, so this stage cannot be shared. Fork from it, or before.")
+        made.differing.extend(f"{stage.title}: {change}" for change in changes)
         made.shared.append(stage)
         return manifest
 
-    with contextlib.suppress(_Enough):
+    try:
         walk(new, take_over)
-    with opened(new):
-        for stage in made.shared:
-            _share(stage, origin)
+    except _Enough:
+        return made
+    if at is not None:
+        refused = made.shared[-1].round
+        raise BadInput(
+            f"{origin.run}: its gate refused round {refused}, so nothing comes after it. To go on from there all the "
+            f"same: --from decide --round {refused}, with other bounds under `gate`."
+        )
     return made
 
 
-def _source(stage: Stage, origin: RunConfig) -> Path:
-    return Stage(stage.name, stage.round, origin, {}).folder
+def _source(stage: Stage, origin: RunConfig) -> Stage:
+    return Stage(stage.name, stage.round, origin, {})
 
 
-def _share(stage: Stage, origin: RunConfig) -> None:
+def _changes(stage: Stage, source: Stage, manifest: store.Manifest) -> list[str]:
+    """What the new run would make otherwise. What the origin took over itself is as valid in it as it was there."""
+    if store.origin(source.folder) is not None and stage.settings == source.settings:
+        return []
+    return stage.changes(manifest)
+
+
+def _policy(stage: Stage) -> Path:
+    return round_folder(stage.config, stage.round) / "policy"
+
+
+def _share(stage: Stage, origin: RunConfig, folder: Path) -> None:
     """The policy before the stage that made it: a finished training has one."""
+    source = _source(stage, origin)
     if stage.name == "train":
-        policy = round_folder(stage.config, stage.round) / "policy"
-        store.share(round_folder(origin, stage.round) / "policy", policy, origin=origin.run)
-    store.share(_source(stage, origin), stage.folder, origin=origin.run)
+        store.share(_policy(source), folder.with_name("policy"), origin=origin.run)
+    store.share(source.folder, folder, origin=origin.run)
 
 
 def newest(config: RunConfig, name: StageName) -> Point:
@@ -93,9 +129,8 @@ def set_aside(config: RunConfig, at: Point) -> list[Path]:
 
     Raises BadInput when the run has no such stage.
     """
+    check_point(config, at)
     every = points(config)
-    if at not in every:
-        raise BadInput(_no_such_point(config, at))
     aside = config.folder / _ASIDE / time.strftime("%Y%m%d-%H%M%S")
     moved = []
     # The last first, so that a kill in between leaves whole stages up to some point and none after it.
@@ -107,17 +142,17 @@ def set_aside(config: RunConfig, at: Point) -> list[Path]:
 
 
 def _folders(config: RunConfig, point: Point) -> list[Path]:
-    """What a stage has made, its own folder with the manifest first."""
-    number, name = point
-    folders = [Stage(name, number, config, {}).folder]
-    if name == "train":
-        folders.append(round_folder(config, number) / "policy")
-    return [folder for folder in folders if folder.exists()]
+    """What a stage has made and said, its own folder with the manifest first."""
+    stage = Stage(point[1], point[0], config, {})
+    found = [stage.folder, *([_policy(stage)] if stage.name == "train" else []), *logs_of(stage)]
+    return [path for path in found if path.exists()]
 
 
-def _no_such_point(config: RunConfig, at: Point) -> str:
+def check_point(config: RunConfig, at: Point) -> None:
+    """Raise BadInput if a run of this config has no such stage in that round."""
     number, name = at
-    return (
-        f"{config.run}: has no stage `{name}` in round {number}. It has {config.rounds} rounds; round 0 holds the "
-        "start (prepare, evaluate), and only losses with a reference have `refer`."
-    )
+    if at not in points(config):
+        raise BadInput(
+            f"{config.run}: has no stage `{name}` in round {number}. It has {config.rounds} rounds; round 0 holds the "
+            "start (prepare, evaluate), and only losses with a reference have `refer`."
+        )

@@ -67,6 +67,12 @@ def error_path(config: RunConfig, number: int, name: StageName) -> Path:
     return round_folder(config, number) / "logs" / f"{name}.error"
 
 
+def logs_of(stage: Stage) -> list[Path]:
+    """What a stage was told to do, what it said, and why its last attempt failed."""
+    error = error_path(stage.config, stage.round, stage.name)
+    return [error.with_suffix(suffix) for suffix in (".json", ".log", ".error")]
+
+
 def _launched(
     stage: Stage, log: Path, on_progress: Callable[[Progress], None], on_log: Callable[[str], None]
 ) -> store.Manifest:

@@ -40,24 +40,25 @@ def run(stage: Stage) -> store.Manifest:
     """
     started = stage.launched()
     shards, scores = _shards(stage)
-    dropped: Counter[str] = Counter()
     prompts = made = 0
     for i, (candidates, scored) in enumerate(zip(shards, scores, strict=True)):
-        table, reasons, count = _paired(stage, _read(stage, "candidates", candidates), _read(stage, "scores", scored))
-        store.write_part(stage.folder, "pairs", i, table, stage.fingerprint, of=len(shards))
-        dropped += reasons
-        prompts, made = prompts + count, made + table.num_rows
+        if not store.has_part(stage.folder, "pairs", i, stage.fingerprint):
+            table, dropped = _paired(stage, _read(stage, "candidates", candidates), _read(stage, "scores", scored))
+            store.write_part(stage.folder, "pairs", i, table, stage.fingerprint, of=len(shards), dropped=dropped)
+        pairs = store.read_committed(stage.folder, "pairs", i)
+        prompts, made = prompts + pc.count_distinct(pairs["prompt_id"]).as_py(), made + pairs.num_rows
         progress.report(Progress(i + 1, len(shards), "shards"))
+    dropped = store.dropped_rows(stage.folder, "pairs", stage.fingerprint)
     if not made:
         raise BadInput(
-            f"{stage.title}: none of {prompts} prompts gave a pair ({dict(dropped)}). Raise generate.n or "
+            f"{stage.title}: none of {dropped.total()} prompts gave a pair ({dict(dropped)}). Raise generate.n or "
             "generate.temperature so that candidates differ, or lower pair.min_margin."
         )
     replayed = replay.write(stage, fresh=made)
     return stage.finish(
         unit="prompts",
-        rows_in=prompts,
-        rows_out=prompts - dropped.total(),
+        rows_in=prompts + dropped.total(),
+        rows_out=prompts,
         dropped=dropped,
         started=started,
         metrics={"pairs": made, "replayed": replayed},
@@ -80,19 +81,18 @@ def _read(stage: Stage, name: str, part: store.Part) -> pa.Table:
     return store.read_part(stage.inputs[name].folder, part)
 
 
-def _paired(stage: Stage, candidates: pa.Table, scores: pa.Table) -> tuple[pa.Table, Counter[str], int]:
-    """The pairs of one shard, why prompts gave none, and how many prompts it holds."""
-    config, reasons, chosen, count = stage.config, Counter[str](), list[Chosen](), 0
+def _paired(stage: Stage, candidates: pa.Table, scores: pa.Table) -> tuple[pa.Table, Counter[str]]:
+    """The pairs of one shard, and why prompts gave none."""
+    config, reasons, chosen = stage.config, Counter[str](), list[Chosen]()
     rows = _rows(candidates, scores, texts=config.pair.max_similarity < 1)
     for prompt, group in groupby(rows, key=lambda one: one[0]):
-        count += 1
         own = [scored for _, scored in group if scored is not None]
         made = pairs_of(own, config.pair, seed=seed_of(config.seed, stage.round, prompt))
         if isinstance(made, str):
             reasons[made] += 1
         else:
             chosen += made
-    return _table(candidates, chosen), reasons, count
+    return _table(candidates, chosen), reasons
 
 
 def _rows(candidates: pa.Table, scores: pa.Table, *, texts: bool) -> list[tuple[str, Scored | None]]:

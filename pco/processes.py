@@ -52,7 +52,17 @@ def end_leftovers(stage_file: Path) -> int:
 
 
 def _processes() -> Iterator[psutil.Process]:
-    return (process for process in psutil.process_iter() if process.pid != os.getpid())
+    """Others that see the same process ids: the same path may be another run's in a container."""
+    own = namespace(os.getpid())
+    return (one for one in psutil.process_iter() if one.pid != os.getpid() and namespace(one.pid) == own)
+
+
+def namespace(pid: int) -> str | None:
+    """What tells containers apart (Linux); None where that is not known."""
+    try:
+        return str(Path(f"/proc/{pid}/ns/pid").readlink())
+    except OSError:
+        return None
 
 
 def _stage_file(process: psutil.Process) -> str | None:

@@ -1,12 +1,13 @@
 """What a stage process tells its parent: marked JSON lines on standard output, among its ordinary log."""
 
 import json
+import os
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 _MARK = "\x1epco "
-_INTERVAL_S = 0.5
+_INTERVAL_S = float(os.environ.get("PCO_PROGRESS_EVERY_S", "0.5"))
 _last_sent = 0.0
 
 
@@ -29,7 +30,7 @@ class Failure:
 
 
 def report(progress: Progress) -> None:
-    """Tell the parent, at most twice a second, and always at the end."""
+    """Tell the parent, at most twice a second (PCO_PROGRESS_EVERY_S changes that), and always at the end."""
     global _last_sent
     now = time.monotonic()
     if progress.done < progress.total and now - _last_sent < _INTERVAL_S:

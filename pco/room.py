@@ -7,9 +7,11 @@ from pathlib import Path
 
 from data import store
 from data.errors import PCOError
+from pco import checkpoints
 from pco.config import Train
-from pco.stage import Artifact, Stage
+from pco.stage import Artifact, Stage, round_folder
 
+_LONGEST_HEADER = 100 * 2**20  # as the format allows
 _LEAST = 100 * 2**20  # tables, logs, the report
 # AdamW keeps two float32 numbers per parameter, and a float32 copy of the weights when these are bf16.
 _OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}
@@ -28,8 +30,22 @@ def check(stage: Stage) -> None:
 
 
 def needed(stage: Stage) -> int:
-    """Bytes that a stage may write, roughly and rather too many."""
-    return _LEAST + (_of_training(stage) if stage.name == "train" else 0)
+    """Bytes that a stage may write beyond what it has, roughly and rather too many."""
+    if stage.name != "train":
+        return _LEAST
+    # What an earlier attempt wrote is used, written over, or removed first.
+    had = _size(stage.folder / checkpoints.FOLDER) + sum(map(_size, _policy_folders(stage)))
+    return _LEAST + max(0, _of_training(stage) - had)
+
+
+def _policy_folders(stage: Stage) -> list[Path]:
+    """Where a training's policy lies, and where it is written."""
+    folder = round_folder(stage.config, stage.round)
+    return [folder / "policy", folder / ".policy.tmp"]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _of_training(stage: Stage) -> int:
@@ -56,6 +72,9 @@ def _parameters(model: Path) -> int:
 
 def _shapes(path: Path) -> list[list[int]]:
     """From the header alone: its length in 8 bytes, then JSON (the safetensors format)."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _LONGEST_HEADER)))
+        return [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []  # damaged: the stage itself will say so, and better

@@ -46,7 +46,8 @@ def opened(config: RunConfig, flow_run: str = "") -> Iterator[None]:
         config.folder.mkdir(parents=True, exist_ok=True)
     with _locked(config.folder, flow_run):
         check_same(config)
-        store.write_text(config.folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        store.sweep(config.folder)
+        write_config(config, config.folder)
         yield
 
 
@@ -55,19 +56,19 @@ def _locked(folder: Path, flow_run: str) -> Iterator[None]:
     """The kernel drops the lock of a process that dies, so a stale one cannot exist."""
     path = folder / _LOCK
     with store.write_errors(path):
-        handle = path.open("a+", encoding="utf-8")
+        handle = path.open("a+b", buffering=0)  # or closing would write once more what could not be written
     with handle:
         if not _takes(handle):
             raise RunConflict(f"{folder}: is being written by {_told(path)}. Wait for it, or end it.")
-        handle.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         held = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "flow_run": flow_run}
-        handle.write(json.dumps(held))
-        handle.flush()
+        with store.write_errors(path):
+            handle.truncate(0)
+            handle.write(json.dumps(held).encode())
         yield
 
 
-def _takes(handle: IO[str]) -> bool:
+def _takes(handle: IO[bytes]) -> bool:
     """Tries more than once: whoever only looks (`is_held`) holds the lock for an instant, too."""
     for _ in range(5):
         with contextlib.suppress(BlockingIOError):
@@ -138,6 +139,11 @@ def check_same(config: RunConfig) -> None:
         )
 
 
+def write_config(config: RunConfig, folder: Path) -> None:
+    """Write every setting out: what makes a folder a run."""
+    store.write_text(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
 def report_path(config: RunConfig) -> Path:
     """Where a run's report lies once it is written."""
     return config.folder / "report.html"
@@ -156,5 +162,9 @@ def read_config(folder: Path, overrides: list[str] | None = None) -> RunConfig:
     except FileNotFoundError:
         known = sorted(found.parent.name for found in folder.parent.glob(f"*/{CONFIG}"))
         raise BadInput(f"{folder}: no run here. Runs in {folder.parent}: {', '.join(known) or 'none'}.") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: the run's config could not be read ({error}). Restore it from a copy.") from error
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path}: holds no config. Restore it from a copy, or write it anew with the run's settings.")
     raw["runs_dir"] = str(folder.parent)
     return parse(overridden(raw, overrides or []), source=str(path))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import store
-from data.errors import BadInput, CorruptArtifact
+from data.errors import BadInput, PCOError
 from pco import checkpoints
 from pco.config import RunConfig
 from pco.launcher import error_path
@@ -30,8 +30,8 @@ class RunLine:
 class StageLine:
     """One stage of a run.
 
-    `state` is `done`, `running`, `partial`, `interrupted` (with nothing kept), `failed`, `stale` or `not started`, and
-    `note` says the rest: what is kept, why it failed, what changed.
+    `state` is `done`, `running`, `partial`, `interrupted` (with nothing kept), `failed`, `stale`, `damaged` or `not
+    started`, and `note` says the rest: what is kept, why it failed, what changed, what cannot be read.
     """
 
     round: int
@@ -45,10 +45,17 @@ class StageLine:
 
 def of_all(runs_dir: Path) -> list[RunLine]:
     """Every run under a folder, by name."""
-    return [_run_line(read_config(path.parent)) for path in sorted(runs_dir.resolve().glob(f"*/{CONFIG}"))]
+    return [_run_line(path.parent) for path in sorted(runs_dir.resolve().glob(f"[!.]*/{CONFIG}"))]
 
 
-def _run_line(config: RunConfig) -> RunLine:
+def _run_line(folder: Path) -> RunLine:
+    try:
+        return _read_run_line(read_config(folder))
+    except PCOError as error:  # that one run is damaged is no reason to hide the others
+        return RunLine(folder.name, 0, 0, f"damaged: {error}", None)
+
+
+def _read_run_line(config: RunConfig) -> RunLine:
     decisions = _decisions(config)
     refused = any(manifest.outputs["promoted"] == "no" for manifest in decisions)
     done = len(decisions) >= config.rounds
@@ -101,7 +108,7 @@ def _reached(config: RunConfig) -> tuple[dict[Point, Stage], bool]:
 
     try:
         walk(config, look)
-    except (_NotDone, BadInput):  # prompts that cannot be read are for the run itself to refuse
+    except (_NotDone, PCOError):  # what cannot be read is told in its stage's line, or is for the run to refuse
         return reached, False
     return reached, True
 
@@ -115,8 +122,12 @@ def to_do(config: RunConfig) -> str:
     resume = f"pco resume {config.run}"
     if is_held(config.folder):
         return "A process is writing to this run now."
-    if point in reached and (manifest := store.read_manifest(reached[point].folder)) is not None:
-        changes = "; ".join(reached[point].changes(manifest))
+    try:
+        manifest = store.read_manifest(reached[point].folder) if point in reached else None
+        changes = "; ".join(reached[point].changes(manifest)) if manifest else ""
+    except PCOError as error:
+        return f"`{resume}` would be refused at `{name}` of round {number}: {error}"
+    if changes:
         return (
             f"`{resume}` would be refused at `{name}` of round {number}: {changes}. `pco fork {config.run} NEW` shares "
             f"what is still valid; `{resume} --from {name} --round {number}` sets the rest aside and makes it anew."
@@ -130,10 +141,18 @@ def to_do(config: RunConfig) -> str:
 
 
 def _stage_line(config: RunConfig, number: int, name: StageName, reached: dict[Point, Stage]) -> StageLine:
+    try:
+        return _read_stage_line(config, number, name, reached)
+    except PCOError as error:
+        return StageLine(number, name, "damaged", str(error))
+
+
+def _read_stage_line(config: RunConfig, number: int, name: StageName, reached: dict[Point, Stage]) -> StageLine:
     folder = _folder(config, number, name)
     manifest = store.read_manifest(folder)
     if manifest is None:
-        return StageLine(number, name, *_unfinished(config, number, name))
+        is_next = not reached or (number, name) == list(reached)[-1]
+        return StageLine(number, name, *_unfinished(config, number, name, is_next=is_next))
     dropped = "; ".join(f"{count} {reason}" for reason, count in manifest.dropped.items() if count)
     account = (counted(manifest), dropped, f"{manifest.seconds:,.0f} s")
     if (number, name) not in reached:
@@ -144,18 +163,19 @@ def _stage_line(config: RunConfig, number: int, name: StageName, reached: dict[P
     return StageLine(number, name, "done", f"from {source}" if source else "", *account)
 
 
-def _unfinished(config: RunConfig, number: int, name: StageName) -> tuple[str, str]:
+def _unfinished(config: RunConfig, number: int, name: StageName, *, is_next: bool) -> tuple[str, str]:
     """State and note. A stage that has failed may be running again: its error file is gone then."""
     kept = _kept(config, number, name)
     error = error_path(config, number, name)
+    begun = error.with_suffix(".log").exists()
     if error.exists():
         why = error.read_text(encoding="utf-8").partition("\n")[0]
         return "failed", f"{why} ({kept} kept)" if kept else why
-    if error.with_suffix(".log").exists() and is_held(config.folder):
+    if begun and is_next and is_held(config.folder):
         return "running", kept
     if kept:
         return "partial", kept
-    return ("interrupted", "nothing kept") if error.with_suffix(".log").exists() else ("not started", "")
+    return ("interrupted", "nothing kept") if begun else ("not started", "")
 
 
 def _kept(config: RunConfig, number: int, name: StageName) -> str:
@@ -178,14 +198,25 @@ def damage(config: RunConfig) -> list[str]:
     found = []
     for number, name in points(config):
         folder = _folder(config, number, name)
-        manifest = store.read_manifest(folder)
-        for part in manifest.parts if manifest else []:
-            try:
-                store.read_part(folder, part)
-            except CorruptArtifact as error:
-                found.append(str(error))
-        if manifest and name == "train":
-            found += _policy_damage(round_folder(config, number) / "policy", manifest.outputs["policy"])
+        try:
+            manifest = store.read_manifest(folder)
+        except PCOError as error:
+            found.append(str(error))
+            continue
+        if manifest is not None:
+            found += _part_damage(folder, manifest)
+            if name == "train":
+                found += _policy_damage(round_folder(config, number) / "policy", manifest.outputs["policy"])
+    return found
+
+
+def _part_damage(folder: Path, manifest: store.Manifest) -> list[str]:
+    found = []
+    for part in manifest.parts:
+        try:
+            store.read_part(folder, part)
+        except PCOError as error:
+            found.append(str(error))
     return found
 
 

@@ -191,7 +191,8 @@ def _train(stage: Stage, engine: Any, pair_policy: PairPolicy, plan: list[Step])
     fingerprint = store.digest([stage.fingerprint, train.processes, train.zero_stage])
     log: list[Row] = []
     if torch.distributed.get_rank() == 0:
-        checkpoints.remove_unfinished(folder)
+        checkpoints.keep_only(folder, fingerprint)
+    torch.distributed.barrier()
     if (checkpoint := checkpoints.latest(folder, fingerprint)) is not None:
         checkpoints.load(engine, checkpoint)
         log = checkpoint.log

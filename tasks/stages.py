@@ -1,6 +1,8 @@
 """The Prefect task that runs one stage: retries, progress, log, and a failure that names its cause."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -48,6 +50,15 @@ def run_stage(stage: Stage) -> Manifest:
     return manifest
 
 
+@contextmanager
+def shown_if_possible(what: str) -> Iterator[None]:
+    """A server that does not answer costs the picture of a run, and never the run."""
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().warning("Could not show %s on the Prefect server: %s", what, error)
+
+
 class _Watch:
     """Passes a stage's progress on to the view and, less often, to the Prefect UI."""
 
@@ -63,9 +74,12 @@ class _Watch:
         if now - self._told < _ARTIFACT_EVERY_S and progress.done < progress.total:
             return
         self._told = now
-        percent = 100 * progress.done / progress.total
+        with shown_if_possible("the progress"):
+            self._show(100 * progress.done / progress.total, progress.unit)
+
+    def _show(self, percent: float, unit: str) -> None:
         if self._artifact is None:
-            self._artifact = create_progress_artifact(percent, description=f"{self._stage.title}, {progress.unit}")
+            self._artifact = create_progress_artifact(percent, description=f"{self._stage.title}, {unit}")
         else:
             update_progress_artifact(self._artifact, percent)
 

@@ -160,6 +160,16 @@ def _pair_row(tokenizer: Any, prompt: str, chosen: str, rejected: str) -> Row:
     }
 
 
+def checkpoint(folder: Path, steps: int, fingerprint: str = "f", of: int = 9) -> Path:
+    """A whole checkpoint of a training after some steps, with a file for its weights; returns its folder."""
+    tag = folder / f"step-{steps:08d}"
+    tag.mkdir(parents=True)
+    (tag / "weights").write_text("weights")
+    content = {"fingerprint": fingerprint, "of": of, "log": [{}] * steps, "files": {"weights": 7}}
+    store.write_text(tag.with_suffix(".json"), json.dumps(content))
+    return tag
+
+
 def played(config: RunConfig, until: tuple[int, StageName] | None = None, *, refused: int = 0) -> None:
     """A run on disk whose stages before `until` are finished, each with an empty folder but for its manifest.
 

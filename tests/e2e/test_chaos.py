@@ -35,6 +35,8 @@ SHARD, CHECKPOINT_STEPS = 4, 2
 CHANGES = {
     "generate__shard_size": SHARD,
     "train__checkpoint_steps": CHECKPOINT_STEPS,
+    "train__keep_checkpoints": 2,
+    "replay__rounds": 1,
     "train__pairs_per_step": 4,
     "train__epochs": 2,
 }
@@ -52,7 +54,7 @@ class Ledger:
 def _environment(case: Case, server: str, chaos: Path) -> Case:
     site = Path(__file__).parent / "chaos"
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-    extra = {"PREFECT_API_URL": server, "PCO_CHAOS": str(chaos), "PYTHONPATH": path}
+    extra = {"PCO_PROGRESS_EVERY_S": "0", "PREFECT_API_URL": server, "PCO_CHAOS": str(chaos), "PYTHONPATH": path}
     return replace(case, environment={**case.environment, **extra})
 
 
@@ -82,7 +84,8 @@ def _committed(folder: Path) -> dict[Path, tuple[int, int]]:
     policies = [
         path for path in folder.glob("round-*/policy/*") if (path.parents[1] / "training/manifest.json").exists()
     ]
-    shards = [path for table in ("candidates", "scores", "evaluations") for path in folder.glob(f"round-*/*/{table}-*")]
+    tables = ("candidates", "scores", "pairs", "evaluations")
+    shards = [path for table in tables for path in folder.glob(f"round-*/*/{table}-*")]
     files = {path for path in (*finished, *policies, *shards) if path.is_file() and path.suffix != ".tmp"}
     return {path: (stat.st_ino, stat.st_mtime_ns) for path in files for stat in [path.stat()]}
 

@@ -146,19 +146,24 @@ def test_a_fork_says_what_it_shares_what_it_takes_as_it_is_and_how_to_go_on(fini
     [
         (["resume", "{run}", "--round", "1"], "names the round of --from"),
         (["resume", "{run}", "--from", "train", "--round", "7"], "has no stage `train` in round 7"),
+        (
+            ["resume", "{run}", "--from", "train", "--round", "9", "--set", "rounds=7"],
+            "has no stage `train` in round 9",
+        ),
         (["resume", "{run}", "--set", "seed=7"], "Fork it"),
         (["resume", "{run}x"], "no run here. Runs in"),
         (["fork", "{run}", "new", "--from", "train"], "name one point together"),
-        (["fork", "{run}", "test"], "this run exists"),
+        (["fork", "{run}", "test"], "exists. Fork into another name"),
         (["fork", "{run}", "new", "--set", "rouns=7"], "Did you mean `rounds`?"),
     ],
 )
 def test_a_resume_or_fork_that_cannot_be_is_refused_and_changes_nothing(
     finished: RunConfig, arguments: list[str], told: str
 ) -> None:
-    before = {path: path.read_bytes() for path in finished.folder.rglob("manifest.json")}
+    files = [*finished.folder.rglob("manifest.json"), finished.folder / "config.yaml"]
+    before = {path: path.read_bytes() for path in files}
     result = runner.invoke(app, [word.format(run=finished.folder) for word in arguments])
     assert result.exit_code == 2
     assert told in result.output
     assert "Traceback" not in result.output
-    assert {path: path.read_bytes() for path in finished.folder.rglob("manifest.json")} == before
+    assert {path: path.read_bytes() for path in files} == before

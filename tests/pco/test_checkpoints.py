@@ -1,6 +1,7 @@
 """Training killed in the middle goes on from its last checkpoint and ends where it would have ended."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -78,28 +79,50 @@ def test_a_killed_training_resumes_exactly_and_redoes_at_most_the_steps_since_it
     assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
-def _marker(folder: Path, steps: int, fingerprint: str) -> None:
-    folder.mkdir(exist_ok=True)
-    store.write_text(folder / f"step-{steps:08d}.json", f'{{"fingerprint": "{fingerprint}", "log": {[{}] * steps}}}')
-
-
-def test_the_newest_complete_checkpoint_of_this_training_is_taken(tmp_path: Path) -> None:
+def test_the_newest_whole_checkpoint_of_this_training_is_taken(tmp_path: Path) -> None:
     assert checkpoints.latest(tmp_path, "ours") is None
-    _marker(tmp_path, 3, "ours")
-    _marker(tmp_path, 12, "ours")
-    _marker(tmp_path, 15, "another")
+    builders.checkpoint(tmp_path, 3, "ours")
+    builders.checkpoint(tmp_path, 12, "ours")
+    builders.checkpoint(tmp_path, 15, "another")
     (tmp_path / "step-00000018").mkdir()  # half-written: without its marker
     found = checkpoints.latest(tmp_path, "ours")
     assert found is not None
     assert (found.steps, found.tag) == (12, "step-00000012")
 
 
-def test_a_damaged_marker_is_passed_over(tmp_path: Path) -> None:
-    _marker(tmp_path, 3, "ours")
-    (tmp_path / "step-00000006.json").write_text('{"fingerprint": "ou')
+@pytest.mark.parametrize("marker", ['{"fingerprint": "ou', "null", "[]", '{"fingerprint": "ours"}'])
+def test_a_damaged_marker_is_passed_over(tmp_path: Path, marker: str) -> None:
+    builders.checkpoint(tmp_path, 3, "ours")
+    builders.checkpoint(tmp_path, 6, "ours").with_suffix(".json").write_text(marker)
     found = checkpoints.latest(tmp_path, "ours")
     assert found is not None
     assert found.steps == 3
+
+
+@pytest.mark.parametrize("damage", ["cut short", "gone", "without its folder"])
+def test_a_checkpoint_whose_files_are_not_those_written_is_passed_over(tmp_path: Path, damage: str) -> None:
+    builders.checkpoint(tmp_path, 3, "ours")
+    tag = builders.checkpoint(tmp_path, 6, "ours")
+    match damage:
+        case "cut short":
+            (tag / "weights").write_text("w")
+        case "gone":
+            (tag / "weights").unlink()
+        case _:
+            shutil.rmtree(tag)
+    found = checkpoints.latest(tmp_path, "ours")
+    assert found is not None
+    assert found.steps == 3
+    assert checkpoints.progress(tmp_path.parent) == (0, 0)
+
+
+def test_checkpoints_that_a_training_cannot_use_are_dropped_before_they_crowd_out_its_own(tmp_path: Path) -> None:
+    for steps in (40, 50):
+        builders.checkpoint(tmp_path, steps, "of an attempt with another zero_stage")
+    builders.checkpoint(tmp_path, 20, "ours")
+    (tmp_path / "step-00000030").mkdir()
+    checkpoints.keep_only(tmp_path, "ours")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020", "step-00000020.json"]
 
 
 def test_checkpoint_settings_decide_no_result(tmp_path: Path, tiny: Path, tokenizer: Any) -> None:

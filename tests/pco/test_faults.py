@@ -3,6 +3,7 @@
 Each is a clear error, damages nothing, and the run goes on once the cause is gone.
 """
 
+import errno
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from data import schemas, store
 from data.errors import CorruptArtifact, PCOError
 from pco import checkpoints, launcher, policy, room
+from pco.rundir import opened
 from pco.stage import Stage
 from tests import builders
 from tests.processes import as_nobody
@@ -128,10 +130,10 @@ def test_a_checkpoint_that_does_not_fit_the_disk_is_removed_and_the_earlier_one_
 
     folder = small_disk / checkpoints.FOLDER
     folder.mkdir()
-    (folder / "step-00000001.json").write_text('{"fingerprint": "f", "of": 9, "log": [{}]}')
+    builders.checkpoint(folder, 1)
     with pytest.raises(PCOError, match="step-00000002: the checkpoint could not be written"):
         checkpoints.save(Engine(), folder, [{}, {}], "f", of=9, keep=2)
-    assert [path.name for path in folder.iterdir()] == ["step-00000001.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000001.json"]
     assert checkpoints.progress(small_disk) == (1, 9)
 
 
@@ -153,7 +155,70 @@ def test_weights_that_do_not_fit_the_disk_leave_the_old_policy(small_disk: Path,
     assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "policy"]
 
 
+def test_room_that_an_earlier_attempt_took_is_not_asked_for_again(tmp_path: Path, tiny: Path, tokenizer: Any) -> None:
+    pairs = builders.finished(tmp_path / "pairs", {"pairs": builders.pair_rows(tokenizer, 40)})
+    config = builders.config(tmp_path, tiny, train__checkpoint_steps=1)
+    stage = builders.stage("train", config, {"policy": builders.model(tiny), "pairs": pairs})
+    before = room.needed(stage)
+    tag = builders.checkpoint(stage.folder / checkpoints.FOLDER, 1)
+    (tag / "more").write_bytes(bytes(100_000))
+    assert before - 101_000 < room.needed(stage) < before - 99_000
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 99, b"\x02" + bytes(7) + b"[]"], ids=["empty", "noise", "list"])
+def test_weights_with_a_damaged_header_are_left_to_the_stage_to_refuse(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.safetensors").write_bytes(content)
+    pairs = builders.finished(tmp_path / "pairs", {"pairs": []})
+    inputs = {"policy": builders.model(tmp_path / "model"), "pairs": pairs}
+    stage = builders.stage("train", builders.config(tmp_path), inputs)
+    stage.config.folder.mkdir(parents=True)
+    room.check(stage)
+
+
+def test_a_lock_that_cannot_be_written_is_a_clear_error(tmp_path: Path, small_disk: Path) -> None:
+    config = builders.config(tmp_path, runs_dir=str(small_disk / "runs"))
+    config.folder.mkdir(parents=True)
+    _fill(small_disk, leave=0)
+    with pytest.raises(PCOError, match=r"(?i)could not be written \(no space left"), opened(config):
+        pass
+
+
 # Rights.
+
+
+def test_a_part_that_may_not_be_read_is_neither_made_again_nor_taken_for_damaged(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    path = store.write_part(tmp_path / "scores", "scores", 0, schemas.build("scores", []), "f")
+    builders.finished(tmp_path / "scores", {}, fingerprint="f")
+    path.chmod(0)
+
+    def refused() -> None:
+        for look in (
+            lambda: store.has_part(tmp_path / "scores", "scores", 0, "f"),
+            lambda: store.read_parts(tmp_path / "scores", "scores", "f"),
+            lambda: store.read_table(tmp_path / "scores", "scores"),
+        ):
+            with pytest.raises(PCOError, match=r"scores-00000\.parquet: could not be read \(.*[Pp]ermission denied"):
+                look()
+
+    as_nobody(refused)
+
+
+def test_a_stage_does_not_end_without_one_of_its_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shard in (0, 2):
+        store.write_part(tmp_path, "scores", shard, schemas.build("scores", []), "f", of=3)
+    with pytest.raises(PCOError, match="2 of 3 shards of `scores` are there"):
+        builders.finished(tmp_path, {}, fingerprint="f")
+
+    def fail(_: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(store.pq, "read_schema", fail)
+    with pytest.raises(PCOError, match="could not be read .Input/output error"):
+        builders.finished(tmp_path, {}, fingerprint="f")
+    assert store.read_manifest(tmp_path) is None
 
 
 def test_a_stage_in_a_folder_that_may_no_longer_be_written_says_so_and_goes_on_when_it_may(tmp_path: Path) -> None:
@@ -243,12 +308,11 @@ def test_what_killed_processes_left_half_written_is_swept_away_and_nothing_else(
         (stage.folder / name).write_text("half")
     launcher.run(stage)
     assert sorted(path.name for path in stage.folder.iterdir()) == ["manifest.json", "scores-00000.parquet"]
-    unfinished, kept = tmp_path / "step-00000004", tmp_path / "step-00000002"
-    for folder in (unfinished, kept):
-        folder.mkdir()
-    kept.with_suffix(".json").touch()
-    checkpoints.remove_unfinished(tmp_path)
-    assert kept.exists() and not unfinished.exists()
+    with opened(stage.config):
+        pass
+    (stage.config.folder / ".config.yaml.123.tmp").write_text("half")
+    with opened(stage.config):
+        assert not list(stage.config.folder.glob(".*.tmp"))
 
 
 # Clocks.

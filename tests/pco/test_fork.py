@@ -1,5 +1,7 @@
 """A fork shares what its origin has finished; a run's last stages can be set aside and made anew."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from pco.rundir import opened
 from pco.stage import Stage, StageName
 from pco.status import Point
 from tests import builders
+from tests.processes import killed_after
 
 
 @pytest.fixture
@@ -111,7 +114,7 @@ def test_the_digest_of_a_shared_policy_is_that_of_its_origin(origin: RunConfig) 
 
 def test_a_fork_into_a_run_that_exists_is_refused(origin: RunConfig) -> None:
     before = _states(origin)
-    with pytest.raises(RunConflict, match="this run exists"):
+    with pytest.raises(RunConflict, match="exists. Fork into another name"):
         fork.fork(origin, origin, None)
     assert _states(origin) == before
 
@@ -167,7 +170,62 @@ def test_the_newest_round_that_has_begun_a_stage_is_found(origin: RunConfig) -> 
         fork.newest(origin, "train")
 
 
-def test_a_run_that_is_held_cannot_be_forked_into(origin: RunConfig) -> None:
+@pytest.mark.parametrize("calls", range(0, 150, 11))
+def test_a_fork_killed_at_any_moment_left_a_whole_run_or_none(origin: RunConfig, calls: int) -> None:
+    new = _renamed(origin)
+    killed = killed_after(calls, lambda: fork.fork(origin, new, None))
+    assert not new.folder.exists() or status.is_finished(new)
+    assert killed or status.is_finished(new)
+    if not new.folder.exists():
+        fork.fork(origin, new, None)
+    assert status.is_finished(new)
+    assert [line.name for line in status.of_all(Path(origin.runs_dir))] == ["new", "test"]
+
+
+def test_a_fork_beyond_a_refused_round_is_refused_and_says_how_to_go_on(tmp_path: Path) -> None:
+    builders.write_prompts(tmp_path, ["train"], ["heldout"])
+    config = builders.config(tmp_path, rounds=3)
+    builders.played(config, refused=2)
+    with pytest.raises(BadInput, match="its gate refused round 2, so nothing comes after it.*--from decide --round 2"):
+        fork.fork(config, _renamed(config), (3, "train"))
+    assert not _renamed(config).folder.exists()
+
+
+def test_a_fork_of_a_fork_shares_what_that_had_taken_over(origin: RunConfig) -> None:
+    first = _renamed(origin, train__learning_rate=0.5)
+    fork.fork(origin, first, (2, "train"))
+    builders.played(first)
+    second = builders.changed(first, run="second")
+    assert len(fork.fork(first, second, None).shared) == len(status.points(first))
+    third = builders.changed(first, run="third", train__learning_rate=0.25)
+    assert _done_after(fork.fork(first, third, None)) == (1, "pair")
+
+
+def _done_after(made: fork.Fork) -> Point:
+    last = made.shared[-1]
+    return last.round, last.name
+
+
+def test_a_policy_that_is_gone_cannot_be_shared(origin: RunConfig) -> None:
+    shutil.rmtree(origin.folder / "round-01/policy")
+    with pytest.raises(BadInput, match="round-01/policy: is gone"):
+        fork.fork(origin, _renamed(origin), None)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EXDEV])
+def test_files_that_cannot_be_linked_are_named_and_leave_nothing(
+    origin: RunConfig, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(BadInput, match=r"round-00/prompts/.*the system does not let this file be shared"):
+        fork.fork(origin, _renamed(origin), None)
+    assert [path.name for path in Path(origin.runs_dir).iterdir()] == ["test"]
+
+
+def test_a_folder_that_exists_is_not_forked_into(origin: RunConfig) -> None:
     new = _renamed(origin)
     with opened(new), pytest.raises(RunConflict):
         fork.fork(origin, new, None)

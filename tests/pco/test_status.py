@@ -1,13 +1,12 @@
 """What a run's folder says of the run."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from pco import checkpoints, launcher, stage, status
+from pco import checkpoints, fork, launcher, stage, status
 from pco.config import RunConfig
 from pco.rundir import opened
 from pco.stage import ROUND_STAGES, START_STAGES, StageName
@@ -89,8 +88,7 @@ def test_a_stage_cut_short_tells_the_shards_or_steps_that_it_has_kept(config: Ru
         content = schemas.build("candidates", [builders.candidate_row()])
         store.write_part(folder, "candidates", shard, content, "f" * 16, of=16)
     assert (_line(config, 1, "generate").state, _line(config, 1, "generate").note) == ("partial", "2/16 shards")
-    marker = builders.stage("train", config).folder / checkpoints.FOLDER / "step-00000002.json"
-    store.write_text(marker, json.dumps({"fingerprint": "f", "of": 9, "log": [{}, {}]}))
+    builders.checkpoint(builders.stage("train", config).folder / checkpoints.FOLDER, 2)
     assert (_line(config, 1, "train").state, _line(config, 1, "train").note) == ("partial", "step 2 of 9")
 
 
@@ -100,6 +98,52 @@ def test_shards_of_an_attempt_with_other_settings_are_not_counted(config: RunCon
     for shard, fingerprint in enumerate(["old", "old", "new"]):
         store.write_part(folder, "candidates", shard, content, fingerprint, of=5)
     assert store.committed(folder) == (1, 5)
+
+
+def test_of_the_tables_of_a_stage_the_one_made_in_shards_is_counted(config: RunConfig) -> None:
+    folder = builders.stage("evaluate", config).folder
+    for shard in range(8):
+        content = schemas.build("candidates", [builders.candidate_row()])
+        store.write_part(folder, "candidates", shard, content, "f", of=8)
+    store.write_part(folder, "evaluations", 0, schemas.build("evaluations", []), "f")
+    assert store.committed(folder) == (8, 8)
+
+
+def test_what_was_set_aside_is_not_started_and_only_the_next_stage_can_be_running(config: RunConfig) -> None:
+    builders.played(config)
+    for number, name in status.points(config):
+        error = launcher.error_path(config, number, name)
+        store.write_text(error.with_suffix(".log"), "")
+    store.write_text(launcher.error_path(config, 2, "train"), "an old failure")
+    fork.set_aside(config, (1, "train"))
+    assert _states(config) == ["done"] * 5 + ["not started"] * 9
+    for name in ("train", "evaluate"):
+        store.write_text(launcher.error_path(config, 1, name).with_suffix(".log"), "")
+    with opened(config):
+        assert _states(config)[5:8] == ["running", "interrupted", "not started"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 99}'])
+def test_a_damaged_manifest_is_told_in_its_line_and_hides_no_other(config: RunConfig, content: str) -> None:
+    builders.played(config)
+    manifest = builders.stage("pair", config).folder / store.MANIFEST
+    manifest.write_text(content)
+    line = _line(config, 1, "pair")
+    assert line.state == "damaged" and str(manifest) in line.note
+    assert _states(config)[:4] == ["done"] * 4
+    assert "would be refused at `pair` of round 1" in status.to_do(config)
+    assert [str(manifest) in told for told in status.damage(config)] == [True]
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"- 1", b"\xff"])
+def test_a_run_whose_config_is_damaged_hides_no_other(config: RunConfig, content: bytes) -> None:
+    other = builders.changed(config, run="another")
+    with opened(other):
+        pass
+    (config.folder / "config.yaml").write_bytes(content)
+    lines = {line.name: line.state for line in status.of_all(Path(config.runs_dir))}
+    assert lines["another"] == "unfinished"
+    assert lines["test"].startswith(f"damaged: {config.folder / 'config.yaml'}: ")
 
 
 def test_a_finished_stage_tells_its_rows_and_what_was_dropped(config: RunConfig) -> None:

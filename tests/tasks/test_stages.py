@@ -1,0 +1,28 @@
+"""The task around a stage: Prefect shows a run, and what it cannot show costs the run nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.logging import disable_run_logger
+
+from pco.progress import Progress
+from tasks import stages, views
+from tests import builders
+
+
+def _server_is_gone(*_: Any, **__: Any) -> None:
+    raise ConnectionError("no server")
+
+
+@pytest.mark.parametrize("broken", ["create_progress_artifact", "update_progress_artifact"])
+def test_a_server_that_does_not_answer_costs_the_picture_and_not_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    monkeypatch.setattr(stages, "_ARTIFACT_EVERY_S", 0)
+    monkeypatch.setattr(stages, "create_progress_artifact", lambda *_, **__: "id")
+    monkeypatch.setattr(stages, broken, _server_is_gone)
+    with disable_run_logger():
+        watch = stages._Watch(builders.stage("score", builders.config(tmp_path)), views.Lines())
+        for done in (1, 2, 3):
+            watch.advance(Progress(done, 3, "candidates"))
