@@ -3,7 +3,8 @@
     python benchmarks/resume.py [--config configs/quickstart.yaml]
 
 Three figures, with their bounds: a finished run of ten rounds is recognised without importing torch; after `kill -9` in
-the midst of generation, from the command to the first new completion, beside what the engine takes to start; and what a
+the midst of generation, from the command to the moment at which
+new work begins, beside what the engine takes to start; and what a
 shard costs to commit, beside what it costs to make.
 """
 
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -40,13 +41,16 @@ def main() -> None:
     name = time.strftime("%Y%m%d-%H%M%S")
     settings = ["rounds=1", f"run={name}", f"runs_dir={RESULTS}", "generate.shard_size=32"]
     command = ["run", arguments.config, *(word for one in settings for word in ("--set", one))]
-    _killed_at_event(command, RESULTS / name, events=3)
+    run, shard = RESULTS / name, "round-01/candidates/candidates-00000.parquet"
+    _killed_when(command, lambda: (run / shard).exists())
+    log = run / "round-01" / "logs" / "generate.log"
+    before = log.stat().st_size
     resumed = time.monotonic()
-    _killed_at_event(["resume", str(RESULTS / name)], RESULTS / name, events=1)
+    _killed_when(["resume", str(run)], lambda: _tells_progress(log, before))
     seconds = time.monotonic() - resumed
     config = read_config((RESULTS / name).resolve())
     engine = _engine_start(config)
-    _line("after kill -9: from the command to the first completion", seconds, engine + 3)
+    _line("after kill -9: from the command to new work", seconds, engine + 3)
     _line("  of which the engine's start, alone", engine, None)
     commit, making = _commit(config)
     _line("a shard: made", making, None)
@@ -74,14 +78,12 @@ def _finished_run() -> float:
         return time.monotonic() - began
 
 
-def _killed_at_event(arguments: list[str], run: Path, events: int) -> None:
-    """Run a command, and kill it once round 1's generation has told of its progress so often."""
-    log = run / "round-01" / "logs" / "generate.log"
-    before = log.stat().st_size if log.exists() else 0
+def _killed_when(arguments: list[str], true: Callable[[], bool]) -> None:
+    """Run a command, and kill it once something is the case."""
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    while len(list(_events(log, before))) < events:
+    while not true():
         if process.poll() is not None:
             sys.exit(f"`pco {' '.join(arguments)}` ended before it could be killed, with status {process.returncode}.")
         time.sleep(0.02)
@@ -89,14 +91,11 @@ def _killed_at_event(arguments: list[str], run: Path, events: int) -> None:
     process.wait()
 
 
-def _events(log: Path, start: int) -> Iterator[Progress]:
-    if not log.exists():
-        return
+def _tells_progress(log: Path, start: int) -> bool:
+    """Whether a stage has told of its progress, which it first does when its engine is ready to work."""
     with log.open(encoding="utf-8", errors="replace") as file:
         file.seek(start)
-        for line in file:
-            if isinstance(event := progress.parse(line), Progress):
-                yield event
+        return any(isinstance(progress.parse(line), Progress) for line in file)
 
 
 def _engine_start(config: RunConfig) -> float:

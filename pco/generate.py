@@ -71,6 +71,7 @@ def complete_shards(
     began = time.monotonic()
     engine = start_engine()
     ready = time.monotonic()
+    progress.report(Progress(done, total, "completions"))  # what is kept, before the first comes
     tokens = 0
 
     def on_done(count: int) -> None:

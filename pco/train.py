@@ -197,6 +197,8 @@ def _train(stage: Stage, engine: Any, pair_policy: PairPolicy, plan: list[Step])
         checkpoints.load(engine, checkpoint)
         log = checkpoint.log
     pad = pair_policy.model.config.pad_token_id or 0
+    if torch.distributed.get_rank() == 0:
+        progress.report(Progress(len(log), len(plan), "steps"))  # what is kept, before the first is taken
     for step in plan[len(log) :]:
         log.append(_step(stage, engine, step, pad))
         _tell(log[-1], len(plan))

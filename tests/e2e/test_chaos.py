@@ -128,14 +128,14 @@ def _redone(folder: Path, config: RunConfig) -> list[tuple[str, int, int]]:
 
     In completions or steps, from what attempts told of their progress.
     """
-    units = {
+    most = {
         "generate": SHARD * config.generate.n,
         "evaluate": SHARD * (1 + config.evaluate.samples),
-        "train": 1,
+        "train": CHECKPOINT_STEPS,
     }
     found = []
     for log in sorted(folder.glob("round-*/logs/*.log")):
-        if (unit := units.get(log.stem)) is None:
+        if (allowed := most.get(log.stem)) is None:
             continue
         done = 0
         for attempt in log.read_text(errors="replace").split(launcher.ATTEMPT)[1:]:
@@ -144,9 +144,8 @@ def _redone(folder: Path, config: RunConfig) -> list[tuple[str, int, int]]:
             counts = [event.done for event in events if isinstance(event, Progress)]
             if not counts:
                 continue
-            kept = (counts[0] - 1) // unit * unit  # shards and steps come whole, and the first event is prompt
             name = f"{log.parent.parent.name} {log.stem}"
-            found.append((name, max(0, done - kept), CHECKPOINT_STEPS if log.stem == "train" else unit))
+            found.append((name, max(0, done - counts[0]), allowed))  # the first event tells what was kept
             done = counts[-1]
     return found
 

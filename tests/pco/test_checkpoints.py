@@ -73,7 +73,7 @@ def test_a_killed_training_resumes_exactly_and_redoes_at_most_the_steps_since_it
     assert store.read_manifest(killed.folder) is None
     steps: list[Progress] = []
     launcher.run(killed, on_progress=steps.append)
-    assert min(step.done for step in steps) > 6
+    assert min(step.done for step in steps) == 6
     assert _log(killed) == _log(whole)
     ours, theirs = (load_file(round_folder(s.config, 1) / "policy/model.safetensors") for s in (killed, whole))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
