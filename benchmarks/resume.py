@@ -3,9 +3,8 @@
     python benchmarks/resume.py [--config configs/quickstart.yaml]
 
 Three figures, with their bounds: a finished run of ten rounds is recognised without importing torch; after `kill -9` in
-the midst of generation, from the command to the moment at which
-new work begins, beside what the engine takes to start; and what a
-shard costs to commit, beside what it costs to make.
+the midst of generation, from the command to the moment at which new work begins, beside what the engine takes to start;
+and what a shard costs to commit, beside what it costs to make.
 """
 
 import argparse
@@ -42,7 +41,7 @@ def main() -> None:
     settings = ["rounds=1", f"run={name}", f"runs_dir={RESULTS}", "generate.shard_size=32"]
     command = ["run", arguments.config, *(word for one in settings for word in ("--set", one))]
     run, shard = RESULTS / name, "round-01/candidates/candidates-00000.parquet"
-    _killed_when(command, lambda: (run / shard).exists())
+    _killed_when(command, (run / shard).exists)
     log = run / "round-01" / "logs" / "generate.log"
     before = log.stat().st_size
     resumed = time.monotonic()
