@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from data import store
-from pco import progress
+from pco import launcher, progress
 from pco.config import RunConfig
 from pco.progress import Progress
 from pco.rundir import read_config
@@ -98,10 +98,17 @@ def _tells_progress(log: Path, start: int) -> bool:
 
 
 def _engine_start(config: RunConfig) -> float:
-    """What the engine took in the run's finished evaluation: its import, its weights, its warm-up."""
-    manifest = store.read_manifest(Stage("evaluate", 0, config, {}).folder)
-    assert manifest is not None
-    return manifest.metrics["engine_start_s"]
+    """Seconds of a fresh process that does nothing but start the engine on the run's policy."""
+    program = (
+        "import sys; from pathlib import Path; from pco.engine import Sampler; from pco.rundir import read_config;"
+        "config = read_config(Path(sys.argv[1])); Sampler(Path(config.policy.model), config.engine);"
+        "import os; os._exit(0)"
+    )
+    environment = {**launcher.ENVIRONMENT, **os.environ, "HF_HUB_OFFLINE": "1"}
+    began = time.monotonic()
+    command = [sys.executable, "-c", program, str(config.folder)]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    return time.monotonic() - began
 
 
 def _commit(config: RunConfig) -> tuple[float, float]:

@@ -24,7 +24,7 @@ ATTEMPT = "==== attempt"  # begins the log of each attempt at a stage
 _FULL = 2**20  # bytes; with fewer free a disk counts as full
 
 # What stage processes need and a user's shell rarely sets; a variable that is set wins.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
@@ -133,7 +133,7 @@ def _process(stage: Stage, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _environment(stage: Stage, stage_file: Path) -> dict[str, str]:
-    environment = {**_ENVIRONMENT, **os.environ, LAUNCHED: repr(time.time()), PARENT: str(os.getpid())}
+    environment = {**ENVIRONMENT, **os.environ, LAUNCHED: repr(time.time()), PARENT: str(os.getpid())}
     environment[processes.STAGE_FILE] = str(stage_file)
     models = [stage.config.policy.model, *reward_config.models(stage.config.reward)]
     if all(Path(model).is_dir() for model in models):
