@@ -58,6 +58,25 @@ def read_feedback(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_preferences(path: Path) -> list[dict[str, Any]]:
+    """Read preference pairs, rows `{"prompt": text, "chosen": text, "rejected": text}`; JSONL or Parquet.
+
+    Raises BadInput naming the file and line (or row) for whatever is malformed.
+    """
+    rows = [_preference_row(raw, f"{path}, {place}") for place, raw in _objects(path)]
+    if not rows:
+        raise BadInput(f"{path}: holds no preferences. Put rows into it, or leave `prompts.preferences` out.")
+    return rows
+
+
+def _preference_row(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    texts = [raw.get(key) for key in ("prompt", "chosen", "rejected")]
+    if not all(isinstance(text, str) and text.strip() for text in texts) or texts[1] == texts[2]:
+        raise BadInput(f"{where}: expected texts under `prompt`, `chosen` and `rejected`, the last two different.")
+    prompt, chosen, rejected = texts
+    return {"prompt_id": prompt_id(str(prompt)), "prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
 def _feedback_row(raw: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(raw.get("good"), bool):
         raise BadInput(f"{where}: expected true or false under `good`; found {raw.get('good')!r}.")

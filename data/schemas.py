@@ -66,7 +66,9 @@ SCHEMAS: dict[str, pa.Schema] = {
         nullable=("members",),
     ),
     "pairs": _schema(*_PAIR),
-    "replay": _schema(*_PAIR, ("round", pa.int32())),  # pairs of earlier rounds, and which made each
+    # Pairs of earlier rounds, and which made each; round 0 are the user's, which no reward has seen.
+    "replay": _schema(*_PAIR, ("round", pa.int32()), nullable=("chosen_reward", "rejected_reward")),
+    "preferences": _schema(*_PAIR, nullable=("chosen_reward", "rejected_reward")),
     "feedback": _schema(
         ("prompt_id", pa.string()),
         ("prompt", pa.string()),

@@ -27,6 +27,7 @@ class Inputs:
     train: list[readers.Row]
     heldout: list[readers.Row]
     heldout_text: list[readers.Row]
+    preferences: list[dict[str, Any]]
     feedback: list[dict[str, Any]]
     context: int
     longest_prompt: int
@@ -35,7 +36,7 @@ class Inputs:
         """One line for people."""
         return (
             f"{len(self.train)} training prompts, {len(self.heldout)} held-out, {len(self.heldout_text)} texts, "
-            f"{len(self.feedback)} pieces of feedback; "
+            f"{len(self.preferences)} seed preferences, {len(self.feedback)} pieces of feedback; "
             f"longest prompt {self.longest_prompt} of {self.context} tokens; model {self.model}"
         )
 
@@ -52,14 +53,15 @@ def check(config: RunConfig) -> Inputs:
     heldout = readers.read_jsonl(Path(prompts.heldout), key="prompt", limit=prompts.heldout_limit)
     text = readers.read_jsonl(Path(prompts.heldout_text), key="text", limit=prompts.heldout_limit)
     feedback = readers.read_feedback(Path(prompts.feedback)) if prompts.feedback else []
-    _check_leakage(config, [*train, *feedback], heldout)
+    preferences = readers.read_preferences(Path(prompts.preferences)) if prompts.preferences else []
+    _check_leakage(config, [*train, *preferences, *feedback], heldout)
     rewards.check(config.reward, {prompts.train: train, prompts.heldout: heldout})
     model = hub.find_model(config.policy.model, config.policy.revision, key="policy.model")
     shape = _model_shape(model)
     _check_k(config, shape["vocab_size"])
     context = _context(config, shape["max_position_embeddings"])
     longest = _check_lengths(config, model, train, heldout, text, context)
-    return Inputs(model, train, heldout, text, feedback, context, longest)
+    return Inputs(model, train, heldout, text, preferences, feedback, context, longest)
 
 
 def _check_engines() -> None:
@@ -87,8 +89,8 @@ def _check_leakage(config: RunConfig, trained: Sequence[Mapping[str, Any]], held
         if readers.prompt_key(str(row["prompt"])) in seen:
             raise BadInput(
                 f"{config.prompts.heldout}: prompt {row['source_id'] or row['prompt_id']} is also trained on "
-                f"({config.prompts.train}, or the feedback; case and white space aside). Evaluation on training "
-                "prompts proves nothing: remove it from one file."
+                f"({config.prompts.train}, preferences or feedback; case and white space aside). Evaluation on "
+                "training prompts proves nothing: remove it from one file."
             )
 
 

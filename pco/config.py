@@ -43,6 +43,8 @@ class Prompts(Section):
     """Prompts that only the evaluation sees."""
     heldout_text: str
     """Human prose (`text` on each line) on which the policy's perplexity is watched."""
+    preferences: str | None = None
+    """Preference pairs to begin with: `prompt`, `chosen`, `rejected` a row. `replay` mixes them in, as of a round 0."""
     feedback: str | None = None
     """Unpaired feedback to train on beside the pairs: `prompt`, `completion`, `good` (true or false) a line."""
     train_limit: int | None = Field(None, ge=1)
@@ -110,10 +112,10 @@ class Pair(Section):
 
 
 class Replay(Section):
-    """Pairs of earlier rounds, mixed in with each round's own."""
+    """Pairs of earlier rounds and seed preferences (`prompts.preferences`), mixed in with each round's own."""
 
     rounds: int = Field(0, ge=0)
-    """How many earlier rounds to draw from; 0 trains on each round's own pairs alone."""
+    """How many earlier rounds to draw from; 0 trains on each round's own pairs alone. Seed preferences are round 0."""
     share: float = Field(1.0, gt=0)
     """At most so many replayed pairs for each pair of the round itself."""
     half_life: float | None = Field(None, gt=0)
@@ -310,6 +312,12 @@ class RunConfig(Section):
     def _repetition_by_default(cls, reward: object) -> object:
         return {"kind": "repetition", **reward} if isinstance(reward, dict) else reward
 
+    @model_validator(mode="after")
+    def _preferences_are_used(self) -> "RunConfig":
+        if self.prompts.preferences is not None and self.replay.rounds == 0:
+            raise ValueError("prompts.preferences would never be trained on: set replay.rounds to 1 or more")
+        return self
+
     @property
     def folder(self) -> Path:
         """Where everything of this run lies."""
@@ -430,7 +438,7 @@ def _absolute(config: RunConfig) -> RunConfig:
             "prompts": prompts.model_copy(
                 update={
                     name: str(Path(path).expanduser().resolve())
-                    for name in ("train", "heldout", "heldout_text", "feedback")
+                    for name in ("train", "heldout", "heldout_text", "preferences", "feedback")
                     if (path := getattr(prompts, name)) is not None
                 }
             ),

@@ -18,7 +18,7 @@ def planned(config: RunConfig) -> Stage:
 
     Raises BadInput when one of them cannot be read.
     """
-    names = ("train", "heldout", "heldout_text", "feedback")
+    names = ("train", "heldout", "heldout_text", "preferences", "feedback")
     paths = {name: Path(path) for name in names if (path := getattr(config.prompts, name)) is not None}
     frozen = store.read_manifest(Stage("prepare", 0, config, {}).folder)
     recorded = frozen.inputs if frozen else {}
@@ -38,18 +38,22 @@ def _digest(name: str, path: Path, recorded: str | None) -> str:
 
 
 def run(stage: Stage) -> store.Manifest:
-    """Write the tables `prompts` and, if there is any, `feedback`; `outputs` name the starting policy."""
+    """Write the table `prompts` and those of what there is beside: `preferences`, `feedback`.
+
+    `outputs` name the starting policy.
+    """
     started = stage.launched()
     inputs = checks.check(stage.config)
     splits = {"train": inputs.train, "heldout": inputs.heldout, "text": inputs.heldout_text}
     rows = [{"split": split, **row} for split, group in splits.items() for row in group]
     store.write_part(stage.folder, "prompts", 0, schemas.build("prompts", rows), stage.fingerprint)
-    if inputs.feedback:
-        feedback = schemas.build("feedback", _with_tokens(inputs, stage.config))
-        store.write_part(stage.folder, "feedback", 0, feedback, stage.fingerprint)
-    count = len(rows) + len(inputs.feedback)
+    count = len(rows)
+    for table, made in (("preferences", _preferences(inputs, stage)), ("feedback", _feedback(inputs, stage.config))):
+        if made:
+            store.write_part(stage.folder, table, 0, schemas.build(table, made), stage.fingerprint)
+        count += len(made)
     return stage.finish(
-        unit="prompts, texts and pieces of feedback" if inputs.feedback else "prompts and texts",
+        unit="prompts and texts" if count == len(rows) else "prompts, texts and pieces of feedback",
         rows_in=count,
         rows_out=count,
         dropped={},
@@ -58,14 +62,39 @@ def run(stage: Stage) -> store.Manifest:
     )
 
 
-def _with_tokens(inputs: checks.Inputs, config: RunConfig) -> list[dict[str, Any]]:
-    """Feedback as the policy would have read and written it, the end of text included."""
+def _preferences(inputs: checks.Inputs, stage: Stage) -> list[dict[str, Any]]:
+    """Seed preferences as pairs that the policy might have sampled; their place in the file stands for the samples."""
     tokenizer = load_tokenizer(inputs.model)
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    rows = []
+    for i, row in enumerate(inputs.preferences):
+        rendered = render(tokenizer, row["prompt"], stage.config.policy)
+        rows.append(
+            {
+                **row,
+                "prompt": rendered.text,
+                "prompt_token_ids": rendered.token_ids,
+                "chosen_token_ids": _written(tokenizer, row["chosen"]),
+                "rejected_token_ids": _written(tokenizer, row["rejected"]),
+                "chosen_sample": 2 * i,
+                "rejected_sample": 2 * i + 1,
+                "policy": stage.inputs["preferences"].fingerprint,
+            }
+        )
+    return rows
+
+
+def _feedback(inputs: checks.Inputs, config: RunConfig) -> list[dict[str, Any]]:
+    tokenizer = load_tokenizer(inputs.model)
     rows = []
     for row in inputs.feedback:
         rendered = render(tokenizer, row["prompt"], config.policy)
-        token_ids = tokenizer(row["completion"], add_special_tokens=False)["input_ids"] + end
-        tokens = {"prompt_token_ids": rendered.token_ids, "token_ids": token_ids}
+        tokens = {"prompt_token_ids": rendered.token_ids, "token_ids": _written(tokenizer, row["completion"])}
         rows.append({**row, "prompt": rendered.text, **tokens})
     return rows
+
+
+def _written(tokenizer: Any, completion: str) -> list[int]:
+    """A completion as the policy would have written it, the end of text included."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tokens: list[int] = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return tokens + end

@@ -18,7 +18,7 @@ def write(stage: Stage, *, fresh: int) -> int:
     At most `share` pairs for each of the `fresh` ones, drawn without replacement; a pair made a rounds ago has the
     weight 2^(-a / half_life). A pair that is there already, fresh or replayed, is not drawn.
     """
-    earlier = [(number, row) for number in range(1, stage.round) for row in _pairs(stage, number)]
+    earlier = [(number, row) for number in range(stage.round) for row in _pairs(stage, number)]
     if not earlier:
         return 0
     # Efraimidis and Spirakis: the largest u^(1/weight), here as logarithms, are a weighted sample.
@@ -48,7 +48,8 @@ def input_name(number: int) -> str:
 
 def _pairs(stage: Stage, number: int) -> list[Row]:
     source = stage.inputs.get(input_name(number))
-    rows: list[Row] = [] if source is None else store.read_table(source.folder, "pairs").to_pylist()
+    table = "pairs" if number else "preferences"
+    rows: list[Row] = [] if source is None else store.read_table(source.folder, table).to_pylist()
     return rows
 
 

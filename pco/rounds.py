@@ -35,12 +35,12 @@ def walk(
     with_prompts = rewards.reads_prompts(config.reward)
     current = start_policy = policy.starting(manifest)
     start = previous = judged("evaluate", 0, policy=start_policy, prompts=prompts)
-    pairs_of: dict[int, Artifact] = {}
+    pairs_of = {0: prompts} if config.prompts.preferences is not None else {}
     for number in range(1, config.rounds + 1):
         candidates = done("generate", number, policy=current, prompts=prompts)
         scores = judged("score", number, candidates=candidates, **({"prompts": prompts} if with_prompts else {}))
-        every = range(max(1, number - config.replay.rounds), number)
-        earlier = {replay.input_name(one): pairs_of[one] for one in every}
+        every = range(max(0, number - config.replay.rounds), number)
+        earlier = {replay.input_name(one): pairs_of[one] for one in every if one in pairs_of}
         pairs = pairs_of[number] = done("pair", number, candidates=candidates, scores=scores, **earlier)
         learned = {"policy": current, "pairs": pairs}
         if config.prompts.feedback is not None:

@@ -207,9 +207,10 @@ def _settings(name: StageName, config: RunConfig) -> dict[str, Any]:
     match name:
         case "prepare":
             limits = {key: dump["prompts"][key] for key in ("train_limit", "heldout_limit")}
-            # How feedback is rendered decides its tokens; prompts are rendered where they are used.
-            feedback = {"rendering": rendering} if config.prompts.feedback else {}
-            return {"model": policy["model"], "revision": policy["revision"], **limits, **feedback}
+            # How the user's completions are rendered decides their tokens; prompts are rendered where they are used.
+            given = config.prompts.preferences or config.prompts.feedback
+            rendered = {"rendering": rendering} if given else {}
+            return {"model": policy["model"], "revision": policy["revision"], **limits, **rendered}
         case "generate":
             return {"rendering": rendering, "generate": dump["generate"], "engine": engine, "seed": config.seed}
         case "score":

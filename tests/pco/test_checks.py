@@ -289,6 +289,50 @@ def test_an_empty_feedback_file_is_refused(config: RunConfig) -> None:
     assert "holds no feedback" in refused(with_feedback(config))
 
 
+# Seed preferences.
+
+
+def with_preferences(config: RunConfig, *rows: dict[str, Any]) -> RunConfig:
+    file = builders.write_jsonl(Path(config.prompts.train).parent / "preferences.jsonl", rows)
+    return builders.changed(config, prompts__preferences=str(file), replay__rounds=1)
+
+
+PREFERENCE = {"prompt": "a small town", "chosen": " by the river", "rejected": " by by by"}
+
+
+def test_seed_preferences_pass_and_are_counted(config: RunConfig) -> None:
+    assert "1 seed preferences" in checks.check(with_preferences(config, PREFERENCE)).summary()
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({**PREFERENCE, "chosen": ""}, "line 2: expected texts under `prompt`, `chosen` and `rejected`"),
+        ({**PREFERENCE, "rejected": 7}, "line 2: expected texts under `prompt`, `chosen` and `rejected`"),
+        ({"prompt": "a small town"}, "line 2: expected texts under `prompt`, `chosen` and `rejected`"),
+        ({**PREFERENCE, "rejected": PREFERENCE["chosen"]}, "the last two different"),
+        ({**PREFERENCE, "prompt": HELDOUT[0]}, "is also trained on"),
+    ],
+)
+def test_faulty_preferences_are_refused_by_line(config: RunConfig, row: dict[str, Any], told: str) -> None:
+    assert told in refused(with_preferences(config, PREFERENCE, row))
+
+
+def test_an_empty_preferences_file_is_refused(config: RunConfig) -> None:
+    assert "holds no preferences" in refused(with_preferences(config))
+
+
+def test_frozen_preferences_are_pairs_of_tokens_with_the_end_of_text(config: RunConfig, tokenizer: Any) -> None:
+    stage = prepare.planned(with_preferences(config, PREFERENCE, PREFERENCE))
+    assert prepare.run(stage).rows_in == 6
+    first, second = store.read_table(stage.folder, "preferences").to_pylist()
+    assert tokenizer.decode(first["chosen_token_ids"]) == PREFERENCE["chosen"] + tokenizer.eos_token
+    assert tokenizer.decode(first["rejected_token_ids"]) == PREFERENCE["rejected"] + tokenizer.eos_token
+    assert tokenizer.decode(first["prompt_token_ids"]) == first["prompt"] != PREFERENCE["prompt"]
+    assert [row["chosen_sample"] for row in (first, second)] == [0, 2]
+    assert first["chosen_reward"] is None
+
+
 # The stage that checks and freezes.
 
 

@@ -171,6 +171,13 @@ def test_what_cannot_work_is_refused_with_the_reason(change: dict[str, Any], tol
     assert told in fault(raw)
 
 
+def test_preferences_that_no_round_would_train_on_are_refused() -> None:
+    raw = builders.raw_config(Path("/somewhere"))
+    raw["prompts"]["preferences"] = "/seed.jsonl"
+    assert "set replay.rounds to 1 or more" in fault(raw)
+    RunConfig.model_validate({**raw, "replay": {"rounds": 1}})
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", ".hidden", "-x", "a b", "x" * 101, "ü", "a\n"])
 def test_a_run_name_that_is_no_plain_folder_name_is_refused(name: str) -> None:
     assert "run" in fault({**builders.raw_config(Path("/somewhere")), "run": name})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data import store
-from pco import pair, replay
+from pco import batches, pair, replay
 from pco.rounds import walk
 from pco.stage import Artifact, Stage
 from tests import builders
@@ -107,10 +107,56 @@ def test_a_round_is_given_the_pairs_of_as_many_earlier_rounds_as_the_config_says
 
     def look(stage: Stage) -> store.Manifest:
         found.append(stage)
-        manifest = stage.finished()
-        assert manifest is not None
-        return manifest
+        return _finished(stage)
 
     walk(config, look)
     (last,) = [stage for stage in found if (stage.name, stage.round) == ("pair", 4)]
     assert set(last.inputs) == {"candidates", "scores", *map(replay.input_name, given)}
+
+
+def test_seed_preferences_are_replayed_as_of_a_round_before_the_first(tmp_path: Path) -> None:
+    row = {
+        "prompt_id": "seed",
+        "prompt": "a prompt",
+        "chosen": "good",
+        "rejected": "bad",
+        "prompt_token_ids": [1],
+        "chosen_token_ids": [2],
+        "rejected_token_ids": [3],
+        "chosen_sample": 0,
+        "rejected_sample": 1,
+        "chosen_reward": None,
+        "rejected_reward": None,
+        "policy": "digest of the file",
+    }
+    seed = builders.finished(tmp_path / "prompts", {"preferences": [row]}, "prepare")
+    stage = _pair_stage(tmp_path, 1, {replay.input_name(0): seed})
+    assert pair.run(stage).metrics["replayed"] == 1
+    (replayed,) = store.read_table(stage.folder, "replay").to_pylist()
+    assert replayed == {**row, "round": 0}
+    names = [batches.pair_id(one) for one in replay.rows_of(stage.folder)]
+    assert len(set(names)) == len(names) == FRESH + 1
+
+
+def test_the_first_round_is_given_the_seed_preferences_and_later_ones_as_far_back_as_they_look(tmp_path: Path) -> None:
+    builders.write_prompts(tmp_path, ["train"], ["heldout"])
+    (tmp_path / "seed.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}')
+    seed = str(tmp_path / "seed.jsonl")
+    config = builders.config(tmp_path, rounds=3, replay__rounds=2, prompts__preferences=seed)
+    given: dict[int, set[str]] = {}
+
+    def look(stage: Stage) -> store.Manifest:
+        if stage.name == "pair":
+            given[stage.round] = {name for name in stage.inputs if name.startswith("pairs")}
+        return _finished(stage)
+
+    builders.played(config)
+    walk(config, look)
+    names = [replay.input_name(number) for number in range(3)]
+    assert given == {1: set(names[:1]), 2: set(names[:2]), 3: set(names[1:])}
+
+
+def _finished(stage: Stage) -> store.Manifest:
+    manifest = stage.finished()
+    assert manifest is not None
+    return manifest

@@ -43,6 +43,7 @@ NEUTRAL = {
 OTHERS = {
     "policy.revision": "main",
     "policy.system": "Be brief.",
+    "prompts.preferences": "/preferences.jsonl",
     "prompts.feedback": "/feedback.jsonl",
     "reward": {"kind": "length", "max_tokens": 9},
     "train.loss": {"kind": "sft"},
@@ -94,7 +95,7 @@ HALVED = {
     "gate.min_length_ratio",
     "pair.max_similarity",
 }
-CONFIG = RunConfig.model_validate(builders.raw_config(Path("/somewhere")))
+CONFIG = builders.config(Path("/somewhere"), replay__rounds=1)  # without which preferences would be refused
 SETTINGS = [name for name, (annotation, _) in leaves(CONFIG).items() if not is_only_choice(annotation)]
 
 
