@@ -263,6 +263,8 @@ class Gate(Section):
 
     min_reward_gain: float = 0.0
     """The mean held-out reward must exceed the previous policy's by more than this."""
+    confidence: float | None = Field(None, gt=0, lt=1)
+    """Demand that the gain's whole confidence interval of this level, such as 0.95, lies above; null: the mean does."""
     max_perplexity_ratio: float = Field(1.5, gt=0)
     """Perplexity on human text may be at most this many times the starting policy's."""
     min_length_ratio: float = Field(0.8, ge=0)

@@ -2,8 +2,10 @@
 
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +55,29 @@ def test_the_bounds_themselves_are_allowed_but_a_gain_must_exceed_its_own() -> N
     assert verdicts({**GOOD, "perplexity": 30.0}, gate=gate)["perplexity ratio"]
     assert verdicts({**GOOD, "length": 30.0}, gate=gate)["length ratio"]
     assert verdicts({**GOOD, "length": 50.0}, gate=gate)["length ratio"]
+
+
+@pytest.mark.parametrize(
+    ("gains", "sure"), [([0.3, 0.2, 0.25, 0.28] * 8, True), ([2.0, -1.5] * 16, False), ([], False), ([0.25], False)]
+)
+def test_with_a_confidence_a_gain_must_be_more_than_luck(gains: list[float], sure: bool) -> None:
+    gate = Gate(confidence=0.95)
+    lax, strict = (decide.judge(GOOD, START, START, one, gains=gains)[0] for one in (Gate(), gate))
+    assert lax.passed
+    assert strict.passed == sure
+    assert strict.bound == "> 0 with 95% confidence"
+    if sure:
+        assert "(+0.2500, 95% interval +0.24" in strict.reason
+
+
+def test_of_rounds_that_bring_nothing_the_confidence_lets_few_pass() -> None:
+    draw = np.random.default_rng(0)
+    passed = 0
+    for _ in range(400):
+        gains = draw.normal(0, 0.1, 64).tolist()
+        new = {**START, "reward": START["reward"] + fmean(gains)}
+        passed += decide.judge(new, START, START, Gate(confidence=0.95), gains=gains)[0].passed
+    assert passed / 400 < 0.05  # 2.5 % expected: the interval has two sides
 
 
 def test_an_equal_reward_is_no_gain() -> None:

@@ -1,6 +1,8 @@
 """What an evaluation measures, against counting by hand."""
 
 import math
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -118,3 +120,28 @@ def test_a_summary_weighs_greedy_and_sampled_alike(rewards_of: dict[Any, float])
             means.append(sum(found) / len(found))
             assert summary[f"reward/{mode}"] == pytest.approx(means[-1])
     assert summary["reward"] == pytest.approx(sum(means) / len(means))
+
+
+def test_gains_are_paired_by_completion_and_averaged_by_prompt_with_both_modes_alike() -> None:
+    def row(prompt: str, sample: int, value: float, mode: str = "sampled", measure: str = "reward") -> dict[str, Any]:
+        return {"measure": measure, "mode": mode, "prompt_id": prompt, "sample": sample, "value": value}
+
+    new = [row("a", 0, 1.0), row("a", 1, 2.0), row("b", 0, 5.0), row("c", 0, 9.0), row("a", 0, 7.0, measure="length")]
+    old = [row("a", 0, 0.5), row("a", 1, 0.5), row("b", 0, 6.0), row("b", 1, 0.0)]
+    assert measures.gains(new, old) == [1.0, -1.0]
+    new, old = [*new, row("b", 0, 5.0, "greedy")], [*old, row("b", 0, 2.0, "greedy")]
+    assert measures.gains(new, old) == [1.0, (-1.0 + 3.0) / 2]
+
+
+@given(values=st.lists(st.tuples(*[st.floats(-1, 0)] * 6), min_size=1, max_size=8))
+def test_the_mean_of_the_gains_is_the_difference_of_the_summaries(values: list[tuple[float, ...]]) -> None:
+    def rows(own: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+        return [
+            {"measure": "reward", "mode": mode, "prompt_id": str(i), "sample": sample, "value": value}
+            for i, three in enumerate(own)
+            for (mode, sample), value in zip([("greedy", 0), ("sampled", 0), ("sampled", 1)], three, strict=True)
+        ]
+
+    new, old = rows([six[:3] for six in values]), rows([six[3:] for six in values])
+    difference = measures.summarise(new)["reward"] - measures.summarise(old)["reward"]
+    assert fmean(measures.gains(new, old)) == pytest.approx(difference, abs=1e-12)

@@ -45,6 +45,7 @@ OTHERS = {
     "policy.system": "Be brief.",
     "prompts.preferences": "/preferences.jsonl",
     "prompts.feedback": "/feedback.jsonl",
+    "gate.confidence": 0.9,
     "reward": {"kind": "length", "max_tokens": 9},
     "train.loss": {"kind": "sft"},
     "train.lora": {"r": 2},
