@@ -35,16 +35,16 @@ def win_rows(measure: str, rows: Iterable[Row], against: Iterable[Row]) -> list[
     return [_row(measure, row, _win(row["value"], other[_key(row)])) for row in own if _key(row) in other]
 
 
-def gains(rows: Iterable[Row], against: Iterable[Row]) -> list[float]:
-    """For each prompt, by how much its completions' mean reward is above the other policy's.
+def gains(rows: Iterable[Row], against: Iterable[Row], *, measure: str = "reward") -> list[float]:
+    """For each prompt, by how much its completions' mean of a measure is above the other policy's.
 
-    Only completions that both policies have a reward for; greedy and sampled ones weigh alike, as in `summarise`. The
+    Only completions of which both policies have one; greedy and sampled ones weigh alike, as in `summarise`. The
     prompt is the unit, since its completions are alike.
     """
-    other = {_key(row): row["value"] for row in against if row["measure"] == "reward"}
+    other = {_key(row): row["value"] for row in against if row["measure"] == measure}
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["measure"] == "reward" and _key(row) in other:
+        if row["measure"] == measure and _key(row) in other:
             found[row["prompt_id"]][row["mode"]].append(row["value"] - other[_key(row)])
     return [fmean(map(fmean, by_mode.values())) for by_mode in found.values()]
 
