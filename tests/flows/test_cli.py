@@ -27,7 +27,7 @@ def config_file(tmp_path: Path, tiny: Path) -> Path:
 
 
 def test_help_of_every_command_explains_it() -> None:
-    for command in ("run", "resume", "fork", "status", "recover", "report", "show", "model"):
+    for command in ("run", "resume", "fork", "status", "recover", "report", "show", "compare", "model"):
         result = runner.invoke(app, [command, "--help"])
         assert result.exit_code == 0
         assert len(result.output) > 300
@@ -125,6 +125,19 @@ def test_status_tells_every_stage_and_what_a_resume_would_do(finished: RunConfig
     assert "`pco resume test` would run, in round 2: evaluate, decide." in told
 
 
+def test_two_evaluations_are_compared_by_run_and_round(finished: RunConfig) -> None:
+    for number, reward in ((1, -0.5), (2, -0.25)):
+        rows = [
+            {"measure": "reward", "mode": "greedy", "prompt_id": str(i), "sample": 0, "value": reward, "policy": "p"}
+            for i in range(9)
+        ]
+        folder = builders.stage("evaluate", finished, number=number).folder
+        builders.finished(folder, {"evaluations": rows}, "evaluate")
+    told = _told("compare", f"{finished.folder}:1", str(finished.folder))
+    assert "test less test:1" in told
+    assert "+0.2500 to +0.2500" in told
+
+
 def test_a_run_is_verified_on_demand(finished: RunConfig) -> None:
     assert "Verified: every table" in _told("status", str(finished.folder), "--verify")
     (finished.folder / "round-02/policy/model.safetensors").write_text("other")
@@ -152,6 +165,8 @@ def test_a_fork_says_what_it_shares_what_it_takes_as_it_is_and_how_to_go_on(fini
         ),
         (["resume", "{run}", "--set", "seed=7"], "Fork it"),
         (["resume", "{run}x"], "no run here. Runs in"),
+        (["compare", "{run}:1", "{run}:x"], "expected RUN:ROUND with a round's number"),
+        (["compare", "{run}:1", "{run}"], "no finished stage holds a `evaluations` table in round 1"),
         (["fork", "{run}", "new", "--from", "train"], "name one point together"),
         (["fork", "{run}", "test"], "exists. Fork into another name"),
         (["fork", "{run}", "new", "--set", "rouns=7"], "Did you mean `rounds`?"),
