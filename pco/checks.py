@@ -34,9 +34,10 @@ class Inputs:
 
     def summary(self) -> str:
         """One line for people."""
+        given = {"seed preferences": len(self.preferences), "pieces of feedback": len(self.feedback)}
+        more = "".join(f", {count} {what}" for what, count in given.items() if count)
         return (
-            f"{len(self.train)} training prompts, {len(self.heldout)} held-out, {len(self.heldout_text)} texts, "
-            f"{len(self.preferences)} seed preferences, {len(self.feedback)} pieces of feedback; "
+            f"{len(self.train)} training prompts, {len(self.heldout)} held-out, {len(self.heldout_text)} texts{more}; "
             f"longest prompt {self.longest_prompt} of {self.context} tokens; model {self.model}"
         )
 

@@ -165,7 +165,7 @@ def test_a_fork_says_what_it_shares_what_it_takes_as_it_is_and_how_to_go_on(fini
         ),
         (["resume", "{run}", "--set", "seed=7"], "Fork it"),
         (["resume", "{run}x"], "no run here. Runs in"),
-        (["compare", "{run}:1", "{run}:x"], "expected RUN:ROUND with a round's number"),
+        (["compare", "{run}:x", "{run}"], "expected RUN:ROUND with a round's number"),
         (["compare", "{run}:1", "{run}"], "no finished stage holds a `evaluations` table in round 1"),
         (["fork", "{run}", "new", "--from", "train"], "name one point together"),
         (["fork", "{run}", "test"], "exists. Fork into another name"),
