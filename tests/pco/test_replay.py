@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from data import store
 from pco import batches, pair, replay
+from pco.config import RunConfig
 from pco.rounds import walk
 from pco.stage import Artifact, Stage
 from tests import builders
@@ -160,3 +162,11 @@ def _finished(stage: Stage) -> store.Manifest:
     manifest = stage.finished()
     assert manifest is not None
     return manifest
+
+
+def test_the_example_in_the_docs_is_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "pairs.md").read_text(encoding="utf-8")
+    example = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    raw = builders.raw_config(Path("/somewhere"))
+    raw["prompts"] |= example.pop("prompts")
+    assert RunConfig.model_validate({**raw, **example}).replay.rounds == 2
