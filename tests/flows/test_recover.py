@@ -1,5 +1,6 @@
 """Which flow runs are dead, and what the command says when it cannot know."""
 
+import logging
 from pathlib import Path
 from typing import cast
 from uuid import uuid4
@@ -11,6 +12,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
 from data.errors import BadInput
+from flows import recover
 from flows.cli import app
 from flows.recover import folder_of, is_dead, resumed
 from pco.rundir import holder, opened
@@ -82,3 +84,14 @@ def test_a_server_that_does_not_answer_is_named() -> None:
         result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["recover"])
     assert result.exit_code == 2
     assert "http://127.0.0.1:9/api: no answer" in result.output
+
+
+def test_a_server_that_does_not_answer_costs_a_warning_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreachable(**_: object) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(recover, "get_client", unreachable)
+    recover.take_over(builders.config(tmp_path), "own", logging.getLogger("test"))
+    assert "Could not mark dead flow runs on the Prefect server: nobody there" in caplog.text
