@@ -131,6 +131,7 @@ def _shard(draw: np.random.Generator, start: int, prompts: int, samples: int, to
         "sample": sample,
         "reward": draw.random(rows),
         "reward_model": ["digest"] * rows,
+        "members": [None] * rows,
     }
     return {name: _table(name, content) for name, content in (("candidates", columns), ("scores", scores))}
 
