@@ -21,6 +21,8 @@ from pco.stage import LAUNCHED, PARENT, Stage, StageName, round_folder
 _POLL_S = 0.1
 _TAIL_LINES = 15
 ATTEMPT = "==== attempt"  # begins the log of each attempt at a stage
+# What kills a rank; not 1, since 255 is also what many programs end with.
+_DEADLY = {signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM}
 _FULL = 2**20  # bytes; with fewer free a disk counts as full
 
 # What stage processes need and a user's shell rarely sets; a variable that is set wins.
@@ -50,11 +52,12 @@ def run(
     if done is not None:
         checkpoints.remove(stage.folder / checkpoints.FOLDER)  # a kill may have come just before they were
         return done
+    # Before anything of the stage is swept or written: they may still be writing it.
+    if left := processes.end_leftovers(error_path(stage.config, stage.round, stage.name).with_suffix(".json")):
+        on_log(f"ended {left} process(es) that an earlier attempt had left behind")
     log = _prepare_log(stage)
     try:
         room.check(stage)
-        if left := processes.end_leftovers(log.with_suffix(".json")):
-            on_log(f"ended {left} process(es) that an earlier attempt had left behind")
         return _launched(stage, log, on_progress, on_log)
     except PCOError as error:
         with contextlib.suppress(PCOError):  # a full disk, say: the first error is the one to tell
@@ -187,8 +190,9 @@ def _stalled(process: subprocess.Popen[bytes], log: Path, stage: Stage) -> str:
 
 def _cause(returncode: int) -> str:
     # DeepSpeed's launcher ends with the status of a rank; a signal that killed one then counts down from 256.
-    number = -returncode if returncode < 0 else 256 - returncode
-    if number not in set(signal.Signals):
+    rank_signal = 256 - returncode if 256 - returncode in _DEADLY else 0
+    number = -returncode if returncode < 0 else rank_signal
+    if not number:
         return f"its process ended with status {returncode}"
     name = signal.Signals(number).name
     hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""

@@ -30,7 +30,7 @@ def place(part: Single) -> Path | None:
 
 
 def digest(part: Single) -> str | None:
-    """Hash of the files that a reward is made of; None when it has none. Imports nothing; a GiB takes about a second.
+    """Hash of the files that a reward is made of; None when it has none. Imports nothing; a GiB takes some 3 seconds.
 
     Raises BadInput when they cannot be read.
     """

@@ -173,6 +173,7 @@ def test_every_error_of_the_tree_arrives_as_itself(
     ("end", "cause"),
     [
         ("sys.exit(7)", "its process ended with status 7"),
+        ("sys.exit(255)", "its process ended with status 255"),
         ("sys.exit(247)", "its process was killed by SIGKILL, as the kernel does when memory runs out"),
         ("raise ValueError('unforeseen')", "its process ended with status 1"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL, as the kernel does when memory runs out"),
