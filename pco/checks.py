@@ -12,8 +12,9 @@ from typing import Any
 from data import readers, store
 from data.errors import BadInput
 from pco import hub, rewards
-from pco.config import PairwiseCringe, RunConfig
+from pco.config import RunConfig
 from pco.rendering import load_tokenizer, render
+from pco.train_config import PairwiseCringe
 
 _FREE_GIB = 1.0
 _CONTEXT = 2048  # of a model that does not say

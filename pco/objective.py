@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pco import losses
 from pco.batches import Batch, Step
-from pco.config import DPO, IPO, SFT, Feedback, PairwiseCringe, Train
+from pco.train_config import DPO, IPO, SFT, Feedback, PairwiseCringe, Train
 
 STATISTICS = ("loss", "margin", "gate", "ce", "cringe", "feedback_loss")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from data import store
 from data.errors import PCOError
 from pco import checkpoints
-from pco.config import Train
 from pco.stage import Artifact, Stage, round_folder
+from pco.train_config import Train
 
 _LONGEST_HEADER = 100 * 2**20  # as the format allows
 _LEAST = 100 * 2**20  # tables, logs, the report

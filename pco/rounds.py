@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from data.store import Manifest
 from pco import policy, replay, rewards
-from pco.config import DPO, IPO, RunConfig
+from pco.config import RunConfig
 from pco.prepare import planned
 from pco.stage import Artifact, Stage, StageName
+from pco.train_config import DPO, IPO
 
 
 def walk(

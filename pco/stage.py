@@ -11,7 +11,8 @@ from typing import Any, Literal
 from data import store
 from data.errors import RunConflict
 from pco import reward_config
-from pco.config import DPO, IPO, RunConfig
+from pco.config import RunConfig
+from pco.train_config import DPO, IPO
 
 StageName = Literal["prepare", "generate", "score", "pair", "refer", "train", "evaluate", "decide"]
 

@@ -21,12 +21,12 @@ from data import schemas, store
 from data.errors import BadInput
 from pco import checkpoints, policy, progress, replay
 from pco.batches import Example, Rated, Step, examples_of, micro_batches, rated_of, steps
-from pco.config import LoRA, Train
 from pco.objective import STATISTICS, PairPolicy, step_tokens
 from pco.progress import Progress
 from pco.rendering import load_tokenizer
 from pco.seeds import seed_of
 from pco.stage import Stage, round_folder
+from pco.train_config import LoRA, Train
 
 Row = dict[str, Any]
 Fitting = TypeVar("Fitting", Example, Rated)

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pco.config import PairwiseCringe
 from pco.report.numbers import RunReport
+from pco.train_config import PairwiseCringe
 
 _INK = "#123457"  # stands for the page's text colour until the SVG is placed
 _BOUND = "#d1495b"

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 from data import store
 from pco import launcher
 from pco.batches import Batch, Example, Rated, Step, collate, examples_of, micro_batches, rated_of, steps
-from pco.config import DPO, IPO, SFT, Feedback, LoRA, PairwiseCringe, Train
 from pco.objective import STATISTICS, PairPolicy, step_tokens
 from pco.stage import Stage
+from pco.train_config import DPO, IPO, SFT, Feedback, LoRA, PairwiseCringe, Train
 from tests import builders
 
 LOSSES = [
