@@ -19,3 +19,7 @@ class RunConflict(PCOError):
 
 class StageFailed(PCOError):
     """A stage process ended without finishing its stage; what it committed is kept."""
+
+
+class AwaitsAnswer(PCOError):
+    """The gate refused a round and is to ask a person, who has not answered yet."""

@@ -122,6 +122,9 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("passed", pa.bool_()),
         ("reason", pa.string()),
         ("promoted", pa.bool_()),  # the round's verdict, the same in every row
+        ("low", pa.float64()),  # the interval of `value`, where it has one
+        ("high", pa.float64()),
+        nullable=("low", "high"),
     ),
 }
 
@@ -157,7 +160,7 @@ IMPORTED: dict[str, pa.Schema] = {
 
 
 # Columns that a table was given later: in a file that was written before, they are empty.
-_ADDED = {"prompts": ("reference",), "scores": ("members",)}
+_ADDED = {"prompts": ("reference",), "scores": ("members",), "decisions": ("low", "high")}
 
 
 def completed(table: str, content: pa.Table) -> pa.Table:

@@ -165,6 +165,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def link(path: Path, target: Path) -> None:
+    """Make `path` a symbolic link to `target`, atomically; a relative one where both lie in the same folder."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with write_errors(path):
+        temporary.unlink(missing_ok=True)  # of an attempt that was killed
+        temporary.symlink_to(target.relative_to(path.parent) if target.is_relative_to(path.parent) else target)
+        temporary.replace(path)
+
+
 def sync_tree(folder: Path) -> None:
     """Have a folder with all that is in it on disk, names included."""
     for path in (*folder.rglob("*"), folder):

@@ -1,7 +1,9 @@
 """The `pco` command."""
 
+import getpass
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +19,7 @@ from flows.console import clear_errors, console, errors, print_rows, say
 from pco import status as run_status
 from pco.config import RunConfig, load
 from pco.processes import namespace
-from pco.rundir import CONFIG, check_same, opened, read_config, report_path
+from pco.rundir import BEST, CONFIG, check_same, opened, read_config, report_path
 from pco.stage import StageName
 
 app = typer.Typer(
@@ -41,6 +43,13 @@ Overrides = Annotated[
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="Name of a run under the runs folder, or the path of its folder.")
 ]
+
+
+class Verdict(StrEnum):
+    """What a person may say of a refused round."""
+
+    approve = "approve"
+    refuse = "refuse"
 
 
 @app.command()
@@ -116,6 +125,27 @@ def _set_aside(config: RunConfig, stage: StageName, number: int | None) -> None:
 
 
 @app.command()
+def answer(
+    name: RunName,
+    verdict: Annotated[Verdict, typer.Argument(help="`approve` promotes the round, `refuse` ends the run.")],
+    comment: Annotated[str, typer.Option(help="Why; kept with the round's decision.")] = "",
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Answer for a round that the gate refused and leaves to a person (`gate.otherwise: ask`); `pco resume` goes on.
+
+    A run of a deployment asks in the Prefect UI instead: the suspended flow run's Resume button shows the question.
+    """
+    with clear_errors(_KEPT):
+        from pco import answers
+
+        config = _find(name, runs_dir)
+        stage = run_status.awaited(config)
+        with opened(config):
+            answers.write(stage, answers.Answer(verdict is Verdict.approve, comment, getpass.getuser()))
+        say(f"Kept. `pco resume {name}` goes on with it.")
+
+
+@app.command()
 def fork(
     name: RunName,
     new: Annotated[str, typer.Argument(metavar="NEW", help="Name of the new run.")],
@@ -135,7 +165,7 @@ def fork(
     Examples:
     - `pco fork quickstart gentle --from train --round 2 --set train.learning_rate=5e-5`
 
-    - `pco fork quickstart looser --from decide --round 2 --set gate.max_perplexity_ratio=1.6`
+    - `pco fork quickstart looser --from decide --round 2 --set gate.guards.perplexity.max_ratio=1.6`
 
     """
     with clear_errors(_KEPT):
@@ -191,6 +221,8 @@ def _is_over(config: RunConfig) -> bool:
 def _conclude(config: RunConfig) -> None:
     for line in run_status.verdicts(config):
         say(line)
+    if (best := config.folder / BEST).exists():
+        say(f"Best policy: {best} ({best.resolve()})")
     say(f"Report: {report_path(config)}")
 
 
@@ -282,6 +314,7 @@ _STYLES = {
     "partial": "yellow",
     "interrupted": "yellow",
     "failed": "red",
+    "waiting": "bold yellow",
     "stale": "magenta",
     "damaged": "bold red",
     "not started": "dim",

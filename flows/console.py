@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data.errors import PCOError
+from data.errors import AwaitsAnswer, PCOError
 
 console = Console()
 errors = Console(stderr=True)
@@ -20,6 +20,9 @@ def clear_errors(interrupted: str) -> Iterator[None]:
     """What a user can act on is one message and status 2; anything else is a bug and keeps its traceback."""
     try:
         yield
+    except AwaitsAnswer as waiting:
+        errors.print(f"[bold yellow]waiting:[/] {escape(str(waiting))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
     except PCOError as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None

@@ -12,23 +12,25 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import flow_run
 
+from flows.ask import asking
 from flows.recover import FLOW, take_over
 from pco import rounds
 from pco.config import RunConfig
-from pco.rundir import opened
+from pco.rundir import opened, point_to_best
+from pco.stage import Artifact
 from tasks.stages import run_stage, shown_if_possible
 
 
 @flow(name=FLOW, flow_run_name="{config.run}", persist_result=False, validate_parameters=True)
 def run_rounds(config: RunConfig) -> str:
-    """Run the rounds of a config until they are through or the gate refuses one; returns the report's path.
+    """Run the rounds of a config until they are through or the gate ends the run; returns the report's path.
 
     What is finished on disk is not done again, so the same call resumes a run that died.
     """
     _outlive_the_worker()
     with opened(config, flow_run.id or ""):
         take_over(config, flow_run.id or "", get_run_logger())
-        rounds.walk(config, run_stage, decided=partial(_publish_round, config))
+        rounds.walk(config, asking(run_stage), decided=partial(_decided, config))
         return str(_publish_run(config))
 
 
@@ -41,6 +43,11 @@ def _outlive_the_worker() -> None:
 
 def _silence(descriptor: Callable[[], int]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor())
+
+
+def _decided(config: RunConfig, number: int, best: Artifact) -> None:
+    point_to_best(config, best.folder)
+    _publish_round(config, number)
 
 
 def _publish_round(config: RunConfig, number: int) -> None:

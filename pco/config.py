@@ -4,13 +4,14 @@ import difflib
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from data import store
 from data.errors import BadInput
+from pco.gate_config import Gate
 from pco.reward_config import RepetitionReward, RewardConfig, absolute
 from pco.section import Section
 from pco.train_config import Train
@@ -128,30 +129,6 @@ class Evaluate(Section):
 
     samples: int = Field(2, ge=1)
     """Sampled completions per held-out prompt."""
-
-
-class Gate(Section):
-    """When a round's policy is promoted. A refused round stops the run; the last good policy stays."""
-
-    min_reward_gain: float = 0.0
-    """The mean held-out reward must exceed the previous policy's by more than this."""
-    confidence: float | None = Field(None, gt=0, lt=1)
-    """Demand that the gain's whole confidence interval of this level, such as 0.95, lies above; null: the mean does."""
-    max_perplexity_ratio: float = Field(1.5, gt=0)
-    """Perplexity on human text may be at most this many times the starting policy's."""
-    min_length_ratio: float = Field(0.8, ge=0)
-    """The mean completion length must be at least this many times the starting policy's."""
-    max_length_ratio: float = Field(1.5, gt=0)
-    """The mean completion length may be at most this many times the starting policy's."""
-
-    @model_validator(mode="after")
-    def _lengths_leave_room(self) -> Self:
-        if self.min_length_ratio > self.max_length_ratio:
-            raise ValueError(
-                f"min_length_ratio ({self.min_length_ratio}) is above max_length_ratio ({self.max_length_ratio}), so "
-                "no round could pass"
-            )
-        return self
 
 
 class RunConfig(Section):
@@ -286,7 +263,9 @@ def _sections(loc: tuple[str | int, ...]) -> list[type[BaseModel]]:
         if len(found) > 1:
             found = [section for section in found if section.model_fields["kind"].default == step]
         elif isinstance(step, str):
-            found = [inner for section in found for inner in models_in(section.model_fields[step].annotation)]
+            fields = [section.model_fields[step] for section in found if step in section.model_fields]
+            # A step that is no field is a name of the user's own, as the measures under `gate.guards`.
+            found = [inner for field in fields for inner in models_in(field.annotation)] or found
     return found
 
 

@@ -1,42 +1,48 @@
 """Stage `decide`: the gate. A round is promoted when every rule passes; the table says why."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from data import schemas, store
-from pco import evaluate, measures
-from pco.config import Gate
-from pco.measures import Summary
+from data.errors import AwaitsAnswer, BadInput
+from pco import answers, evaluate, measures
+from pco.gate_config import Gate, Guard, Requirement
+from pco.measures import Row
 from pco.stage import Stage
 from pco.statistics import paired_interval
 
-_LEVEL = 0.95  # of the interval that is told where the gate demands none
+_TOLD_LEVEL = 0.95  # of the interval that is told where a rule demands none
 
 
 @dataclass(frozen=True)
 class Ruling:
-    """One rule of the gate applied to one round."""
+    """One rule of the gate applied to one round; `low` and `high` bound `value` where it has an interval."""
 
     rule: str
     value: float
     bound: str
     passed: bool
     reason: str
+    low: float | None = None
+    high: float | None = None
 
 
 def run(stage: Stage) -> store.Manifest:
-    """Write the `decisions` table, a row per rule; `outputs["promoted"]` is `yes` or `no`."""
+    """Write the `decisions` table, a row per rule; `outputs["promoted"]` is `yes` or `no`.
+
+    Raises AwaitsAnswer when a person is to decide and has not.
+    """
     started = stage.launched()
     new, previous, start = (evaluate.read(stage.inputs[name].folder) for name in ("evaluation", "previous", "start"))
-    rulings = judge(
-        measures.summarise(new),
-        measures.summarise(previous),
-        measures.summarise(start),
-        stage.config.gate,
-        gains=measures.gains(new, previous),
-    )
-    promoted = all(ruling.passed for ruling in rulings)
+    rulings = judge(new, {"previous": previous, "start": start}, stage.config.gate)
+    promoted, reason = all(ruling.passed for ruling in rulings), explain(stage.round, rulings)
+    if not promoted and stage.config.gate.otherwise == "ask":
+        answer = answers.read(stage)
+        if answer is None:
+            raise AwaitsAnswer(f"{reason}. {answers.how_to(stage.config)}")
+        promoted, reason = answer.approve, f"{reason}; {answer.told()}"
     rows = [{"round": stage.round, **vars(ruling), "promoted": promoted} for ruling in rulings]
     store.write_part(stage.folder, "decisions", 0, schemas.build("decisions", rows), stage.fingerprint)
     return stage.finish(
@@ -45,44 +51,125 @@ def run(stage: Stage) -> store.Manifest:
         rows_out=len(rows),
         dropped={},
         started=started,
-        outputs={"promoted": "yes" if promoted else "no", "reason": explain(stage.round, rulings)},
+        outputs={"promoted": "yes" if promoted else "no", "reason": reason},
     )
 
 
-def judge(new: Summary, previous: Summary, start: Summary, gate: Gate, *, gains: Sequence[float] = ()) -> list[Ruling]:
-    """Apply every rule of the gate to the summaries of the new, the previous and the starting policy.
+def judge(new: Sequence[Row], others: Mapping[str, Sequence[Row]], gate: Gate) -> list[Ruling]:
+    """Apply every rule of the gate to a policy's evaluation rows; `others` are those of `previous` and `start`.
 
-    `gains` are the reward gains over the previous policy, one per prompt: they say how sure the mean gain is.
+    Where several guards have a confidence, each is held at the level that lets all of them together keep it
+    (Bonferroni's correction).
     """
-    gain = new["reward"] - previous["reward"]
-    level = gate.confidence or _LEVEL
-    low, high = paired_interval(gains, level=level)[1:] if gains else (-math.inf, math.inf)
-    interval = f", {level:.0%} interval {low:+.4f} to {high:+.4f}" if gains else ""
-    perplexity = new["perplexity"] / start["perplexity"]
-    length = new["length"] / start["length"] if start["length"] else math.inf
+    policies = {"new": new, **others}
+    unsure = sum(guard is not None and guard.confidence is not None for guard in gate.guards.values())
+    rules: list[tuple[str, Requirement | Guard | None]] = [*gate.require.items(), *gate.guards.items()]
     return [
-        Ruling(
-            "reward gain",
-            gain,
-            f"> {gate.min_reward_gain:g}" + (f" with {level:.0%} confidence" if gate.confidence else ""),
-            (low if gate.confidence else gain) > gate.min_reward_gain,
-            f"held-out reward {previous['reward']:.4f} -> {new['reward']:.4f} ({gain:+.4f}{interval})",
-        ),
-        Ruling(
-            "perplexity ratio",
-            perplexity,
-            f"<= {gate.max_perplexity_ratio:g}",
-            perplexity <= gate.max_perplexity_ratio,
-            f"perplexity on human text {start['perplexity']:.1f} -> {new['perplexity']:.1f} ({perplexity - 1:+.0%})",
-        ),
-        Ruling(
-            "length ratio",
-            length,
-            f"{gate.min_length_ratio:g} to {gate.max_length_ratio:g}",
-            gate.min_length_ratio <= length <= gate.max_length_ratio,
-            f"mean length {start['length']:.1f} -> {new['length']:.1f} tokens ({length - 1:+.0%})",
-        ),
+        ruling
+        for name, rule in rules
+        if rule is not None
+        for ruling in _rulings(name, rule, policies, _level(rule, unsure))
     ]
+
+
+def _level(rule: Requirement | Guard, unsure_guards: int) -> float | None:
+    if rule.confidence is None or isinstance(rule, Requirement):
+        return rule.confidence
+    return 1 - (1 - rule.confidence) / unsure_guards
+
+
+def _rulings(
+    measure: str, rule: Requirement | Guard, policies: Mapping[str, Sequence[Row]], level: float | None
+) -> Iterator[Ruling]:
+    """One for each kind of bound that the rule has."""
+    other = policies[rule.against]
+    for look_at, least, most in (
+        (_value, rule.min, rule.max),
+        (_change, rule.min_change, rule.max_change),
+        (_ratio, rule.min_ratio, rule.max_ratio),
+    ):
+        if least is not None or most is not None:
+            yield _ruling(look_at(measure, policies["new"], other, rule.against), rule, (least, most), level)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One number of a policy, told in two halves with room for its interval in between.
+
+    `each` is that number of each prompt, and `above` by how much each prompt, or text, lies above a bound on it. Both
+    are empty for a number of all completions together; a ratio has no `each`.
+    """
+
+    rule: str
+    number: float
+    told: tuple[str, str]
+    each: list[float]
+    above: Callable[[float], list[float]]
+
+
+def _value(measure: str, new: Sequence[Row], other: Sequence[Row], named: str) -> _Look:
+    now, each = _summary(new, measure), measures.gains(new, None, measure=measure)
+    return _Look(measure, now, (f"{measure} {now:.4g}", ""), each, lambda bound: [one - bound for one in each])
+
+
+def _change(measure: str, new: Sequence[Row], other: Sequence[Row], named: str) -> _Look:
+    now, then = _summary(new, measure), _summary(other, measure)
+    each = measures.gains(new, other, measure=measure)
+    told = f"{measure} {then:.4f} -> {now:.4f} ({now - then:+.4f}", f" vs {named})"
+    return _Look(f"{measure} change", now - then, told, each, lambda bound: [one - bound for one in each])
+
+
+def _ratio(measure: str, new: Sequence[Row], other: Sequence[Row], named: str) -> _Look:
+    now, then = _summary(new, measure), _summary(other, measure)
+    ratio = now / then if then else 1.0 if now == 0 else math.inf
+    told = f"{measure} {then:.4g} -> {now:.4g} ({ratio - 1:+.0%}", f" vs {named})"
+    if measure == "perplexity":
+        return _Look("perplexity ratio", ratio, told, [], lambda bound: measures.surprise(new, other, times=bound))
+    above = partial(measures.gains, new, other, measure=measure)
+    return _Look(f"{measure} ratio", ratio, told, [], lambda bound: above(times=bound))
+
+
+def _summary(rows: Sequence[Row], measure: str) -> float:
+    return measures.summarise(rows).get(measure, math.nan)
+
+
+def _ruling(
+    look: _Look, rule: Requirement | Guard, bounds: tuple[float | None, float | None], level: float | None
+) -> Ruling:
+    known = look.each and math.isfinite(look.number)
+    low, high = paired_interval(look.each, level=level or _TOLD_LEVEL)[1:] if known else (None, None)
+    bracket = "" if low is None else f" [{low:+.4f}, {high:+.4f}]"
+    passed = math.isfinite(look.number) and all(
+        _holds(look, rule, bound, sign, level) for bound, sign in zip(bounds, (1, -1), strict=True) if bound is not None
+    )
+    return Ruling(look.rule, look.number, _bound(rule, bounds), passed, bracket.join(look.told), low, high)
+
+
+def _holds(look: _Look, rule: Requirement | Guard, bound: float, sign: int, level: float | None) -> bool:
+    """Whether the number is above a bound (`sign` 1) or below it (-1), or for a guard at it."""
+    strictly = isinstance(rule, Requirement)
+    if level is None:
+        beyond = sign * (look.number - bound)
+        return beyond > 0 if strictly else beyond >= 0
+    by = [sign * one for one in look.above(bound)]
+    if not by:
+        raise BadInput(
+            f"gate: `{look.rule}` has a `confidence`, but it is one number of all completions together and has no "
+            "interval. Leave the confidence out."
+        )
+    _, low, high = paired_interval(by, level=level)
+    return low > 0 if strictly else high >= 0
+
+
+def _bound(rule: Requirement | Guard, bounds: tuple[float | None, float | None]) -> str:
+    """The bounds in words, e.g. `> 0 with 90% confidence`, `0.8 to 1.5`."""
+    least, most = bounds
+    beyond = "" if isinstance(rule, Requirement) else "="
+    if least is not None and most is not None:
+        told = f"{least:g} to {most:g}"
+    else:
+        told = f">{beyond} {least:g}" if least is not None else f"<{beyond} {most:g}"
+    return told + (f" with {rule.confidence:.0%} confidence" if rule.confidence else "")
 
 
 def explain(number: int, rulings: list[Ruling]) -> str:

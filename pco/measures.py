@@ -35,18 +35,37 @@ def win_rows(measure: str, rows: Iterable[Row], against: Iterable[Row]) -> list[
     return [_row(measure, row, _win(row["value"], other[_key(row)])) for row in own if _key(row) in other]
 
 
-def gains(rows: Iterable[Row], against: Iterable[Row], *, measure: str = "reward") -> list[float]:
-    """For each prompt, by how much its completions' mean of a measure is above the other policy's.
+def gains(
+    rows: Iterable[Row], against: Iterable[Row] | None, *, measure: str = "reward", times: float = 1.0
+) -> list[float]:
+    """For each prompt, by how much its completions' mean of a measure is above `times` the other policy's.
 
     Only completions of which both policies have one; greedy and sampled ones weigh alike, as in `summarise`. The
-    prompt is the unit, since its completions are alike.
+    prompt is the unit, since its completions are alike. Without another policy, the mean itself.
     """
-    other = {_key(row): row["value"] for row in against if row["measure"] == measure}
+    other = {_key(row): times * row["value"] for row in against or () if row["measure"] == measure}
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["measure"] == measure and _key(row) in other:
-            found[row["prompt_id"]][row["mode"]].append(row["value"] - other[_key(row)])
+        of_a_prompt = row["measure"] == measure and row["prompt_id"] is not None
+        if of_a_prompt and (against is None or _key(row) in other):
+            found[row["prompt_id"]][row["mode"]].append(row["value"] - other.get(_key(row), 0.0))
     return [fmean(map(fmean, by_mode.values())) for by_mode in found.values()]
+
+
+def surprise(rows: Iterable[Row], against: Iterable[Row], *, times: float = 1.0) -> list[float]:
+    """For each human text, by how many nats its surprise is above the other policy's at `times` its perplexity.
+
+    All of them add up to more than 0 just when the ratio of the two perplexities is more than `times`.
+    """
+    texts = (row for row in rows if row["measure"] == "text_logprob")
+    before = {(row["measure"], row["prompt_id"]): row["value"] for row in against if row["mode"] == TEXT}
+    return [
+        before["text_logprob", row["prompt_id"]]
+        - row["value"]
+        - math.log(times) * before["text_tokens", row["prompt_id"]]
+        for row in texts
+        if ("text_logprob", row["prompt_id"]) in before
+    ]
 
 
 def _win(own: float, other: float) -> float:

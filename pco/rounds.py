@@ -4,7 +4,7 @@ The only place that knows the order. A flow runs the stages, `pco status` looks 
 hands `walk` what to do with a stage.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from data.store import Manifest
 from pco import policy, replay, rewards
@@ -15,12 +15,12 @@ from pco.train_config import DPO, IPO
 
 
 def walk(
-    config: RunConfig, do: Callable[[Stage], Manifest], *, decided: Callable[[int], None] = lambda _: None
+    config: RunConfig, do: Callable[[Stage], Manifest], *, decided: Callable[[int, Artifact], None] = lambda *_: None
 ) -> None:
-    """Hand every stage of a run to `do`, in order, until the rounds are through or the gate refuses one.
+    """Hand every stage of a run to `do`, in order, until the rounds are through or the gate ends the run.
 
     `do` makes sure that a stage is finished and returns its manifest; to end the walk early it raises. `decided` is
-    told of each round after its gate has spoken.
+    told of each round after its gate has spoken, with the best policy so far.
     """
 
     def done(name: StageName, number: int, **inputs: Artifact) -> Artifact:
@@ -34,9 +34,10 @@ def walk(
     manifest = do(prepare)
     prompts = prepare.made(manifest)
     with_prompts = rewards.reads_prompts(config.reward)
-    current = start_policy = policy.starting(manifest)
-    start = previous = judged("evaluate", 0, policy=start_policy, prompts=prompts)
+    current = best = start_policy = policy.starting(manifest)
+    start = of_best = judged("evaluate", 0, policy=start_policy, prompts=prompts)
     pairs_of = {0: prompts} if config.prompts.preferences is not None else {}
+    verdicts: list[bool] = []
     for number in range(1, config.rounds + 1):
         candidates = done("generate", number, policy=current, prompts=prompts)
         scores = judged("score", number, candidates=candidates, **({"prompts": prompts} if with_prompts else {}))
@@ -48,15 +49,39 @@ def walk(
             learned["prompts"] = prompts
         if (reference := _reference(config, current, start_policy)) is not None:
             learned["reference"] = done("refer", number, policy=reference, pairs=pairs)
-        train = Stage("train", number, config, learned)
+        train = Stage("train", number, _gentler(config, verdicts), learned)
         trained = policy.trained(train, do(train))
-        evaluation = judged("evaluate", number, policy=trained, prompts=prompts, start=start, previous=previous)
-        decide = Stage("decide", number, config, {"evaluation": evaluation, "previous": previous, "start": start})
-        promoted = do(decide).outputs["promoted"] == "yes"
-        decided(number)
-        if not promoted:
+        evaluation = judged("evaluate", number, policy=trained, prompts=prompts, start=start, previous=of_best)
+        decide = Stage("decide", number, config, {"evaluation": evaluation, "previous": of_best, "start": start})
+        verdicts.append(do(decide).outputs["promoted"] == "yes")
+        if verdicts[-1]:
+            best, of_best = trained, evaluation
+        decided(number, best)
+        if is_over(config, verdicts):
             return
-        current, previous = trained, evaluation
+        current = trained if config.gate.otherwise == "continue_anyway" else best
+
+
+def is_over(config: RunConfig, verdicts: Sequence[bool]) -> bool:
+    """Whether a run ends after rounds with these verdicts, be it that all are through or that the gate ends it."""
+    if len(verdicts) >= config.rounds:
+        return True
+    goes_on = config.gate.otherwise in {"roll_back", "continue_anyway"}
+    return _refused(verdicts) >= (config.gate.patience if goes_on else 1)
+
+
+def _refused(verdicts: Sequence[bool]) -> int:
+    """How many of the last rounds were refused one after the other."""
+    return next((i for i, promoted in enumerate(reversed(verdicts)) if promoted), len(verdicts))
+
+
+def _gentler(config: RunConfig, verdicts: Sequence[bool]) -> RunConfig:
+    """The config with the learning rate that a round is trained with after these verdicts."""
+    refused = _refused(verdicts)
+    if config.gate.otherwise != "roll_back" or not refused:
+        return config
+    rate = config.train.learning_rate * config.gate.retry_learning_rate**refused
+    return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
 
 
 def _reference(config: RunConfig, current: Artifact, start: Artifact) -> Artifact | None:

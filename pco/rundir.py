@@ -19,6 +19,7 @@ from pco.config import RunConfig, overridden, parse
 from pco.stage import HOW_TRAINING_RUNS, flat
 
 CONFIG = "config.yaml"
+BEST = "best"  # a link to the folder of the best policy so far
 _LOCK = ".lock"
 _RECOVERY = ".recovery"
 # What may change between two attempts at the same run: it decides no result.
@@ -30,6 +31,11 @@ _FREE = {
     "engine.kv_cache_gib",
     "engine.gpu_memory_utilization",
     "reward.max_tokens_per_batch",
+    # What they change is which stages come next, and with what: each of those has a fingerprint of its own.
+    "gate.otherwise",
+    "gate.patience",
+    "gate.retry_learning_rate",
+    "gate.answer_within_s",
     *(f"train.{name}" for name in HOW_TRAINING_RUNS),
 }
 
@@ -142,6 +148,11 @@ def check_same(config: RunConfig) -> None:
 def write_config(config: RunConfig, folder: Path) -> None:
     """Write every setting out: what makes a folder a run."""
     store.write_text(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def point_to_best(config: RunConfig, policy: Path) -> None:
+    """Have `best` in the run's folder lead to the best policy so far, at every moment to one or the other."""
+    store.link(config.folder / BEST, policy)
 
 
 def report_path(config: RunConfig) -> Path:

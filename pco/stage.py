@@ -232,4 +232,4 @@ def _settings(name: StageName, config: RunConfig) -> dict[str, Any]:
                 "seed": config.seed,
             }
         case "decide":
-            return {"gate": dump["gate"]}
+            return {"gate": {key: dump["gate"][key] for key in ("require", "guards")}}

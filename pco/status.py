@@ -5,10 +5,10 @@ from pathlib import Path
 
 from data import store
 from data.errors import BadInput, PCOError
-from pco import checkpoints
+from pco import answers, checkpoints
 from pco.config import RunConfig
 from pco.launcher import error_path
-from pco.rounds import walk
+from pco.rounds import is_over, walk
 from pco.rundir import CONFIG, is_held, read_config, report_path
 from pco.stage import Stage, StageName, round_folder, stages_of
 
@@ -30,8 +30,9 @@ class RunLine:
 class StageLine:
     """One stage of a run.
 
-    `state` is `done`, `running`, `partial`, `interrupted` (with nothing kept), `failed`, `stale`, `damaged` or `not
-    started`, and `note` says the rest: what is kept, why it failed, what changed, what cannot be read.
+    `state` is `done`, `running`, `partial`, `interrupted` (with nothing kept), `failed`, `waiting` (for a person's
+    answer), `stale`, `damaged` or `not started`, and `note` says the rest: what is kept, why it failed, what changed,
+    what cannot be read.
     """
 
     round: int
@@ -57,11 +58,12 @@ def _run_line(folder: Path) -> RunLine:
 
 def _read_run_line(config: RunConfig) -> RunLine:
     decisions = _decisions(config)
-    refused = any(manifest.outputs["promoted"] == "no" for manifest in decisions)
-    done = len(decisions) >= config.rounds
+    promoted = [manifest.outputs["promoted"] == "yes" for manifest in decisions]
     report = report_path(config)
-    running = "running" if is_held(config.folder) else "unfinished"
-    state = "refused by the gate" if refused else "finished" if done else running
+    if promoted and is_over(config, promoted):
+        state = "finished" if promoted[-1] else "refused by the gate"
+    else:
+        state = "running" if is_held(config.folder) else "unfinished"
     return RunLine(config.run, config.rounds, len(decisions), state, report if report.exists() else None)
 
 
@@ -132,12 +134,26 @@ def to_do(config: RunConfig) -> str:
             f"`{resume}` would be refused at `{name}` of round {number}: {changes}. `pco fork {config.run} NEW` shares "
             f"what is still valid; `{resume} --from {name} --round {number}` sets the rest aside and makes it anew."
         )
+    if (line := _stage_line(config, number, name, reached)).state == "waiting":
+        return line.note
     every = points(config)
     left = every[every.index(point) :]
     this_round = ", ".join(stage for at, stage in left if at == number)
     later = config.rounds - number
     then = f", then {later} more round{'s' if later > 1 else ''}" if later else ""
     return f"`{resume}` would run, in round {number}: {this_round}{then}."
+
+
+def awaited(config: RunConfig) -> Stage:
+    """The `decide` stage that waits for a person's answer.
+
+    Raises BadInput when the run asks nothing.
+    """
+    reached, _ = _reached(config)
+    stage = reached[list(reached)[-1]] if reached else None
+    if stage is None or _stage_line(config, stage.round, stage.name, reached).state != "waiting":
+        raise BadInput(f"{config.run}: waits for no answer. `pco status {config.run}` shows what it is at.")
+    return stage
 
 
 def _stage_line(config: RunConfig, number: int, name: StageName, reached: dict[Point, Stage]) -> StageLine:
@@ -170,6 +186,8 @@ def _unfinished(config: RunConfig, number: int, name: StageName, *, is_next: boo
     begun = error.with_suffix(".log").exists()
     if error.exists():
         why = error.read_text(encoding="utf-8").partition("\n")[0]
+        if answers.how_to(config) in why:
+            return "waiting", why
         return "failed", f"{why} ({kept} kept)" if kept else why
     if begun and is_next and is_held(config.folder):
         return "running", kept

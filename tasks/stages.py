@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from data import store
-from data.errors import StageFailed
+from data.errors import AwaitsAnswer, StageFailed
 from data.store import Manifest
 from pco import launcher
 from pco.progress import Progress
@@ -35,14 +35,20 @@ async def _may_be_transient(_task: Any, _run: TaskRun, state: State) -> bool:
     retry_delay_seconds=[5, 30],
     retry_condition_fn=_may_be_transient,
 )
-def run_stage(stage: Stage) -> Manifest:
-    """Make sure that a stage is finished; a finished one returns its manifest at once."""
+def run_stage(stage: Stage) -> Manifest | AwaitsAnswer:
+    """Make sure that a stage is finished; a finished one returns its manifest at once.
+
+    A decision that is a person's to make is no failure: what it says is returned.
+    """
     view = views.current()
     watch = _Watch(stage, view)
     view.begin(stage.title)
     try:
         reused = store.read_manifest(stage.folder) is not None
         manifest = launcher.run(stage, on_progress=watch.advance, on_log=get_run_logger().debug)
+    except AwaitsAnswer as waiting:
+        view.end(str(waiting), ok=True)
+        return waiting
     except BaseException as error:  # a cancelled or interrupted stage has ended, too
         view.end(str(error).partition("\n")[0] or type(error).__name__, ok=False)
         raise

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +170,12 @@ def checkpoint(folder: Path, steps: int, fingerprint: str = "f", of: int = 9) ->
     return tag
 
 
-def played(config: RunConfig, until: tuple[int, StageName] | None = None, *, refused: int = 0) -> None:
+def played(
+    config: RunConfig, until: tuple[int, StageName] | None = None, *, refused: int | Collection[int] = ()
+) -> list[Stage]:
     """A run on disk whose stages before `until` are finished, each with an empty folder but for its manifest.
 
-    The gate refuses round `refused`.
+    The gate refuses round `refused`, or several. Returns the stages in the order in which they ran.
     """
     from pco.rounds import walk
     from pco.rundir import opened
@@ -184,6 +186,7 @@ def played(config: RunConfig, until: tuple[int, StageName] | None = None, *, ref
     def pretend(stage: Stage) -> store.Manifest:
         if (stage.round, stage.name) == until:
             raise Enough
+        walked.append(stage)
         if (done := stage.finished()) is not None:
             return done
         if stage.name == "train":
@@ -191,15 +194,23 @@ def played(config: RunConfig, until: tuple[int, StageName] | None = None, *, ref
             policy.mkdir(parents=True)
             (policy / "model.safetensors").write_text(stage.fingerprint)
         return stage.finish(
-            unit="rows", rows_in=1, rows_out=1, dropped={}, started=0.0, outputs=_outputs(stage, refused)
+            unit="rows",
+            rows_in=1,
+            rows_out=1,
+            dropped={},
+            started=0.0,
+            outputs=_outputs(stage, stage.round in refusals),
         )
 
+    walked: list[Stage] = []
+    refusals = {refused} if isinstance(refused, int) else set(refused)
     with opened(config), contextlib.suppress(Enough):
         walk(config, pretend)
+    return walked
 
 
-def _outputs(stage: Stage, refused: int) -> dict[str, str]:
-    promoted = "no" if stage.round == refused else "yes"
+def _outputs(stage: Stage, refused: bool) -> dict[str, str]:
+    promoted = "no" if refused else "yes"
     match stage.name:
         case "prepare":
             return {"policy": "the starting policy", "policy_folder": "/nowhere"}

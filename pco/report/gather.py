@@ -22,6 +22,7 @@ from pco.report.numbers import (
     StageReport,
     Status,
 )
+from pco.rounds import is_over
 from pco.stage import Stage, StageName, round_folder, stages_of
 
 _SAMPLING: tuple[StageName, ...] = ("generate", "evaluate")
@@ -58,7 +59,8 @@ def _nothing(config: RunConfig) -> str:
 
 
 def _outcome(rounds: Sequence[RoundReport], stages: Sequence[StageReport]) -> Outcome:
-    if any(one.decision is not None and not one.decision.promoted for one in rounds):
+    decided = [one.decision for one in rounds if one.decision is not None]
+    if decided and not decided[-1].promoted and not any(stage.status in {"begun", "not begun"} for stage in stages):
         return "refused"
     return "finished" if all(stage.status == "done" for stage in stages) else "unfinished"
 
@@ -66,11 +68,13 @@ def _outcome(rounds: Sequence[RoundReport], stages: Sequence[StageReport]) -> Ou
 def _stages(config: RunConfig) -> list[StageReport]:
     """Every stage that the config asks for, in order; after a refused round no more are run."""
     stages: list[StageReport] = []
-    stopped = False
+    verdicts: list[bool] = []
     for number in range(config.rounds + 1):
+        stopped = bool(verdicts) and is_over(config, verdicts)
         stages += [_stage(config, number, name, stopped=stopped) for name in stages_of(config, number)]
-        verdict = stages[-1].manifest
-        stopped = stopped or (verdict is not None and verdict.outputs.get("promoted") == "no")
+        decision = stages[-1].manifest
+        if decision is not None and number:
+            verdicts.append(decision.outputs.get("promoted") == "yes")
     return stages
 
 

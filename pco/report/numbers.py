@@ -182,8 +182,10 @@ class RunReport:
 
     @property
     def refused(self) -> RoundReport | None:
-        """The round that the gate refused, if any."""
-        return next((one for one in self.rounds if one.decision is not None and not one.decision.promoted), None)
+        """The round whose refusal ended the run, if one did."""
+        if self.outcome != "refused":
+            return None
+        return [one for one in self.rounds if one.decision is not None][-1]
 
     @property
     def subject(self) -> RoundReport | None:

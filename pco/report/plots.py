@@ -70,18 +70,17 @@ def guards(report: RunReport) -> list[Plot]:
     start = report.start.summary
     if len(report.evaluated) < 2 or start is None:
         return []
-    gate = report.config.gate
     perplexity, length = start["perplexity"], start["length"]
     return [
         _plot(
             "Perplexity",
             "On human text, as a multiple of the starting policy's. Dashed: the gate's bound.",
-            _ratio(report, "perplexity", perplexity, [("at most", gate.max_perplexity_ratio)]),
+            _ratio(report, "perplexity", perplexity),
         ),
         _plot(
             "Length",
             "Mean completion length as a multiple of the starting policy's. Dashed: the gate's bounds.",
-            _ratio(report, "length", length, [("at least", gate.min_length_ratio), ("at most", gate.max_length_ratio)]),
+            _ratio(report, "length", length),
         ),
     ]
 
@@ -123,12 +122,15 @@ def _over_rounds(report: RunReport, measure: str, *, share: bool = False) -> Dra
     return draw
 
 
-def _ratio(report: RunReport, measure: str, start: float, bounds: Sequence[tuple[str, float]]) -> Draw:
+def _ratio(report: RunReport, measure: str, start: float) -> Draw:
+    guard = report.config.gate.guards.get(measure)
+    limits = [("at least", guard.min_ratio), ("at most", guard.max_ratio)] if guard and guard.against == "start" else []
+
     def draw(axes: Axes) -> None:
         numbers = [one.number for one in report.evaluated]
         values = [(one.summary or {})[measure] / start for one in report.evaluated]
         axes.plot(numbers, values, marker="o", color=_SERIES[0])
-        _bounds(axes, bounds)
+        _bounds(axes, [(name, limit) for name, limit in limits if limit is not None])
         axes.margins(y=0.18)
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))

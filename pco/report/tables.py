@@ -121,8 +121,9 @@ def _tone(measure: _Measure, change: str) -> Tone:
 def gate(report: RunReport, shown: Sequence[RoundReport] | None = None) -> Table:
     """Every rule of the gate in every decided round."""
     return Table(
-        "A round's policy is promoted when every rule passes. Reward is compared with the previous policy; perplexity "
-        "and length, the guards, are ratios to the starting policy's.",
+        "A round's policy is promoted when every rule passes. The previous policy is the best one before the round, "
+        "the start the one that the run began with. Brackets hold intervals over prompts, of 95 % where a rule demands "
+        "none.",
         [
             Column("Round"),
             Column("Rule", number=False),

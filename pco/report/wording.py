@@ -103,7 +103,8 @@ def headline(report: RunReport) -> str:
 def _verdict(report: RunReport) -> str:
     total, promoted, refused = report.config.rounds, len(report.promoted), report.refused
     if refused is not None:
-        kept = f"the policy of round {promoted} is kept" if promoted else "the starting policy is kept"
+        best = report.promoted[-1].number if promoted else 0
+        kept = f"the policy of round {best} is kept" if best else "the starting policy is kept"
         return f"Round {refused.number} of {total} refused by the gate ({_faults(refused)}), {kept}"
     if report.unfinished is not None:
         where = report.unfinished

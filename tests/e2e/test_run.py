@@ -87,19 +87,19 @@ def test_a_finished_run_runs_nothing_again(finished: Case) -> None:
 def test_a_round_that_the_gate_refuses_ends_the_run_and_keeps_the_last_good_policy(
     make_case: Callable[..., Case],
 ) -> None:
-    case = make_case(gate__min_reward_gain=1.0, rounds=1)
+    case = make_case(gate__require__reward__min_change=1.0, rounds=1)
     status, output = case.run()
     assert status == 0, output
-    assert "round 1 refused: held-out reward" in output
+    assert "round 1 refused: reward" in output
     decisions = _table(case.config, 1, "decide", "decisions").to_pylist()
-    assert [row["rule"] for row in decisions if not row["passed"]] == ["reward gain"]
+    assert [row["rule"] for row in decisions if not row["passed"]] == ["reward change"]
     told = case.tell("fork", str(case.folder), "lenient", "--from", "decide", "--round", "1", *_LENIENT)
     assert "shares 7 stages with test" in told
     told = case.tell("resume", str(case.folder.with_name("lenient")))
     assert "round 1 promoted" in told
 
 
-_LENIENT = ("--set", "gate.min_reward_gain=-1.0")
+_LENIENT = ("--set", "gate.require.reward.min_change=-1.0")
 
 
 def _servers(home: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from data import schemas, store
 from pco import decide, measures
 from pco.config import RunConfig
+from pco.evaluate import read
 from pco.stage import ROUND_STAGES, START_STAGES, Artifact, Stage, StageName
 from tests import builders
 
@@ -116,11 +117,8 @@ def train(config: RunConfig, number: int) -> None:
 
 
 def judge(config: RunConfig, number: int) -> None:
-    summaries = [
-        measures.summarise(store.read_table(stage_of(config, i, "evaluate").folder, "evaluations").to_pylist())
-        for i in (number, number - 1, 0)
-    ]
-    rulings = decide.judge(*summaries, config.gate)
+    new, previous, start = (read(stage_of(config, i, "evaluate").folder) for i in (number, number - 1, 0))
+    rulings = decide.judge(new, {"previous": previous, "start": start}, config.gate)
     promoted = all(ruling.passed for ruling in rulings)
     rows = [{"round": number, **vars(ruling), "promoted": promoted} for ruling in rulings]
     finish(config, number, "decide", "decisions", rows, outputs={"promoted": "yes" if promoted else "no"})

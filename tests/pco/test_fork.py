@@ -60,7 +60,7 @@ def test_a_fork_with_the_same_settings_shares_everything_and_copies_nothing(orig
         ({"generate__n": 9}, (1, "generate")),
         ({"pair__min_margin": 0.5}, (1, "pair")),
         ({"train__learning_rate": 0.5}, (1, "train")),
-        ({"gate__min_reward_gain": 0.5}, (1, "decide")),
+        ({"gate__guards__length__max_ratio": 2.5}, (1, "decide")),
         ({"rounds": 3}, (3, "generate")),
     ],
 )

@@ -223,7 +223,7 @@ def test_the_page_needs_nothing_from_outside(config: RunConfig) -> None:
 
 
 def test_many_rounds_are_drawn_too(tmp_path: Path) -> None:
-    config = make_run(builders.config(tmp_path, rounds=7, gate__min_reward_gain=-1), rounds=7)
+    config = make_run(builders.config(tmp_path, rounds=7, gate__require={"reward": None}), rounds=7)
     told = Page(page.render(gather.run_report(config))).text
     assert "7 of 7 rounds promoted" in told
 

@@ -37,6 +37,11 @@ NEUTRAL = {
     # A training that resumes from a checkpoint ends as the uninterrupted one.
     "train.checkpoint_steps",
     "train.keep_checkpoints",
+    # Which stages come after a refused round, each of which has a fingerprint of its own.
+    "gate.otherwise",
+    "gate.patience",
+    "gate.retry_learning_rate",
+    "gate.answer_within_s",
 }
 
 # Another value where none follows from the type.
@@ -45,7 +50,8 @@ OTHERS = {
     "policy.system": "Be brief.",
     "prompts.preferences": "/preferences.jsonl",
     "prompts.feedback": "/feedback.jsonl",
-    "gate.confidence": 0.9,
+    "gate.require": {"reward": {"min_change": 0.5}},
+    "gate.guards": {"length": None},
     "reward": {"kind": "length", "max_tokens": 9},
     "train.loss": {"kind": "sft"},
     "train.lora": {"r": 2},
@@ -93,7 +99,6 @@ HALVED = {
     "train.warmup_share",
     "train.lora.dropout",
     "engine.gpu_memory_utilization",
-    "gate.min_length_ratio",
     "pair.max_similarity",
 }
 CONFIG = builders.config(Path("/somewhere"), replay__rounds=1)  # without which preferences would be refused
@@ -125,7 +130,8 @@ def test_every_setting_either_decides_some_stage_or_is_known_to_decide_none(dott
         ("train.learning_rate", {"train"}),
         ("train.loss.alpha", {"train"}),
         ("evaluate.samples", {"evaluate"}),
-        ("gate.min_reward_gain", {"decide"}),
+        ("gate.require", {"decide"}),
+        ("gate.guards", {"decide"}),
         ("seed", {"generate", "pair", "train", "evaluate"}),
     ],
 )
@@ -186,9 +192,9 @@ def test_no_two_stages_of_a_run_share_a_folder() -> None:
 
 
 def test_the_manifest_of_a_finished_stage_says_from_what_it_was_made(tmp_path: Path) -> None:
-    config = builders.config(tmp_path, gate__min_reward_gain=0.5)
+    config = builders.config(tmp_path, gate__guards={"length": {"max_ratio": 2.5}})
     stage = builders.stage("decide", config, {"start": Artifact(tmp_path, "f")})
     manifest = stage.finish(unit="prompts", rows_in=3, rows_out=2, dropped={"tie": 1}, started=1.0)
     assert (manifest.stage, manifest.fingerprint) == ("decide", stage.fingerprint)
     assert manifest.inputs == {"start": "f"}
-    assert manifest.settings["gate"]["min_reward_gain"] == 0.5
+    assert manifest.settings["gate"]["guards"]["length"]["max_ratio"] == 2.5

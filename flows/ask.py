@@ -1,0 +1,47 @@
+"""A round that the gate refused may wait for a person: the run is suspended, and its form in the UI asks."""
+
+from collections.abc import Callable
+
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from data.errors import AwaitsAnswer
+from data.store import Manifest
+from pco import answers
+from pco.answers import Answer
+from pco.stage import Stage
+
+
+class Verdict(RunInput):
+    """What is asked of a person, as the form that Prefect shows."""
+
+    approve: bool = Field(description="Promote the round all the same; else the run ends with the best policy so far.")
+    comment: str = Field("", description="Why; it is kept with the round's decision.")
+
+
+def asking(run_stage: Callable[[Stage], Manifest | AwaitsAnswer]) -> Callable[[Stage], Manifest]:
+    """`run_stage`, but a decision that awaits a person suspends the flow run until there is an answer.
+
+    Only the run of a deployment can be suspended: a process can be started again for it. Any other ends with
+    AwaitsAnswer, which says how to answer.
+    """
+
+    def run_or_ask(stage: Stage) -> Manifest:
+        made = run_stage(stage)
+        if isinstance(made, AwaitsAnswer) and flow_run.deployment_id is not None:
+            answers.write(stage, _asked(stage, str(made)))
+            made = run_stage(stage)
+        if isinstance(made, AwaitsAnswer):
+            raise made
+        return made
+
+    return run_or_ask
+
+
+def _asked(stage: Stage, why: str) -> Answer:
+    """The form's answer. Unless there is one this does not return: the process ends, and is started anew for it."""
+    form = Verdict.with_initial_data(description=f"**{stage.title}**: {why}", comment="")
+    given = suspend_flow_run(form, timeout=stage.config.gate.answer_within_s, key=f"round-{stage.round}")
+    return Answer(given.approve, given.comment)
