@@ -135,7 +135,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     Whatever happens, `folder` is the old one, the new one, or absent; never half of either.
     """
-    temporary, replaced = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    temporary, replaced = folder.with_name(f".{folder.name}.tmp"), _replaced(folder)
     for leftover in (temporary, replaced):  # of an attempt that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     with write_errors(folder):
@@ -150,6 +150,19 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         finally:
             for leftover in (temporary, replaced):
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that at every moment it is whole or absent."""
+    replaced = _replaced(folder)
+    with write_errors(folder):
+        shutil.rmtree(replaced, ignore_errors=True)
+        folder.rename(replaced)
+        shutil.rmtree(replaced)
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def sweep(folder: Path) -> None:

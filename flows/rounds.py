@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 
 from flows.ask import asking
 from flows.recover import FLOW, take_over
-from pco import rounds
+from pco import retention, rounds
 from pco.config import RunConfig
 from pco.rundir import opened, point_to_best
 from pco.stage import Artifact
@@ -47,6 +47,8 @@ def _silence(descriptor: Callable[[], int]) -> None:
 
 def _decided(config: RunConfig, number: int, best: Artifact) -> None:
     point_to_best(config, best.folder)
+    for removed in retention.prune(config):
+        get_run_logger().info("Removed %s to save room (keep_last)", removed)
     _publish_round(config, number)
 
 

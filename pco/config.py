@@ -142,6 +142,11 @@ class RunConfig(Section):
     """Rounds of generate, score, pair, train, evaluate, decide."""
     seed: int = Field(0, ge=0)
     """Every random choice follows from it."""
+    keep_last: int | None = Field(None, ge=1)
+    """Keep the policies of so many last rounds and remove older ones, which are as large as the model; null keeps all.
+    Tables stay."""
+    keep_best: int = Field(1, ge=1)
+    """Keep so many of the last promoted policies whatever `keep_last` says; the last of them is the best."""
     stage_timeout_s: int = Field(24 * 3600, ge=1)
     """A stage process that runs longer is ended, in seconds."""
     stall_timeout_s: int = Field(1800, ge=1)

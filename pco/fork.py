@@ -8,11 +8,12 @@ from pathlib import Path
 
 from data import store
 from data.errors import BadInput, RunConflict
+from pco import retention
 from pco.config import RunConfig
 from pco.launcher import logs_of
 from pco.rounds import walk
 from pco.rundir import write_config
-from pco.stage import Stage, StageName, round_folder
+from pco.stage import Stage, StageName
 from pco.status import Point, points
 
 _ASIDE = "set-aside"
@@ -69,8 +70,9 @@ def _planned(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
             raise _Enough
         if manifest is None:
             raise BadInput(f"{source.folder}: not finished, so a fork cannot begin after it. Begin at it, or before.")
-        if stage.name == "train" and not _policy(source).is_dir():
-            raise BadInput(f"{_policy(source)}: is gone, so this stage cannot be shared. Fork from it, or before.")
+        policy = _policy(source)
+        if stage.name == "train" and not (policy.is_dir() or retention.was_removed(policy)):
+            raise BadInput(f"{policy}: is gone, so this stage cannot be shared. Fork from it, or before.")
         made.differing.extend(f"{stage.title}: {change}" for change in changes)
         made.shared.append(stage)
         return manifest
@@ -100,14 +102,17 @@ def _changes(stage: Stage, source: Stage, manifest: store.Manifest) -> list[str]
 
 
 def _policy(stage: Stage) -> Path:
-    return round_folder(stage.config, stage.round) / "policy"
+    return retention.policy_folder(stage.config, stage.round)
 
 
 def _share(stage: Stage, origin: RunConfig, folder: Path) -> None:
     """The policy before the stage that made it: a finished training has one."""
     source = _source(stage, origin)
-    if stage.name == "train":
-        store.share(_policy(source), folder.with_name("policy"), origin=origin.run)
+    policy = folder.with_name("policy")
+    if stage.name == "train" and _policy(source).is_dir():
+        store.share(_policy(source), policy, origin=origin.run)
+    elif stage.name == "train":
+        retention.mark_removed(policy)
     store.share(source.folder, folder, origin=origin.run)
 
 

@@ -84,7 +84,7 @@ class Gate(Section):
     """So many refused rounds one after the other end the run (`roll_back` and `continue_anyway`)."""
     retry_learning_rate: float = Field(0.5, gt=0)
     """`roll_back` multiplies the learning rate by this for each refused round since the last promoted one."""
-    answer_within_s: int = Field(7 * 24 * 3600, ge=60)
+    answer_within_s: int = Field(7 * 24 * 3600, ge=1)
     """`ask` waits so long for an answer in the Prefect UI, in seconds; the flow run then fails, and may be retried."""
 
     @field_validator("require", "guards", mode="before")

@@ -4,14 +4,19 @@ from pathlib import Path
 
 from data import store
 from data.errors import CorruptArtifact
-from pco.stage import Artifact, Stage, round_folder
+from pco import retention
+from pco.stage import Artifact, Stage
 
 
 def verified(stage: Stage) -> Artifact:
     """The stage's `policy` input, after checking that the folder still holds the weights it is said to hold."""
     policy = stage.inputs["policy"]
     if not policy.folder.is_dir():
-        raise CorruptArtifact(f"{policy.folder}: the policy's folder is gone. Restore it, then resume.")
+        why = "was removed to save room (`keep_last`)" if retention.was_removed(policy.folder) else "is gone"
+        raise CorruptArtifact(
+            f"{policy.folder}: the policy's folder {why}. Restore it, then resume; or make it again: `pco resume "
+            f"{stage.config.run} --from train --round N`."
+        )
     found = store.folder_digest(policy.folder)
     if found != policy.fingerprint:
         raise CorruptArtifact(
@@ -29,4 +34,4 @@ def starting(prepared: store.Manifest) -> Artifact:
 
 def trained(stage: Stage, manifest: store.Manifest) -> Artifact:
     """The policy that a `train` stage saved."""
-    return Artifact(round_folder(stage.config, stage.round) / "policy", manifest.outputs["policy"])
+    return Artifact(retention.policy_folder(stage.config, stage.round), manifest.outputs["policy"])

@@ -26,6 +26,8 @@ _RECOVERY = ".recovery"
 _FREE = {
     "runs_dir",
     "rounds",
+    "keep_last",
+    "keep_best",
     "stage_timeout_s",
     "stall_timeout_s",
     "engine.kv_cache_gib",

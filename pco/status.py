@@ -5,12 +5,12 @@ from pathlib import Path
 
 from data import store
 from data.errors import BadInput, PCOError
-from pco import answers, checkpoints
+from pco import answers, checkpoints, retention
 from pco.config import RunConfig
 from pco.launcher import error_path
 from pco.rounds import is_over, walk
 from pco.rundir import CONFIG, is_held, read_config, report_path
-from pco.stage import Stage, StageName, round_folder, stages_of
+from pco.stage import Stage, StageName, stages_of
 
 Point = tuple[int, StageName]
 
@@ -224,7 +224,7 @@ def damage(config: RunConfig) -> list[str]:
         if manifest is not None:
             found += _part_damage(folder, manifest)
             if name == "train":
-                found += _policy_damage(round_folder(config, number) / "policy", manifest.outputs["policy"])
+                found += _policy_damage(retention.policy_folder(config, number), manifest.outputs["policy"])
     return found
 
 
@@ -240,6 +240,8 @@ def _part_damage(folder: Path, manifest: store.Manifest) -> list[str]:
 
 def _policy_damage(folder: Path, digest: str) -> list[str]:
     if not folder.is_dir():
+        if retention.was_removed(folder):
+            return []
         return [f"{folder}: missing. Restore it from a copy, or make it again with `pco resume --from train`."]
     if store.folder_digest(folder) != digest:
         return [f"{folder}: its files are not those that were trained. Restore them from a copy."]

@@ -99,6 +99,11 @@ class Run:
         time.sleep(3)
         self.set_state("SCHEDULED", "AwaitingRetry")
 
+    def resume(self, **answer: Any) -> Row:
+        """As the form of a suspended run in the UI does it."""
+        answered: Row = self.site.post(f"flow_runs/{self.id}/resume", run_input=answer)
+        return answered
+
     def becomes(self, state: str, within_s: float) -> str:
         """Wait for a state by name; returns its message."""
         return str(
@@ -229,6 +234,39 @@ def test_a_run_that_failed_was_cancelled_and_killed_is_retried_and_redoes_nothin
     run.retry()
     run.becomes("Completed", 120)
     _is_whole(run, finished)
+
+
+def test_a_refused_round_asks_and_a_person_answers_there_or_on_the_command_line(
+    make_case: Callable[..., Case], site: Site, start_worker: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    start_worker()
+    impossible = {"reward": {"min_change": 5.0, "confidence": None}}
+    settings = {"gate__require": impossible, "gate__otherwise": "ask", "gate__answer_within_s": 15, "rounds": 1}
+    case = make_case(run="asked", **settings)
+    run = site.start_run(case)
+    run.becomes("Suspended", 180)
+    assert status.of_run(case.config)[-1].state == "waiting"
+    assert holder(run.folder) is None, "nobody works on it meanwhile"
+    assert run.resume(approve="perhaps")["status"] == "REJECT"
+    run.becomes("Failed", 60)  # without an answer
+
+    fork = ("--from", "decide", "--round", "1")
+    assert "shares 7 stages" in case.tell("fork", str(run.folder), "refused", *fork)
+    other = run.folder.with_name("refused")
+    waiting = site.told("flows.cli", "resume", str(other))
+    assert "waiting: round 1 refused: reward" in waiting and "`pco answer refused approve`" in waiting
+    assert "Kept." in case.tell("answer", str(other), "refuse", "--comment", "it rambles")
+    assert "it was refused for good by " in case.tell("resume", str(other))
+    assert "waits for no answer" in site.told("flows.cli", "answer", str(other), "approve")
+
+    finished = run.finished()
+    run.retry()
+    run.becomes("Suspended", 60)
+    assert run.resume(approve=True, comment="it reads well")["status"] == "ACCEPT"
+    run.becomes("Completed", 60)
+    _is_whole(run, finished)
+    assert status.verdicts(case.config)[0].endswith("; asked, it was approved (it reads well)")
+    assert (run.folder / "best").resolve() == (run.folder / "round-01/policy").resolve()
 
 
 def test_a_run_whose_worker_died_with_it_is_recovered_and_one_whose_worker_died_alone_goes_on(

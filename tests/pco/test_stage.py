@@ -20,6 +20,8 @@ NEUTRAL = {
     "run",
     "runs_dir",
     "rounds",
+    "keep_last",
+    "keep_best",
     "stage_timeout_s",
     "stall_timeout_s",
     # Which prompts these are is known only to who reads them; the `prepare` stage freezes what it read.

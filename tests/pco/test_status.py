@@ -6,7 +6,7 @@ import pytest
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from pco import checkpoints, fork, launcher, stage, status
+from pco import answers, checkpoints, fork, launcher, stage, status
 from pco.config import RunConfig
 from pco.rundir import opened
 from pco.stage import ROUND_STAGES, START_STAGES, StageName
@@ -58,6 +58,18 @@ def test_a_run_whose_rounds_are_through_or_refused_is_finished(config: RunConfig
     builders.played(config, refused=refused)
     assert status.is_finished(config)
     assert status.to_do(config) == "Nothing is left to do."
+
+
+def test_a_round_that_waits_for_a_person_says_what_is_asked(config: RunConfig) -> None:
+    config = builders.changed(config, gate__otherwise="ask")
+    with pytest.raises(BadInput, match="waits for no answer"):
+        status.awaited(config)
+    builders.played(config, until=(1, "decide"))
+    asked = f"round 1 refused: reward fell. {answers.how_to(config)}"
+    store.write_text(launcher.error_path(config, 1, "decide"), asked)
+    assert (_line(config, 1, "decide").state, _line(config, 1, "decide").note) == ("waiting", asked)
+    assert status.to_do(config) == asked
+    assert (status.awaited(config).round, status.awaited(config).name) == (1, "decide")
 
 
 def test_a_stage_that_failed_says_why_and_one_that_was_killed_that_it_was(config: RunConfig) -> None:
