@@ -32,7 +32,7 @@ def completion_rows(
 ) -> list[Row]:
     """What is measured of each completion alone; what cannot be, a reward that is not finite say, has no row.
 
-    `references` are the reference answers by prompt id.
+    `references` are reference answers by prompt id.
     """
     scores = {"reward": rewards} | ({} if second_rewards is None else {"second_reward": second_rewards})
     rows = []

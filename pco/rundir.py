@@ -30,6 +30,7 @@ _FREE = {
     "engine.kv_cache_gib",
     "engine.gpu_memory_utilization",
     "reward.max_tokens_per_batch",
+    "evaluate.second_reward.max_tokens_per_batch",
     *(f"train.{name}" for name in HOW_TRAINING_RUNS),
 }
 
