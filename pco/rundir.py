@@ -150,6 +150,28 @@ def report_path(config: RunConfig) -> Path:
     return config.folder / "report.html"
 
 
+def find(name: str, runs_dir: Path, overrides: list[str] | None = None) -> RunConfig:
+    """The config of a run by its name under the runs folder, or by the path of its folder.
+
+    Raises BadInput when there is no such run.
+    """
+    folder = Path(name) if os.sep in name else runs_dir / name
+    return read_config(folder.resolve(), overrides)
+
+
+def find_round(name: str, runs_dir: Path) -> tuple[RunConfig, int | None]:
+    """A run and a round of it, named as `RUN` or `RUN:ROUND`.
+
+    Raises BadInput when there is no such run, or what follows the colon is no round's number.
+    """
+    run, colon, number = name.rpartition(":")
+    if not colon:
+        return find(name, runs_dir), None
+    if not number.isdigit():
+        raise BadInput(f"{name}: expected RUN:ROUND with a round's number, such as quickstart:1.")
+    return find(run, runs_dir), int(number)
+
+
 def read_config(folder: Path, overrides: list[str] | None = None) -> RunConfig:
     """The config of a run on disk, with `runs_dir` where the run lies now, so that a run may be moved.
 
