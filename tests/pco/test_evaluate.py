@@ -9,31 +9,12 @@ import pytest
 
 from data.errors import BadInput
 from pco import evaluate, measures
-from pco.engine import Completion, Request
 from pco.stage import Artifact, Stage
 from tests import builders
+from tests.fake_sampler import FakeSampler
 
 PROMPTS = {"z": "a reference of some tokens", "y": None}
 EXACT = {"kind": "exact_answer", "pattern": "(z)"}
-SAMPLED = -3.0  # log-probability of each completion under the policy that samples it
-
-
-class FakeSampler:
-    """Completes with `z` as often as it was made to, and finds given text likelier the longer it writes."""
-
-    context = 99
-
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
-
-    def complete(self, requests: list[Request], *_: Any, on_done: Callable[[int], None]) -> list[Completion]:
-        return [Completion(one, "z " * self.tokens, [5] * self.tokens, SAMPLED, "length") for one in requests]
-
-    def text_logprobs(self, texts: list[str]) -> list[tuple[float, int]]:
-        return [(-10.0 / self.tokens, 5) for _ in texts]
-
-    def logprobs(self, given: list[tuple[list[int], list[int]]]) -> list[float]:
-        return [SAMPLED - 1 for _ in given]
 
 
 @pytest.fixture
