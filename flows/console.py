@@ -1,8 +1,9 @@
-"""How commands speak: errors that a user can act on, and rows of a table."""
+"""How commands speak: options that several have, errors that a user can act on, and rows of a table."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -10,6 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.errors import AwaitsAnswer, PCOError
+
+RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.", envvar="PCO_RUNS_DIR")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. `--set train.learning_rate=1e-5`."),
+]
 
 console = Console()
 errors = Console(stderr=True)

@@ -58,6 +58,8 @@ def check(config: RunConfig) -> Inputs:
     preferences = readers.read_preferences(Path(prompts.preferences)) if prompts.preferences else []
     _check_leakage(config, [*train, *preferences, *feedback], heldout)
     rewards.check(config.reward, {prompts.train: train, prompts.heldout: heldout})
+    if config.evaluate.second_reward is not None:
+        rewards.check(config.evaluate.second_reward, {prompts.heldout: heldout})
     model = hub.find_model(config.policy.model, config.policy.revision, key="policy.model")
     shape = _model_shape(model)
     _check_k(config, shape["vocab_size"])

@@ -2,14 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import stdev
+from statistics import fmean, stdev
 
 from data.errors import BadInput
 from pco import measures
 from pco.measures import Row
 from pco.statistics import adjusted, detectable_difference, paired_interval, sign_test
 
-MEASURES = ("reward", "repetition", "length")
+MEASURES = ("reward", "second_reward", "f1", "repetition", "length", "entropy")
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A measure's mean over prompts and its interval."""
+
+    measure: str
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -31,8 +41,14 @@ class Difference:
     detectable: float
 
 
+def means(rows: Sequence[Row], *, level: float = 0.95) -> list[Mean]:
+    """What one evaluation says, measure by measure."""
+    found = {name: measures.by_prompt(rows, name) for name in MEASURES}
+    return [Mean(name, *paired_interval(values, level=level)) for name, values in found.items() if values]
+
+
 def compare(first: Sequence[Row], second: Sequence[Row], *, level: float = 0.95) -> list[Difference]:
-    """The rows of two evaluations, measure by measure.
+    """The rows of two evaluations, measure by measure; `win` is the share of completions with more reward than first's.
 
     Raises BadInput when they share no prompt.
     """
@@ -40,8 +56,11 @@ def compare(first: Sequence[Row], second: Sequence[Row], *, level: float = 0.95)
     paired = {name: found for name, found in paired.items() if found}
     if not paired:
         raise BadInput("The two evaluations share no held-out prompt, so nothing can be compared.")
-    corrected = adjusted([sign_test(found) for found in paired.values()])
     before, after = measures.summarise(first), measures.summarise(second)
+    for win, score in measures.WINS.items():
+        if wins := measures.by_prompt(measures.win_rows(win, second, first, by=score), win):
+            paired[win], before[win], after[win] = [won - 0.5 for won in wins], 0.5, fmean(wins)
+    corrected = adjusted([sign_test(found) for found in paired.values()])
     lines = []
     for (name, found), p in zip(paired.items(), corrected, strict=True):
         mean, low, high = paired_interval(found, level=level)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from data import store
 from data.errors import BadInput
 from pco.gate_config import Gate
-from pco.reward_config import RepetitionReward, RewardConfig, absolute
+from pco.reward_config import RepetitionReward, RewardConfig, absolute, parts, settings
 from pco.section import Section
 from pco.train_config import Train
 
@@ -129,6 +129,8 @@ class Evaluate(Section):
 
     samples: int = Field(2, ge=1)
     """Sampled completions per held-out prompt."""
+    second_reward: RewardConfig | None = None
+    """A reward that makes no labels: one that stays behind while the first climbs tells that the first is gamed."""
 
 
 class RunConfig(Section):
@@ -174,10 +176,33 @@ class RunConfig(Section):
             raise ValueError("prompts.preferences would never be trained on: set replay.rounds to 1 or more")
         return self
 
+    @model_validator(mode="after")
+    def _second_reward_makes_no_labels(self) -> "RunConfig":
+        second = self.evaluate.second_reward
+        if second is not None and _share_a_part(self.reward, second):
+            raise ValueError(
+                "evaluate.second_reward has a part of `reward`, so it would climb with it whatever happens: name one "
+                "that makes no labels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rules_have_measures(self) -> "RunConfig":
+        rules = {f"gate.{kind}.{name}": name for kind in ("require", "guards") for name in getattr(self.gate, kind)}
+        for where, name in rules.items():
+            if "second" in name and self.evaluate.second_reward is None:
+                raise ValueError(f"{where}: nothing is measured by it: set evaluate.second_reward")
+        return self
+
     @property
     def folder(self) -> Path:
         """Where everything of this run lies."""
         return Path(self.runs_dir) / self.run
+
+
+def _share_a_part(one: RewardConfig, other: RewardConfig) -> bool:
+    known = [settings(part) for part in parts(one)]
+    return any(settings(part) in known for part in parts(other))
 
 
 class _NoRepeatedKeys(yaml.SafeLoader):
@@ -293,6 +318,11 @@ def _absolute(config: RunConfig) -> RunConfig:
                 update={"model": str(model.resolve()) if store.exists(model) else config.policy.model}
             ),
             "reward": absolute(config.reward),
+            "evaluate": config.evaluate.model_copy(
+                update={
+                    "second_reward": None if (second := config.evaluate.second_reward) is None else absolute(second)
+                }
+            ),
             "prompts": prompts.model_copy(
                 update={
                     name: str(Path(path).expanduser().resolve())

@@ -108,7 +108,7 @@ class _Look:
 
 
 def _value(measure: str, new: Sequence[Row], other: Sequence[Row], named: str) -> _Look:
-    now, each = _summary(new, measure), measures.gains(new, None, measure=measure)
+    now, each = _summary(new, measure), measures.by_prompt(new, measure)
     return _Look(measure, now, (f"{measure} {now:.4g}", ""), each, lambda bound: [one - bound for one in each])
 
 

@@ -2,7 +2,7 @@
 
 import gc
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,16 +87,30 @@ class Sampler:
                 return token_ids[:count]
         return []
 
+    @property
+    def context(self) -> int:
+        """How many tokens the engine can read and write of one text."""
+        return int(self._llm.model_config.max_model_len)
+
     def text_logprobs(self, texts: list[str]) -> Iterator[tuple[float, int]]:
         """For each text: the sum of its tokens' log-probabilities (nats) after the first token, and their number."""
+        encoded = [self._tokenizer(text)["input_ids"] for text in texts]
+        logprobs = self.logprobs([(ids[:1], ids[1:]) for ids in encoded])
+        yield from zip(logprobs, (len(ids) - 1 for ids in encoded), strict=True)
+
+    def logprobs(self, given: Sequence[tuple[list[int], list[int]]]) -> Iterator[float]:
+        """For each prompt (a token at least) and completion: the completion's log-probability, nats.
+
+        One token of the context must be left over, since vLLM reads nothing without writing.
+        """
         from vllm import SamplingParams
 
-        encoded = [self._tokenizer(text)["input_ids"] for text in texts]
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
-        outputs = self._llm.generate([{"prompt_token_ids": ids} for ids in encoded], params, use_tqdm=False)
-        for ids, output in zip(encoded, outputs, strict=True):
-            steps = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
-            yield sum(step[token].logprob for step, token in steps), len(ids) - 1
+        texts = [{"prompt_token_ids": prompt + completion} for prompt, completion in given]
+        outputs = self._llm.generate(texts, params, use_tqdm=False)
+        for (prompt, completion), output in zip(given, outputs, strict=True):
+            steps = zip(output.prompt_logprobs[len(prompt) :], completion, strict=True)
+            yield sum(step[token].logprob for step, token in steps)
 
 
 def free_memory() -> None:

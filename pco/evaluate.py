@@ -1,5 +1,6 @@
 """Stage `evaluate`: a policy meets the held-out prompts and the human texts that no training ever sees."""
 
+import math
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,9 @@ from data import schemas, store
 from data.errors import BadInput
 from pco import generate, measures, policy, rewards
 from pco.engine import Request, Sampler, free_memory
-from pco.rendering import load_tokenizer, render
+from pco.measures import Row
+from pco.rendering import load_tokenizer, render, written
+from pco.reward_config import ExactAnswerReward, RewardConfig, parts
 from pco.stage import Stage
 
 _GREEDY_SAMPLE = 0
@@ -18,27 +21,29 @@ _GREEDY_SAMPLE = 0
 def run(stage: Stage) -> store.Manifest:
     """Write the held-out `candidates` and the `evaluations` table.
 
-    The inputs `start` and `previous` (evaluations of other policies) add the win rates against those policies.
+    The inputs `start` and `previous` (evaluations of other policies) add the measures against those policies.
     """
     started = stage.launched()
     current = policy.verified(stage)
     rewards.check_unchanged(stage)
     # Before the sampling: a fork takes over the prompts of another run, which were checked with that run's reward.
-    rewards.check(stage.config.reward, {"the run's held-out prompts": generate.read_prompts(stage, "heldout")})
+    heldout = {"the run's held-out prompts": generate.read_prompts(stage, "heldout")}
+    for _, reward in _judging(stage):
+        rewards.check(reward, heldout)
 
     @cache
     def engine() -> Sampler:
         return Sampler(current.folder, stage.config.engine)
 
-    shards = _shards(stage, load_tokenizer(current.folder))
+    tokenizer = load_tokenizer(current.folder)
+    shards = _shards(stage, tokenizer)
     metrics = generate.complete_shards(stage, shards, engine)
     candidates = store.read_parts(stage.folder, "candidates", stage.fingerprint).to_pylist()
     if not store.has_part(stage.folder, "evaluations", 0, stage.fingerprint):
-        texts = generate.read_prompts(stage, "text")
-        logprobs = list(engine().text_logprobs([row["prompt"] for row in texts]))
+        rows = _read(stage, engine())
         engine.cache_clear()
         free_memory()  # for the reward model
-        rows = _measured(stage, candidates) + measures.text_rows([row["prompt_id"] for row in texts], logprobs)
+        rows = _measured(stage, candidates, tokenizer) + rows
         marked = [{**row, "policy": current.fingerprint} for row in rows]
         store.write_part(stage.folder, "evaluations", 0, schemas.build("evaluations", marked), stage.fingerprint)
     rows = store.read_parts(stage.folder, "evaluations", stage.fingerprint).to_pylist()
@@ -53,31 +58,83 @@ def run(stage: Stage) -> store.Manifest:
     )
 
 
-def _measured(stage: Stage, candidates: list[measures.Row]) -> list[measures.Row]:
-    rows = measures.completion_rows(candidates, _rewards(stage, candidates))
-    for name in ("start", "previous"):
-        if name in stage.inputs:
-            rows += measures.win_rows(f"win_vs_{name}", rows, read(stage.inputs[name].folder))
-    return rows + measures.corpus_rows(candidates)
+def _read(stage: Stage, engine: Sampler) -> list[Row]:
+    """What the policy makes of given text: how likely it finds human texts, and what the starting policy sampled."""
+    texts = generate.read_prompts(stage, "text")
+    rows = measures.text_rows(
+        [row["prompt_id"] for row in texts], engine.text_logprobs([row["prompt"] for row in texts])
+    )
+    if "start" not in stage.inputs:
+        return rows
+    start = stage.inputs["start"].folder
+    sampled = [row for row in store.read_table(start, "candidates").to_pylist() if _fits(row, engine.context)]
+    logprobs = engine.logprobs([(row["prompt_token_ids"], row["token_ids"]) for row in sampled])
+    kl = [measures.kl_row(row, logprob) for row, logprob in zip(sampled, logprobs, strict=True)]
+    return rows + measures.drift_rows(rows, read(start)) + kl
 
 
-def _rewards(stage: Stage, candidates: list[measures.Row]) -> list[float]:
-    """The reward of each completion; not finite where it got none.
+def _fits(candidate: Row, context: int) -> bool:
+    """Whether a sampled completion can be read again; vLLM needs room for a token more."""
+    tokens = len(candidate["token_ids"])
+    return candidate["mode"] == measures.SAMPLED and 0 < tokens < context - len(candidate["prompt_token_ids"])
 
-    Raises BadInput when none got any: there would be no reward to compare.
+
+def _measured(stage: Stage, candidates: list[Row], tokenizer: Any) -> list[Row]:
+    answers = _answers(stage, candidates, tokenizer)
+    scores: dict[str, list[float]] = {}
+    met = {("length", row["prompt_id"]): float(len(row["token_ids"])) for row in answers}
+    for name, reward in _judging(stage):
+        scores[name], of_answers = _rewards(stage, reward, candidates, answers)
+        met |= {(name, row["prompt_id"]): value for row, value in zip(answers, of_answers, strict=True)}
+        free_memory()  # for the second reward
+    references = {row["prompt_id"]: row["completion"] for row in answers}
+    rows = measures.completion_rows(
+        candidates, scores["reward"], second_rewards=scores.get("second_reward"), references=references
+    )
+    others = {name: read(stage.inputs[name].folder) for name in ("start", "previous") if name in stage.inputs}
+    others["reference"] = measures.reference_rows(rows, met)
+    against = [row for name, other in others.items() for row in measures.rows_against(name, rows, other)]
+    return rows + against + measures.corpus_rows(candidates)
+
+
+def _judging(stage: Stage) -> list[tuple[str, RewardConfig]]:
+    """The rewards by the measure that holds what they say."""
+    second = stage.config.evaluate.second_reward
+    return [("reward", stage.config.reward), *([("second_reward", second)] if second else [])]
+
+
+def _answers(stage: Stage, candidates: list[Row], tokenizer: Any) -> list[Row]:
+    """The prompts' reference answers as if the policy had written them."""
+    references = {row["prompt_id"]: row["reference"] for row in generate.read_prompts(stage, "heldout")}
+    return [
+        {**row, "completion": reference, "token_ids": written(tokenizer, reference), "logprob": math.nan}
+        for row in candidates
+        if row["mode"] == measures.GREEDY and (reference := references[row["prompt_id"]]) is not None
+    ]
+
+
+def _rewards(
+    stage: Stage, config: RewardConfig, candidates: list[Row], answers: list[Row]
+) -> tuple[list[float], list[float]]:
+    """The reward of each completion and of each reference answer; not finite where it got none.
+
+    Raises BadInput when no completion got any: there would be no reward to compare.
     """
-    scores = rewards.judge(rewards.load(stage.config.reward), stage, candidates)
+    reward = rewards.load(config)
+    scores = rewards.judge(reward, stage, candidates)
     if all(score.dropped for score in scores):
         raise BadInput(
             f"{stage.title}: none of {len(scores)} held-out completions got a reward "
             f"({dict(Counter(score.dropped for score in scores))}). See docs/rewards.md on what a reward cannot judge."
         )
-    return [score.value for score in scores]
+    if any(isinstance(part, ExactAnswerReward) for part in parts(config)):  # a bare answer is no completion to judge
+        return [score.value for score in scores], [math.nan] * len(answers)
+    return [score.value for score in scores], [score.value for score in rewards.judge(reward, stage, answers)]
 
 
-def read(folder: Path) -> list[measures.Row]:
+def read(folder: Path) -> list[Row]:
     """The rows of a finished evaluation."""
-    rows: list[measures.Row] = store.read_table(folder, "evaluations").to_pylist()
+    rows: list[Row] = store.read_table(folder, "evaluations").to_pylist()
     return rows
 
 

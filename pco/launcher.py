@@ -138,7 +138,8 @@ def _process(stage: Stage, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 def _environment(stage: Stage, stage_file: Path) -> dict[str, str]:
     environment = {**ENVIRONMENT, **os.environ, LAUNCHED: repr(time.time()), PARENT: str(os.getpid())}
     environment[processes.STAGE_FILE] = str(stage_file)
-    models = [stage.config.policy.model, *reward_config.models(stage.config.reward)]
+    judging = (stage.config.reward, stage.config.evaluate.second_reward)
+    models = [stage.config.policy.model, *(name for one in judging if one for name in reward_config.models(one))]
     if all(Path(model).is_dir() for model in models):
         environment.setdefault("HF_HUB_OFFLINE", "1")
     # A rank of an outer launcher must not make this stage believe it is one itself.

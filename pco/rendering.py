@@ -39,3 +39,10 @@ def render(tokenizer: Any, prompt: str, policy: Policy) -> Rendered:
         messages.insert(0, {"role": "system", "content": policy.system})
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return Rendered(text, tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def written(tokenizer: Any, completion: str) -> list[int]:
+    """A completion as the policy would have written it, the end of text included."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tokens: list[int] = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return tokens + end

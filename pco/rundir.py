@@ -38,6 +38,7 @@ _FREE = {
     "gate.patience",
     "gate.retry_learning_rate",
     "gate.answer_within_s",
+    "evaluate.second_reward.max_tokens_per_batch",
     *(f"train.{name}" for name in HOW_TRAINING_RUNS),
 }
 
@@ -160,6 +161,28 @@ def point_to_best(config: RunConfig, policy: Path) -> None:
 def report_path(config: RunConfig) -> Path:
     """Where a run's report lies once it is written."""
     return config.folder / "report.html"
+
+
+def find(name: str, runs_dir: Path, overrides: list[str] | None = None) -> RunConfig:
+    """The config of a run by its name under the runs folder, or by the path of its folder.
+
+    Raises BadInput when there is no such run.
+    """
+    folder = Path(name) if os.sep in name else runs_dir / name
+    return read_config(folder.resolve(), overrides)
+
+
+def find_round(name: str, runs_dir: Path) -> tuple[RunConfig, int | None]:
+    """A run and a round of it, named as `RUN` or `RUN:ROUND`.
+
+    Raises BadInput when there is no such run, or what follows the colon is no round's number.
+    """
+    run, colon, number = name.rpartition(":")
+    if not colon:
+        return find(name, runs_dir), None
+    if not number.isdigit():
+        raise BadInput(f"{name}: expected RUN:ROUND with a round's number, such as quickstart:1.")
+    return find(run, runs_dir), int(number)
 
 
 def read_config(folder: Path, overrides: list[str] | None = None) -> RunConfig:

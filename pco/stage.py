@@ -31,7 +31,7 @@ _VERSIONS: dict[StageName, int] = {
     "pair": 1,
     "refer": 1,
     "train": 1,
-    "evaluate": 1,
+    "evaluate": 2,
     "decide": 1,
 }
 
@@ -223,12 +223,13 @@ def _settings(name: StageName, config: RunConfig) -> dict[str, Any]:
         case "train":
             return {"train": _without(dump["train"], HOW_TRAINING_RUNS), "seed": config.seed}
         case "evaluate":
+            second = config.evaluate.second_reward
             return {
                 "rendering": rendering,
                 "generate": _without(dump["generate"], ("n",)),
                 "engine": engine,
                 "reward": reward_config.settings(config.reward),
-                "evaluate": dump["evaluate"],
+                "evaluate": {**dump["evaluate"], "second_reward": second and reward_config.settings(second)},
                 "seed": config.seed,
             }
         case "decide":

@@ -9,6 +9,7 @@ import numpy as np
 from data.errors import BadInput
 
 _RESAMPLES = 2000
+_ROUNDING = 1e-9  # a spread of so small a share of the sample's is that of equal values
 _RESAMPLED_AT_ONCE = 2**22  # numbers in memory at a time
 
 
@@ -30,9 +31,9 @@ def paired_interval(differences: Sequence[float], *, level: float = 0.95, seed: 
     mean = float(values.mean())
     if values.size == 1:
         return mean, -math.inf, math.inf
-    error = float(values.std(ddof=1)) / math.sqrt(values.size)
-    if error == 0:
+    if np.ptp(values) == 0:  # of which std() makes some 1e-17
         return mean, mean, mean
+    error = float(values.std(ddof=1)) / math.sqrt(values.size)
     low, high = np.quantile(_studentized(values, seed), [(1 - level) / 2, (1 + level) / 2])
     return mean, mean - float(high) * error, mean - float(low) * error
 
@@ -42,11 +43,13 @@ def _studentized(values: "np.ndarray[tuple[int], np.dtype[np.float64]]", seed: i
     draw, size = np.random.default_rng(seed), values.size
     at_once = max(1, _RESAMPLED_AT_ONCE // size)
     found = []
+    least = _ROUNDING * values.std(ddof=1) / math.sqrt(size)
     for start in range(0, _RESAMPLES, at_once):
         drawn = values[draw.integers(0, size, (min(at_once, _RESAMPLES - start), size))]
         errors = drawn.std(axis=1, ddof=1) / math.sqrt(size)
-        # A resample of equal values has no spread to measure by, and is no evidence of a far mean.
-        found.append(np.where(errors > 0, (drawn.mean(axis=1) - values.mean()) / np.maximum(errors, 1e-300), 0.0))
+        # A resample of equal values has no spread to measure by but that of rounding, and is no evidence of a far mean.
+        apart = drawn.mean(axis=1) - values.mean()
+        found.append(np.divide(apart, errors, out=np.zeros_like(apart), where=errors > least))
     return np.concatenate(found)
 
 

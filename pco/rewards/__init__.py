@@ -50,7 +50,7 @@ def load(config: RewardConfig) -> Reward:
     parts_of = content.named(config).items()
     files = {name: found for name, part in parts_of if (found := content.loaded_digest(part)) is not None}
     digest = store.digest({"reward": settings(config), "files": files} if files else settings(config))
-    return Reward(digest, _scorer(config))
+    return Reward(digest, _scorer(config), reads_prompts(config))
 
 
 def _scorer(config: RewardConfig) -> Scorer:
@@ -112,12 +112,18 @@ def inputs(stage: Stage) -> dict[str, Artifact]:
 
     Raises BadInput when it cannot be read from the start.
     """
-    places = {name: (part, content.place(part)) for name, part in content.named(stage.config.reward).items()}
+    places = {name: (part, content.place(part)) for name, part in _judging(stage).items()}
     return {
         name: Artifact(place, _fingerprint(stage, name, part))
         for name, (part, place) in places.items()
         if place is not None
     }
+
+
+def _judging(stage: Stage) -> dict[str, Single]:
+    """What judges in a stage, by its name in the config; a second reward only measures."""
+    second = stage.config.evaluate.second_reward if stage.name == "evaluate" else None
+    return content.named(stage.config.reward) | (content.named(second, "second_reward") if second else {})
 
 
 def _fingerprint(stage: Stage, name: str, part: Single) -> str:
@@ -143,7 +149,7 @@ def check_unchanged(stage: Stage) -> None:
 
     Raises CorruptArtifact when one changed in between, BadInput when it cannot be read.
     """
-    for name, part in content.named(stage.config.reward).items():
+    for name, part in _judging(stage).items():
         given = stage.inputs.get(name)
         if given is not None and (found := content.digest(part)) != given.fingerprint:
             raise CorruptArtifact(
@@ -158,7 +164,7 @@ def judge(reward: Reward, stage: Stage, candidates: Sequence[dict[str, Any]]) ->
     Where a reward reads prompts, candidates are handed over with two more columns: `source_prompt`, the prompt as it
     stands in the user's file (`prompt` is rendered for the policy), and its `reference`, which may be None.
     """
-    if reads_prompts(stage.config.reward):
+    if reward.reads_prompts:
         prompts = _prompts(stage.inputs["prompts"])
         candidates = [_with_prompt(row, prompts[row["prompt_id"]]) for row in candidates]
     return reward.score(candidates)

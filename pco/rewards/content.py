@@ -9,11 +9,11 @@ from pco.reward_config import EnsembleReward, JsonSchemaReward, ModelReward, Pyt
 from pco.rewards import functions, model
 
 
-def named(config: RewardConfig) -> dict[str, Single]:
+def named(config: RewardConfig, name: str = "reward") -> dict[str, Single]:
     """A reward by its name in the config: an ensemble's members, or the reward itself."""
     if isinstance(config, EnsembleReward):
-        return {f"reward.members.{i}": member.reward for i, member in enumerate(config.members)}
-    return {"reward": config}
+        return {f"{name}.members.{i}": member.reward for i, member in enumerate(config.members)}
+    return {name: config}
 
 
 def place(part: Single) -> Path | None:

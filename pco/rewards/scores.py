@@ -34,6 +34,7 @@ class Reward:
 
     digest: str
     score: Scorer
+    reads_prompts: bool = False  # as they stand in the user's files, or their references
 
 
 def plain(value: Callable[[Candidate], float]) -> Scorer:

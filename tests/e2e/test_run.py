@@ -51,6 +51,20 @@ def _tables(config: RunConfig) -> dict[str, pa.Table]:
     return found
 
 
+def test_a_policy_measures_outside_of_its_run_as_inside(finished: Case, tmp_path: Path) -> None:
+    config = finished.config
+    told = finished.tell("evaluate", f"{config.folder}:2", "--config", str(finished.file), "--out", str(tmp_path))
+    assert "reward" in told
+    (outside,) = (path.parent for path in tmp_path.rglob("evaluations-*.parquet"))
+    own = {
+        tuple(row[key] for key in ("measure", "mode", "prompt_id", "sample")): row["value"]
+        for row in _table(config, 2, "evaluate", "evaluations").to_pylist()
+    }
+    for row in store.read_table(outside, "evaluations").to_pylist():
+        key = tuple(row[key] for key in ("measure", "mode", "prompt_id", "sample"))
+        assert row["value"] == pytest.approx(own[key], abs=1e-3)
+
+
 def test_every_stage_of_every_round_is_done_and_accounted_for(finished: Case) -> None:
     for stage in _stages(finished.config):
         manifest = store.read_manifest(stage.folder)

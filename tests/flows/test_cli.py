@@ -27,7 +27,19 @@ def config_file(tmp_path: Path, tiny: Path) -> Path:
 
 
 def test_help_of_every_command_explains_it() -> None:
-    for command in ("run", "resume", "fork", "status", "recover", "report", "show", "compare", "model"):
+    for command in (
+        "run",
+        "resume",
+        "fork",
+        "status",
+        "recover",
+        "report",
+        "show",
+        "compare",
+        "evaluate",
+        "export",
+        "model",
+    ):
         result = runner.invoke(app, [command, "--help"])
         assert result.exit_code == 0
         assert len(result.output) > 300

@@ -52,11 +52,15 @@ def evaluate(config: RunConfig, number: int, text: str, perplexity_logprob: floa
     ]
     stage = stage_of(config, number, "evaluate")
     store.write_part(stage.folder, "candidates", 0, schemas.build("candidates", rows), stage.fingerprint)
-    values = measures.completion_rows(rows, [-measures.repeated_share(row["token_ids"], 3) for row in rows])
+    rewards = [-measures.repeated_share(row["token_ids"], 3) for row in rows]
+    values = measures.completion_rows(rows, rewards)
+    values += measures.text_rows(["text0"], [(perplexity_logprob, 10)])
     for name, other in (("start", 0), ("previous", number - 1)) if number else ():
         against = store.read_table(stage_of(config, other, "evaluate").folder, "evaluations").to_pylist()
-        values += measures.win_rows(f"win_vs_{name}", values, against)
-    values += measures.corpus_rows(rows) + measures.text_rows(["text0"], [(perplexity_logprob, 10)])
+        values += measures.rows_against(name, values, against)
+    if number:
+        values += measures.drift_rows(values, against)
+    values += measures.corpus_rows(rows)
     speed = {"engine_start_s": 0.5, "sampling_s": 1.0, "tokens": 192, "tokens_per_s": 192.0}
     marked = [{**row, "policy": "digest"} for row in values]
     finish(config, number, "evaluate", "evaluations", marked, metrics=speed)

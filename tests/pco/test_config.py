@@ -20,6 +20,7 @@ from tests import builders
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 Keys = tuple[str, ...]
+LENGTH = {"kind": "length", "max_tokens": 9}
 
 
 def sections(model: type[BaseModel] = RunConfig, path: Keys = ()) -> Iterator[tuple[Keys, type[BaseModel]]]:
@@ -170,6 +171,29 @@ def test_what_cannot_work_is_refused_with_the_reason(change: dict[str, Any], tol
             section = section[parent]
         section[last] = value
     assert told in fault(raw)
+
+
+@pytest.mark.parametrize(
+    ("second", "refused"),
+    [
+        ({"kind": "repetition", "ngram": 3}, True),
+        ({"kind": "repetition", "ngram": 4}, False),
+        ({"kind": "model", "model": "a/b", "max_tokens_per_batch": 9}, True),
+        ({"kind": "ensemble", "members": [{"reward": {"kind": "repetition"}}, {"reward": LENGTH}]}, True),
+        (LENGTH, False),
+    ],
+)
+def test_a_second_reward_that_makes_labels_is_refused(second: dict[str, Any], refused: bool) -> None:
+    labels = [{"reward": {"kind": "repetition", "ngram": 3}}, {"reward": {"kind": "model", "model": "a/b"}}]
+    raw = builders.raw_config(Path("/x")) | {"reward": {"kind": "ensemble", "members": labels}}
+    raw["evaluate"] = {"second_reward": second}
+    if not refused:
+        assert config.parse(raw, source="x").evaluate.second_reward is not None
+        return
+    with pytest.raises(
+        BadInput, match=r"evaluate\.second_reward has a part of `reward`.*name one that makes no labels"
+    ):
+        config.parse(raw, source="x")
 
 
 def test_preferences_that_no_round_would_train_on_are_refused() -> None:

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 
 from data import schemas
 from pco import measures
+from pco.length_control import controlled_rate
 from pco.measures import GREEDY, SAMPLED
 from tests import builders
 
@@ -51,9 +54,11 @@ def test_no_n_gram_spans_two_completions(texts: list[list[int]]) -> None:
 
 
 @given(rewards_of=completions)
-def test_every_completion_has_a_reward_a_repetition_and_a_length(rewards_of: dict[Any, float]) -> None:
+def test_every_completion_has_a_row_per_measure_and_only_sampled_ones_an_entropy(rewards_of: dict[Any, float]) -> None:
     rows = evaluated(rewards_of)
-    assert len(rows) == 3 * len(rewards_of)
+    for measure in ("reward", "repetition", "repetition_4", "length"):
+        assert sum(row["measure"] == measure for row in rows) == len(rewards_of)
+    assert {row["mode"] for row in rows if row["measure"] == "entropy"} <= {SAMPLED}
     assert [row["value"] for row in rows if row["measure"] == "reward"] == list(rewards_of.values())
     assert {row["value"] for row in rows if row["measure"] == "length"} <= {3.0}
 
@@ -81,11 +86,14 @@ def test_completions_are_compared_prompt_by_prompt_mode_by_mode_sample_by_sample
 
 def test_every_row_fits_the_table_of_evaluations() -> None:
     own = evaluated({(GREEDY, "a", 0): 0.0})
+    texts = measures.text_rows(["id"], [(-3.0, 2)])
     rows = [
         *own,
-        *measures.win_rows("win_vs_start", own, own),
+        *measures.rows_against("start", own, own),
         *measures.corpus_rows([builders.candidate_row()]),
-        *measures.text_rows(["id"], [(-3.0, 2)]),
+        *texts,
+        *measures.drift_rows(texts, texts),
+        measures.kl_row(builders.candidate_row(), -2.0),
     ]
     assert schemas.build("evaluations", [{**row, "policy": "digest"} for row in rows]).num_rows == len(rows)
 
@@ -145,3 +153,129 @@ def test_the_mean_of_the_gains_is_the_difference_of_the_summaries(values: list[t
     new, old = rows([six[:3] for six in values]), rows([six[3:] for six in values])
     difference = measures.summarise(new)["reward"] - measures.summarise(old)["reward"]
     assert fmean(measures.gains(new, old)) == pytest.approx(difference, abs=1e-12)
+
+
+def test_a_measure_that_a_completion_does_not_have_is_no_row_of_it() -> None:
+    empty, other = builders.candidate_row(tokens=()), builders.candidate_row("other", tokens=[5])
+    rows = measures.completion_rows(
+        [empty, other], [math.nan, 1.0], second_rewards=[2.0, math.inf], references={other["prompt_id"]: "5"}
+    )
+    found = {(row["measure"], row["prompt_id"]) for row in rows}
+    assert {("second_reward", empty["prompt_id"]), ("reward", other["prompt_id"])} <= found
+    assert not {("reward", empty["prompt_id"]), ("second_reward", other["prompt_id"])} & found
+    assert [prompt for measure, prompt in found if measure == "f1"] == [other["prompt_id"]]
+    assert [prompt for measure, prompt in found if measure == "entropy"] == [other["prompt_id"]]
+
+
+def test_entropy_is_what_a_token_costs_and_of_a_uniform_policy_the_logarithm_of_its_vocabulary() -> None:
+    row = {**builders.candidate_row(tokens=[1, 2, 3, 4]), "logprob": 4 * -math.log(320)}
+    assert measures.summarise(measures.completion_rows([row], [0.0]))["entropy"] == pytest.approx(math.log(320))
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "value"),
+    [
+        ("The cat sat.", "a CAT, sat", 1.0),
+        ("cat dog", "cat", 2 / 3),
+        ("cat cat cat", "cat", 0.5),
+        ("dog", "cat", 0.0),
+        ("", "cat", 0.0),
+        ("the a an", "!?", 0.0),
+        ("well-known fact", "well known", 0.8),
+    ],
+)
+def test_f1_is_of_words_without_case_punctuation_and_articles(own: str, other: str, value: float) -> None:
+    assert measures.f1(own, other) == measures.f1(other, own) == pytest.approx(value)
+
+
+@given(own=completions, score=rewards)
+def test_one_reference_answer_is_met_by_every_completion_of_its_prompt(own: Any, score: float) -> None:
+    rows = evaluated(own)
+    prompt = builders.candidate_row("a")["prompt_id"]
+    met = measures.reference_rows(rows, {("reward", prompt): score, ("length", prompt): 5.0})
+    against = measures.rows_against("reference", rows, met)
+    wins = [row["value"] for row in against if row["measure"] == "win_vs_reference"]
+    assert wins == [0.5 if value == score else float(value > score) for (_, a, _), value in own.items() if a == "a"]
+    assert {row["value"] for row in against if row["measure"] == "length_vs_reference"} <= {-2.0}
+    assert measures.reference_rows(rows, {("reward", prompt): math.nan}) == []
+
+
+two_texts = st.lists(
+    st.tuples(st.floats(-200, -0.1), st.floats(-200, -0.1), st.integers(1, 50)), min_size=1, max_size=6
+)
+
+
+@given(found=two_texts)
+def test_drift_is_the_logarithm_of_the_ratio_of_perplexities(found: list[tuple[float, float, int]]) -> None:
+    names = [str(i) for i in range(len(found))]
+    start = measures.text_rows(names, [(before, tokens) for before, _, tokens in found])
+    rows = measures.text_rows(names, [(now, tokens) for _, now, tokens in found])
+    rows += measures.drift_rows(rows, start)
+    now, before = measures.summarise(rows), measures.summarise(start)
+    assert len(measures.drifts(rows)) == len(found) and "drift" not in before
+    assert now["drift"] == pytest.approx(math.log(now["perplexity"] / before["perplexity"]), abs=1e-9)
+
+
+def test_a_text_that_became_impossible_has_no_drift() -> None:
+    start, now = (measures.text_rows(["a"], [(logprob, 2)]) for logprob in (-1.0, -math.inf))
+    assert measures.drift_rows(now, start) == [] and "drift" not in measures.summarise(now)
+
+
+def test_a_loss_of_probability_on_the_starts_samples_counts_per_token() -> None:
+    start = {**builders.candidate_row(tokens=[1, 2]), "logprob": -1.0}
+    assert measures.summarise([measures.kl_row(start, -4.0)])["kl"] == 1.5
+
+
+# The win rate at equal length.
+
+games = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(-40, 40)), min_size=1, max_size=30)
+
+
+@given(games=games, scale=st.sampled_from([1, 7]))
+def test_a_change_of_sides_mirrors_the_controlled_rate_and_the_unit_of_length_does_not_matter(
+    games: list[tuple[float, int]], scale: int
+) -> None:
+    rate = controlled_rate([win for win, _ in games], [longer for _, longer in games])
+    mirrored = controlled_rate([1 - win for win, _ in games], [-scale * longer for _, longer in games])
+    assert 0 <= rate <= 1
+    assert rate + mirrored == pytest.approx(1, abs=1e-6)
+
+
+def test_the_controlled_rate_is_that_of_the_penalised_logistic_regression_that_scipy_finds() -> None:
+    draw = np.random.default_rng(0)
+    longer = draw.normal(10, 30, 300)
+    wins = (draw.random(300) < 1 / (1 + np.exp(-(0.4 + 0.05 * longer)))).astype(float)
+    inputs = np.tanh(longer / longer.std())
+
+    def cost(weights: Any) -> float:
+        logits = weights[0] + weights[1] * inputs
+        return float(np.logaddexp(0, logits).sum() - (wins * logits).sum() + weights[1] ** 2 / 2)
+
+    best = minimize(cost, np.zeros(2), tol=1e-12).x
+    assert controlled_rate(wins, longer) == pytest.approx(1 / (1 + math.exp(-best[0])), abs=1e-5)
+
+
+def test_who_wins_by_length_alone_is_even_at_equal_length_and_who_wins_regardless_stays_ahead() -> None:
+    draw = np.random.default_rng(1)
+    longer = draw.normal(20, 10, 500)
+    by_length = (longer + draw.normal(0, 10, 500) > 0).astype(float)
+    assert by_length.mean() > 0.9 and 0.3 < controlled_rate(by_length, longer) < 0.65
+    regardless = (draw.random(500) < 0.8).astype(float)
+    assert controlled_rate(regardless, longer) == pytest.approx(regardless.mean(), abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("wins", "longer"), [([1.0, 1.0], [3, -3]), ([0.0, 0.0], [3, -3]), ([1.0, 0.0, 0.5, 1.0], [2, 2, 2, 2])]
+)
+def test_with_nothing_to_control_the_plain_rate_stands(wins: list[float], longer: list[float]) -> None:
+    assert controlled_rate(wins, longer) == fmean(wins)
+
+
+def test_a_summary_has_the_controlled_rate_of_each_mode_and_their_mean() -> None:
+    own = evaluated({(mode, str(i), 0): float(i % 3) for i in range(9) for mode in (GREEDY, SAMPLED)})
+    other = [{**row, "value": row["value"] - (row["measure"] == "length") * int(row["sample"])} for row in own]
+    summary = measures.summarise(measures.rows_against("start", own, other))
+    assert summary["lc_win_vs_start/greedy"] == summary["lc_win_vs_start"] == 0.5
+    assert "lc_win_vs_start/sampled" in summary and "lc_second_win_vs_start" not in summary
+    without = measures.summarise(measures.win_rows("win_vs_start", own, other))  # as earlier versions wrote them
+    assert "win_vs_start" in without and "lc_win_vs_start" not in without

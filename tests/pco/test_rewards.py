@@ -398,6 +398,18 @@ def test_another_content_of_a_rewards_file_is_another_reward(tmp_path: Path, kin
         rewards.check_unchanged(told)
 
 
+def test_a_second_rewards_files_are_inputs_of_the_evaluation_alone(tmp_path: Path) -> None:
+    second = module(tmp_path, "def judge(rows): return [0.0] * len(rows)")
+    given = builders.config(tmp_path, evaluate__second_reward=second.model_dump())
+    score, evaluate = (Stage(name, 1, given, {}) for name in ("score", "evaluate"))
+    assert rewards.inputs(score) == {}
+    ((name, before),) = rewards.inputs(evaluate).items()
+    assert name == "second_reward"
+    (tmp_path / "my_reward.py").write_text("def judge(rows): return [1.0] * len(rows)")
+    with pytest.raises(CorruptArtifact, match="what `second_reward` is made of changed"):
+        rewards.check_unchanged(Stage("evaluate", 1, given, {name: before}))
+
+
 def inputs_by_stage(config: Any) -> dict[tuple[int, str], dict[str, str]]:
     """What each stage of a run that was played through is given, by name."""
     found = {}

@@ -55,6 +55,7 @@ OTHERS = {
     "gate.require": {"reward": {"min_change": 0.5}},
     "gate.guards": {"length": None},
     "reward": {"kind": "length", "max_tokens": 9},
+    "evaluate.second_reward": {"kind": "length", "max_tokens": 9},
     "train.loss": {"kind": "sft"},
     "train.lora": {"r": 2},
     "train.pairs_per_step": 16,
@@ -134,6 +135,7 @@ def test_every_setting_either_decides_some_stage_or_is_known_to_decide_none(dott
         ("evaluate.samples", {"evaluate"}),
         ("gate.require", {"decide"}),
         ("gate.guards", {"decide"}),
+        ("evaluate.second_reward", {"evaluate"}),
         ("seed", {"generate", "pair", "train", "evaluate"}),
     ],
 )

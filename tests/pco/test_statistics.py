@@ -71,7 +71,14 @@ def test_a_higher_level_is_a_wider_interval_and_more_prompts_a_narrower_one() ->
 
 def test_equal_differences_leave_no_doubt_and_a_single_one_leaves_all() -> None:
     assert paired_interval([0.25] * 9) == (0.25, 0.25, 0.25)
+    assert paired_interval([0.1] * 10) == (pytest.approx(0.1),) * 3
     assert paired_interval([0.25]) == (0.25, -math.inf, math.inf)
+
+
+def test_values_that_are_equal_but_for_rounding_are_no_evidence_of_a_far_mean() -> None:
+    mostly = [0.2, 0.1 + 0.1, 0.3 - 0.1, 0.2 + 3e-17] * 6 + [0.0]
+    _, low, high = paired_interval(mostly)
+    assert 0.1 < low < high < 0.3
 
 
 @pytest.mark.parametrize("bad", [[], [math.nan], [1.0, math.inf], [[1.0], [2.0]]])
