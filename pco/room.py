@@ -8,14 +8,14 @@ from pathlib import Path
 from data import store
 from data.errors import PCOError
 from pco import checkpoints
-from pco.stage import Artifact, Stage, round_folder
+from pco.stage import Stage, round_folder
 from pco.train_config import Train
 
 _LONGEST_HEADER = 100 * 2**20  # as the format allows
 _LEAST = 100 * 2**20  # tables, logs, the report
 # AdamW keeps two float32 numbers per parameter, and a float32 copy of the weights when these are bf16.
-_OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}
-_WEIGHT_BYTES = {"fp32": 4, "bf16": 2}
+OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}
+WEIGHT_BYTES = {"fp32": 4, "bf16": 2}
 
 
 def check(stage: Stage) -> None:
@@ -35,7 +35,10 @@ def needed(stage: Stage) -> int:
         return _LEAST
     # What an earlier attempt wrote is used, written over, or removed first.
     had = _size(stage.folder / checkpoints.FOLDER) + sum(map(_size, _policy_folders(stage)))
-    return _LEAST + max(0, _of_training(stage) - had)
+    manifest = store.read_manifest(stage.inputs["pairs"].folder)
+    pairs = sum(part.rows for part in manifest.parts) if manifest else 0
+    policy, kept = of_training(parameters(stage.inputs["policy"].folder), stage.config.train, pairs)
+    return _LEAST + max(0, policy + kept - had)
 
 
 def _policy_folders(stage: Stage) -> list[Path]:
@@ -48,25 +51,17 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _of_training(stage: Stage) -> int:
-    """Bytes for the new policy and for all checkpoints that exist at one time."""
-    train = stage.config.train
-    parameters = _parameters(stage.inputs["policy"].folder)
-    weights = parameters * _WEIGHT_BYTES[train.precision]
-    optimizer = 0 if train.lora else parameters * _OPTIMIZER_BYTES[train.precision]
+def of_training(parameters: int, train: Train, pairs: int) -> tuple[int, int]:
+    """Bytes for the new policy, and for all checkpoints that exist at one time while it is trained."""
+    weights = parameters * WEIGHT_BYTES[train.precision]
+    optimizer = 0 if train.lora else parameters * OPTIMIZER_BYTES[train.precision]
+    written = (math.ceil(pairs / train.pairs_per_step) * train.epochs - 1) // train.checkpoint_steps
     # One more than are kept: the oldest goes when the newest is complete.
-    checkpoints = min(train.keep_checkpoints + 1, _checkpoints(train, stage.inputs["pairs"]))
-    return weights + checkpoints * (weights + optimizer)
+    return weights, max(0, min(train.keep_checkpoints + 1, written)) * (weights + optimizer)
 
 
-def _checkpoints(train: Train, pairs: Artifact) -> int:
-    """How many checkpoints a training over those pairs writes in all."""
-    manifest = store.read_manifest(pairs.folder)
-    rows = sum(part.rows for part in manifest.parts) if manifest else 0
-    return (math.ceil(rows / train.pairs_per_step) * train.epochs - 1) // train.checkpoint_steps
-
-
-def _parameters(model: Path) -> int:
+def parameters(model: Path) -> int:
+    """How many numbers a model folder's weights are."""
     return sum(math.prod(shape) for path in model.glob("*.safetensors") for shape in _shapes(path))
 
 
