@@ -46,9 +46,7 @@ def dialogue(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_p
     from jinja2 import TemplateError
 
     try:
-        text: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
         raise BadInput(
             f"{tokenizer.name_or_path}: its chat template refused a dialogue of {[m['role'] for m in messages]} "
