@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from data import store
@@ -62,14 +63,34 @@ def of_training(parameters: int, train: Train, pairs: int) -> tuple[int, int]:
 
 def parameters(model: Path) -> int:
     """How many numbers a model folder's weights are."""
-    return sum(math.prod(shape) for path in model.glob("*.safetensors") for shape in _shapes(path))
+    return sum(math.prod(tensor.shape) for tensor in tensors(model).values())
 
 
-def _shapes(path: Path) -> list[list[int]]:
-    """From the header alone: its length in 8 bytes, then JSON (the safetensors format)."""
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor's bytes lie, and its shape."""
+
+    path: Path
+    shape: list[int]
+    begin: int  # in the file
+    end: int
+
+
+def tensors(model: Path) -> dict[str, Tensor]:
+    """The tensors of a model folder by name, from the headers alone."""
+    return {name: tensor for path in sorted(model.glob("*.safetensors")) for name, tensor in _header(path).items()}
+
+
+def _header(path: Path) -> dict[str, Tensor]:
+    """Its length in 8 bytes, then JSON; places count from its end (the safetensors format)."""
     try:
         with path.open("rb") as file:
-            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _LONGEST_HEADER)))
-        return [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(size, _LONGEST_HEADER)))
+        header.pop("__metadata__", None)
+        return {
+            name: Tensor(path, entry["shape"], *(8 + size + place for place in entry["data_offsets"]))
+            for name, entry in header.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []  # damaged: the stage itself will say so, and better
+        return {}  # damaged: the stage itself will say so, and better
