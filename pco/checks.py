@@ -125,6 +125,11 @@ def _folder(inputs: Inputs) -> str:
 
 
 def _prompts(inputs: Inputs) -> str:
+    if inputs.config.pair.strategy == "reference_worst" and all(row["reference"] is None for row in inputs.train):
+        raise BadInput(
+            f"{inputs.config.prompts.train}: no prompt has a `reference`, and pair.strategy reference_worst takes "
+            "that as the chosen text. Put it into the lines, or choose another strategy."
+        )
     return inputs.counted()
 
 

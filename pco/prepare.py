@@ -7,7 +7,7 @@ from data import schemas, store
 from data.errors import BadInput
 from pco import checks, doctor
 from pco.config import RunConfig
-from pco.rendering import load_tokenizer, render
+from pco.rendering import load_tokenizer, render, written
 from pco.stage import Artifact, Stage
 
 
@@ -75,8 +75,8 @@ def _preferences(inputs: checks.Inputs, stage: Stage) -> list[dict[str, Any]]:
                 **row,
                 "prompt": rendered.text,
                 "prompt_token_ids": rendered.token_ids,
-                "chosen_token_ids": _written(tokenizer, row["chosen"]),
-                "rejected_token_ids": _written(tokenizer, row["rejected"]),
+                "chosen_token_ids": written(tokenizer, row["chosen"]),
+                "rejected_token_ids": written(tokenizer, row["rejected"]),
                 "chosen_sample": 2 * i,
                 "rejected_sample": 2 * i + 1,
                 "policy": stage.inputs["preferences"].fingerprint,
@@ -90,13 +90,6 @@ def _feedback(inputs: checks.Inputs, config: RunConfig) -> list[dict[str, Any]]:
     rows = []
     for row in inputs.feedback:
         rendered = render(tokenizer, row["prompt"], config.policy)
-        tokens = {"prompt_token_ids": rendered.token_ids, "token_ids": _written(tokenizer, row["completion"])}
+        tokens = {"prompt_token_ids": rendered.token_ids, "token_ids": written(tokenizer, row["completion"])}
         rows.append({**row, "prompt": rendered.text, **tokens})
     return rows
-
-
-def _written(tokenizer: Any, completion: str) -> list[int]:
-    """A completion as the policy would have written it, the end of text included."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    tokens: list[int] = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    return tokens + end

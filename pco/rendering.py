@@ -41,6 +41,13 @@ def render(tokenizer: Any, prompt: str, policy: Policy) -> Rendered:
     return Rendered(text, tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def written(tokenizer: Any, completion: str) -> list[int]:
+    """The tokens of a completion as the policy would have written it, the end of text included."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tokens: list[int] = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return tokens + end
+
+
 def dialogue(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
     """Messages as the chat template writes them; raises BadInput when it refuses them."""
     from jinja2 import TemplateError

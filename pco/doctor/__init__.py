@@ -28,22 +28,26 @@ _QUICK: dict[str, Examination] = {
 def examine(config: RunConfig, *, quick: bool = False) -> Iterator[Finding]:
     """Everything that is examined, as it is found; `quick` leaves out what loads weights.
 
-    What fails for the reason of an earlier fault is skipped.
+    What fails for the reason of an earlier fault is skipped, and so is the canary after any fault.
     """
-    inputs, told = Inputs(config), set[str]()
+    inputs, faults = Inputs(config), set[str]()
     checked = {name: _checked(look) for name, look in checks.CHECKS.items()}
-    slow = {} if quick else {"canary": canary.examine}
-    for name, look in (checked | _QUICK | slow).items():
-        try:
-            yield from (Finding(name, *seen) for seen in look(inputs))
-        except PCOError as error:
-            fault = str(error)
-            yield (
-                Finding(name, "skipped", "waits for the fault above")
-                if fault in told
-                else Finding(name, "fault", fault)
-            )
-            told.add(fault)
+    for name, look in (checked | _QUICK).items():
+        for finding in _findings(name, look, inputs):
+            known = finding.told in faults
+            yield Finding(name, "skipped", "waits for the fault above") if known else finding
+            faults |= {finding.told} if finding.verdict == "fault" else set()
+    if not quick and faults:
+        yield Finding("canary", "skipped", "waits for the faults above")
+    elif not quick:
+        yield from _findings("canary", canary.examine, inputs)
+
+
+def _findings(name: str, look: Examination, inputs: Inputs) -> Iterator[Finding]:
+    try:
+        yield from (Finding(name, *seen) for seen in look(inputs))
+    except PCOError as error:
+        yield Finding(name, "fault", str(error))
 
 
 def _checked(look: Callable[[Inputs], str]) -> Examination:

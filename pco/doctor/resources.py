@@ -114,8 +114,10 @@ def enough_prompts(inputs: Inputs) -> Iterator[Seen]:
 
 
 def _pairs_at_most(inputs: Inputs) -> int:
-    pair = inputs.config.pair
-    return len(inputs.train) * (1 if pair.strategy == "best_worst" else pair.max_pairs)
+    pair, prompts = inputs.config.pair, len(inputs.train)
+    if pair.strategy == "reference_worst":
+        prompts = sum(row["reference"] is not None for row in inputs.train)
+    return prompts * (1 if pair.strategy == "best_worst" else pair.max_pairs)
 
 
 def disk(inputs: Inputs) -> Iterator[Seen]:
@@ -145,15 +147,15 @@ def _tables(inputs: Inputs) -> int:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of memory, roughly: of one training process, for certain and with activations, and of the engine."""
+    """Bytes of memory, roughly: a training process before its first step and at its peak, and the engine."""
 
+    before: int
     training: int
-    with_activations: int
     engine: int
 
 
-# Of a process with torch, and deepspeed or vllm, before it holds a model: measured on Linux, CPU builds.
-_LIBRARIES = int(0.6 * _GIB)
+# Of a process with deepspeed, or with vllm, before it holds a model: measured on Linux, CPU builds.
+_TRAINER, _ENGINE = int(0.6 * _GIB), int(1.2 * _GIB)
 # bf16 gradients are summed in float32.
 _GRADIENT_BYTES = {"fp32": 4, "bf16": 6}
 # Activations of one token in one layer for each unit of width, in 16 bit (Korthikanti et al., arXiv 2205.05198, eq. 2).
@@ -163,10 +165,11 @@ _ACTIVATION_BYTES, _CHECKPOINTED_BYTES = 34, 2
 def need(inputs: Inputs) -> Need:
     """What training and engine need of memory, the longest prompts supposed."""
     config, count = inputs.config, room.parameters(inputs.model)
-    state = _LIBRARIES + _training_state(count, config)
+    state = _TRAINER + _training_state(count, config)
+    saved = 2 * count * room.WEIGHT_BYTES[config.train.precision]  # gathered, and in the model that is written
     weights = count * (4 if engine_format(inputs) == "float32" else 2)
     cache = int(config.engine.kv_cache_gib * _GIB)
-    return Need(state, state + _activations(inputs), _LIBRARIES + weights + cache)
+    return Need(state, state + saved + _activations(inputs), _ENGINE + weights + cache)
 
 
 def _training_state(count: int, config: RunConfig) -> int:
@@ -200,12 +203,12 @@ def memory(inputs: Inputs) -> Iterator[Seen]:
     else:
         processes, available, total = 1, gpu, gpu
         engine_may = int(gpu * inputs.config.engine.gpu_memory_utilization)
-    training = processes * needed.with_activations
+    training = processes * needed.training
     told = (
         f"training needs about {training / _GIB:,.1f} GiB, the engine {needed.engine / _GIB:,.1f}; "
         f"{available / _GIB:,.1f} GiB are there{'' if gpu is None else ' on each GPU'}"
     )
-    if processes * needed.training > total:
+    if processes * needed.before > total:
         yield "fault", f"{told}. Raise train.zero_stage and processes, or train adapters (train.lora)"
     elif training > available or needed.engine > engine_may:
         yield "warning", f"{told}. Lower train.micro_batch_pairs or engine.kv_cache_gib, or free memory"

@@ -203,6 +203,13 @@ def test_a_context_longer_than_the_models_own_is_refused(config: RunConfig) -> N
     assert "engine.max_model_len" in message and str(tiny_model.CONTEXT) in message
 
 
+def test_a_strategy_with_references_needs_one_at_least(config: RunConfig, tmp_path: Path) -> None:
+    assert "no prompt has a `reference`" in refused(config, pair__strategy="reference_worst")
+    rows = [{"prompt": TRAIN[0]}, {"prompt": TRAIN[1], "reference": "the answer"}]
+    builders.write_jsonl(tmp_path / "train.jsonl", rows)
+    checks.check(builders.changed(config, pair__strategy="reference_worst"))
+
+
 # The model.
 
 
