@@ -127,8 +127,8 @@ def disk(inputs: Inputs) -> Iterator[Seen]:
     everything = config.rounds * (policy + _tables(inputs)) + checkpoints
     free = shutil.disk_usage(existing_folder(inputs)).free
     told = (
-        f"{config.rounds} rounds take about {everything / _GIB:,.2f} GiB (a policy {policy / _GIB:,.2f}, a training's "
-        f"checkpoints {checkpoints / _GIB:,.2f} while it lasts); {free / _GIB:,.1f} GiB are free"
+        f"{config.rounds} round(s) take about {everything / _GIB:,.2f} GiB (a policy {policy / _GIB:,.2f}, a "
+        f"training's checkpoints {checkpoints / _GIB:,.2f} while it lasts); {free / _GIB:,.1f} GiB are free"
     )
     if everything <= free:
         yield "ok", told

@@ -26,7 +26,7 @@ def policy(inputs: Inputs) -> Iterator[Seen]:
     yield from found
     if not found:
         first, end = tokenizer.decode(rendered.token_ids[:1]), tokenizer.eos_token
-        yield "ok", f"prompts begin with {first!r}, answers end with {end!r}, and what is written is read again"
+        yield "ok", f"the first token of a prompt is {first!r}, the last of an answer {end!r}; text survives its tokens"
 
 
 def _beginning(tokenizer: Any, tokens: list[int]) -> Iterator[Seen]:

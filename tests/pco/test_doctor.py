@@ -234,7 +234,7 @@ def test_a_disk_for_one_round_is_a_warning_and_one_for_none_a_fault(
     usage = type(shutil.disk_usage("/"))
     for gib, verdict in ((5, "ok"), (3, "warning"), (1, "fault")):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, gib=gib: usage(2**40, 2**40, gib * 2**30))
-        assert "2 rounds take about 4." in told(config, verdict)["disk"]
+        assert "2 round(s) take about 4." in told(config, verdict)["disk"]
 
 
 def test_memory_for_the_weights_alone_is_a_warning_and_for_less_a_fault(
@@ -321,7 +321,7 @@ def song(tokenizer: Any, **change: Any) -> canary.Sung:
     [
         ({"policy": "other"}, "the engine loaded policy digest, other, but training had saved digest"),
         ({"completion": "other"}, "the reward would read 'other', but training learns the tokens of"),
-        ({"logprob": -1.5}, "0.012 nats a token off the trainer's, over 40 tokens; up to 0.01 is rounding"),
+        ({"logprob": -1.6}, "0.015 nats a token off the trainer's, over 40 tokens; up to 0.01 is rounding"),
         ({"logprob": float("nan")}, "nan nats a token off"),
     ],
 )
