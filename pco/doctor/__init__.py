@@ -34,9 +34,12 @@ def examine(config: RunConfig, *, quick: bool = False) -> Iterator[Finding]:
     checked = {name: _checked(look) for name, look in checks.CHECKS.items()}
     for name, look in (checked | _QUICK).items():
         for finding in _findings(name, look, inputs):
-            known = finding.told in faults
-            yield Finding(name, "skipped", "waits for the fault above") if known else finding
-            faults |= {finding.told} if finding.verdict == "fault" else set()
+            if finding.told in faults:
+                yield Finding(name, "skipped", "waits for the fault above")
+                continue
+            if finding.verdict == "fault":
+                faults.add(finding.told)
+            yield finding
     if not quick and faults:
         yield Finding("canary", "skipped", "waits for the faults above")
     elif not quick:

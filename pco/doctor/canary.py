@@ -53,9 +53,8 @@ def sing(inputs: Inputs, folder: Path) -> Sung:
     config = _small(inputs.config, folder)
     config.folder.mkdir()
     start = Artifact(inputs.model, store.folder_digest(inputs.model))
-    prompts = _given(
-        Stage("prepare", 0, config, {}), "prompts", [{"split": "train", **row} for row in inputs.train[:_PROMPTS]]
-    )
+    asked = [{"split": "train", **row} for row in inputs.train[:_PROMPTS]]
+    prompts = _given(Stage("prepare", 0, config, {}), "prompts", asked)
     lesson = _given(Stage("pair", 1, config, {}), "pairs", _lesson(inputs))
     train = Stage("train", 1, config, {"policy": start, "pairs": lesson})
     trained = policy.trained(train, launcher.run(train))
@@ -66,9 +65,8 @@ def sing(inputs: Inputs, folder: Path) -> Sung:
     refer = Stage("refer", 2, config, {"policy": start, "pairs": pairs})
     launcher.run(refer)
     rows = store.read_table(refer.folder, "reference_logps").to_pylist()
-    return Sung(
-        trained.fingerprint, candidates, [row[side] for row in rows for side in ("chosen_logp", "rejected_logp")]
-    )
+    logps = [row[side] for row in rows for side in ("chosen_logp", "rejected_logp")]
+    return Sung(trained.fingerprint, candidates, logps)
 
 
 def _small(config: RunConfig, folder: Path) -> RunConfig:
@@ -80,7 +78,9 @@ def _small(config: RunConfig, folder: Path) -> RunConfig:
             "prompts": config.prompts.model_copy(update={"preferences": None, "feedback": None}),
             "replay": Replay(),
             "generate": config.generate.model_copy(update=generate),
-            "train": config.train.model_copy(update={"learning_rate": _NO_CHANGE, "epochs": 1}),
+            "train": config.train.model_copy(
+                update={"learning_rate": _NO_CHANGE, "epochs": 1, "max_pair_tokens": 2**20}
+            ),
         }
     )
 

@@ -198,8 +198,8 @@ def memory(inputs: Inputs) -> Iterator[Seen]:
     """Training and engine against the memory of the GPU, or of the machine when there is none."""
     needed, gpu = need(inputs), gpu_memory()
     if gpu is None:
-        processes, available, total = inputs.config.train.processes, psutil.virtual_memory().available, machine_memory()
-        engine_may = available
+        processes, total = inputs.config.train.processes, machine_memory()
+        available = engine_may = min(total, psutil.virtual_memory().available)
     else:
         processes, available, total = 1, gpu, gpu
         engine_may = int(gpu * inputs.config.engine.gpu_memory_utilization)

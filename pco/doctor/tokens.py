@@ -48,8 +48,7 @@ def _beginning(tokenizer: Any, tokens: list[int]) -> Iterator[Seen]:
 
 
 def _round_trip(tokenizer: Any) -> Iterator[Seen]:
-    tokens = tokenizer(_ANSWER, add_special_tokens=False)["input_ids"]
-    if (again := tokenizer.decode(tokens, skip_special_tokens=True)) != _ANSWER:
+    if (again := tokenizer.decode(_tokens(tokenizer, _ANSWER), skip_special_tokens=True)) != _ANSWER:
         yield (
             "warning",
             f"{_ANSWER!r} comes back from its tokens as {again!r}: the reward reads another text than the policy is "
@@ -86,28 +85,43 @@ def _answer(inputs: Inputs) -> Iterator[Seen]:
     tokenizer, config = inputs.tokenizer, inputs.config.policy
     system = [] if config.system is None else [{"role": "system", "content": config.system}]
     asked = [*system, {"role": "user", "content": _PROMPT}]
-    whole = dialogue(tokenizer, [*asked, {"role": "assistant", "content": _ANSWER}])
-    prompt = render(tokenizer, _PROMPT, config).token_ids
-    tokens = tokenizer(whole, add_special_tokens=False)["input_ids"]
-    if prompt == tokenizer(dialogue(tokenizer, asked), add_special_tokens=False)["input_ids"]:
+    whole = dialogue(tokenizer, [*asked, {"role": "assistant", "content": _PLAIN_ANSWER}])
+    prompt = render(tokenizer, _PROMPT, config)
+    if prompt.text == dialogue(tokenizer, asked):
         yield "warning", "the chat template opens no answer (`add_generation_prompt`): the policy must do so itself"
-    elif tokens[: len(prompt)] != prompt:
+    elif _tokens(tokenizer, whole)[: len(prompt.token_ids)] != prompt.token_ids:
         yield (
             "warning",
             "a whole dialogue in the chat template does not begin with the prompt that is generated from: answers are "
             "sampled after other tokens than those the template was made for",
         )
-    after = tokenizer(whole.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
-    end = next((token for token in after if tokenizer.decode([token]).strip()), None)
+    yield from _ending(inputs, whole.rpartition(_PLAIN_ANSWER)[2] if _PLAIN_ANSWER in whole else "")
+
+
+def _ending(inputs: Inputs, after: str) -> Iterator[Seen]:
+    """What the chat template writes after an answer must end a completion."""
+    tokenizer, stops = inputs.tokenizer, _stops(inputs)
+    end = next((token for token in _tokens(tokenizer, after) if tokenizer.decode([token]).strip()), None)
     if end is None:
         yield "warning", "the chat template ends no answer, so only the policy's own habit ends a completion"
-    elif end not in _stops(inputs):
-        stops = [tokenizer.decode([token]) for token in sorted(_stops(inputs))]
+    elif end not in stops and not _is_stop_string(inputs, end, after):
         yield (
             "fault",
-            f"an answer ends with {tokenizer.decode([end])!r} in the chat template, but the engine stops at {stops}: "
-            "completions would run on to generate.max_tokens. Set `eos_token` in tokenizer_config.json to it",
+            f"an answer ends with {tokenizer.decode([end])!r} in the chat template, but the engine stops at "
+            f"{[tokenizer.decode([token]) for token in sorted(stops)]}: completions would run on to "
+            "generate.max_tokens. Set `eos_token` in tokenizer_config.json to it, or put plain text into generate.stop",
         )
+
+
+def _is_stop_string(inputs: Inputs, end: int, after: str) -> bool:
+    """Stop strings are looked for in the text of a completion, which holds no special tokens."""
+    strings = tuple(inputs.config.generate.stop)
+    return end not in inputs.tokenizer.all_special_ids and after.strip().startswith(strings)
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokens
 
 
 def reward(inputs: Inputs) -> Iterator[Seen]:

@@ -146,6 +146,12 @@ def test_an_end_that_the_models_folder_names_stops_the_engine_as_well(config: Ru
     assert not told(config, "fault", policy__model=str(model))
 
 
+def test_an_end_in_plain_text_may_be_a_stop_string(config: RunConfig, model: Path) -> None:
+    edit_template(model, "eos_token }}{% endfor", "' [END]' }}{% endfor")
+    assert "ends with '['" in told(config, "fault", policy__model=str(model))["policy's tokens"]
+    assert not told(config, "fault", policy__model=str(model), generate__stop=["[END]"])
+
+
 def test_a_policy_without_an_end_of_text_is_at_fault(config: RunConfig, model: Path) -> None:
     edit_json(model / "tokenizer_config.json", eos_token=None)
     (model / "generation_config.json").unlink()
