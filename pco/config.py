@@ -4,7 +4,7 @@ import difflib
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -100,9 +100,10 @@ class Engine(Section):
 class Pair(Section):
     """From scored candidates to preference pairs."""
 
-    strategy: Literal["best_worst", "best_random", "halves"] = "best_worst"
+    strategy: Literal["best_worst", "best_random", "halves", "reference_worst"] = "best_worst"
     """`best_worst`: highest reward of a prompt against its lowest. `best_random`: against any lower one. `halves`: the
-    best against the worst, the second best against the second worst, and so on."""
+    best against the worst, the second best against the second worst, and so on. `reference_worst`: the prompt's
+    `reference` against its lowest."""
     max_pairs: int = Field(1, ge=1)
     """At most so many pairs of one prompt; `best_worst` gives one."""
     min_margin: float = Field(0.0, ge=0)
@@ -111,6 +112,12 @@ class Pair(Section):
     """Pair only completions of which the longer has at most so many times the tokens of the shorter."""
     max_similarity: float = Field(1.0, ge=0, le=1)
     """Drop pairs whose texts have a larger share of word 3-grams in common."""
+
+    @model_validator(mode="after")
+    def _references_have_no_reward(self) -> Self:
+        if self.strategy == "reference_worst" and self.min_margin > 0:
+            raise ValueError("min_margin has no meaning with reference_worst, whose chosen texts have no reward")
+        return self
 
 
 class Replay(Section):

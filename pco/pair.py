@@ -1,19 +1,22 @@
 """Stage `pair`: scored candidates become preference pairs, shard by shard; pairs of earlier rounds are mixed in."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice, repeat
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from pco import progress, replay
+from pco import policy, progress, replay
 from pco.config import Pair
 from pco.progress import Progress
+from pco.rendering import load_tokenizer, written
 from pco.seeds import seed_of
 from pco.stage import Stage
 
@@ -29,6 +32,9 @@ class Scored:
 
 
 Chosen = tuple[Scored, Scored]  # (chosen, rejected)
+References = dict[str, dict[str, Any]]  # by prompt: its reference as a row of `candidates`
+
+REFERENCE = -1  # stands for the sample where the prompt's reference was chosen
 
 
 def run(stage: Stage) -> store.Manifest:
@@ -39,11 +45,13 @@ def run(stage: Stage) -> store.Manifest:
     Raises BadInput when no prompt gives a pair: there would be nothing to train on.
     """
     started = stage.launched()
+    references = _references(stage)
     shards, scores = _shards(stage)
     prompts = made = 0
     for i, (candidates, scored) in enumerate(zip(shards, scores, strict=True)):
         if not store.has_part(stage.folder, "pairs", i, stage.fingerprint):
-            table, dropped = _paired(stage, _read(stage, "candidates", candidates), _read(stage, "scores", scored))
+            tables = _read(stage, "candidates", candidates), _read(stage, "scores", scored)
+            table, dropped = _paired(stage, *tables, references)
             store.write_part(stage.folder, "pairs", i, table, stage.fingerprint, of=len(shards), dropped=dropped)
         pairs = store.read_committed(stage.folder, "pairs", i)
         prompts, made = prompts + pc.count_distinct(pairs["prompt_id"]).as_py(), made + pairs.num_rows
@@ -52,7 +60,7 @@ def run(stage: Stage) -> store.Manifest:
     if not made:
         raise BadInput(
             f"{stage.title}: none of {dropped.total()} prompts gave a pair ({dict(dropped)}). Raise generate.n or "
-            "generate.temperature so that candidates differ, or lower pair.min_margin."
+            "generate.temperature so that candidates differ, or loosen the limits under `pair`."
         )
     replayed = replay.write(stage, fresh=made)
     return stage.finish(
@@ -81,13 +89,38 @@ def _read(stage: Stage, name: str, part: store.Part) -> pa.Table:
     return store.read_part(stage.inputs[name].folder, part)
 
 
-def _paired(stage: Stage, candidates: pa.Table, scores: pa.Table) -> tuple[pa.Table, Counter[str]]:
+def _references(stage: Stage) -> References:
+    """What the user's files give as right answers, if the strategy takes these."""
+    if stage.config.pair.strategy != "reference_worst":
+        return {}
+    tokenizer = load_tokenizer(policy.verified(stage).folder)
+    rows = store.read_table(stage.inputs["prompts"].folder, "prompts").to_pylist()
+    given = [row for row in rows if row["split"] == "train" and row["reference"] is not None]
+    return {
+        row["prompt_id"]: {
+            "prompt_id": row["prompt_id"],
+            "sample": REFERENCE,
+            "completion": row["reference"],
+            "token_ids": written(tokenizer, row["reference"]),
+        }
+        for row in given
+    }
+
+
+def _paired(
+    stage: Stage, candidates: pa.Table, scores: pa.Table, references: References
+) -> tuple[pa.Table, Counter[str]]:
     """The pairs of one shard, and why prompts gave none."""
     config, reasons, chosen = stage.config, Counter[str](), list[Chosen]()
-    rows = _rows(candidates, scores, texts=config.pair.max_similarity < 1)
+    by_reference = config.pair.strategy == "reference_worst"
+    rows = _rows(candidates, scores, texts=config.pair.max_similarity < 1 or by_reference)
+    candidates, answers = _with_references(candidates, references)
     for prompt, group in groupby(rows, key=lambda one: one[0]):
         own = [scored for _, scored in group if scored is not None]
-        made = pairs_of(own, config.pair, seed=seed_of(config.seed, stage.round, prompt))
+        if by_reference:
+            made = pairs_with(answers.get(prompt), own, config.pair)
+        else:
+            made = pairs_of(own, config.pair, seed=seed_of(config.seed, stage.round, prompt))
         if isinstance(made, str):
             reasons[made] += 1
         else:
@@ -107,6 +140,35 @@ def _rows(candidates: pa.Table, scores: pa.Table, *, texts: bool) -> list[tuple[
         reward = rewards.get((prompt, sample))
         rows.append((prompt, None if reward is None else Scored(row, reward, lengths[row], text)))
     return rows
+
+
+def _with_references(candidates: pa.Table, references: References) -> tuple[pa.Table, dict[str, Scored]]:
+    """The candidates with the references of their prompts below, and these by prompt."""
+    if not references:
+        return candidates, {}
+    prompts = dict.fromkeys(candidates["prompt_id"].to_pylist())
+    rows = [references[prompt] for prompt in prompts if prompt in references]
+    below = pa.Table.from_pylist(rows, schema=candidates.schema)
+    answers = {
+        row["prompt_id"]: Scored(candidates.num_rows + i, math.nan, len(row["token_ids"]), row["completion"])
+        for i, row in enumerate(rows)
+    }
+    return pa.concat_tables([candidates, below]), answers
+
+
+def pairs_with(reference: Scored | None, candidates: Sequence[Scored], config: Pair) -> list[Chosen] | str:
+    """The prompt's reference against its candidates, the lowest reward first, or the reason why there is no pair.
+
+    Among equals the earlier sample is taken. What the policy wrote word for word as the reference is no worse.
+    """
+    if reference is None:
+        return "no reference"
+    others = [one for one in candidates if one.text.split() != reference.text.split()]
+    if not others:
+        return "no scored candidate but the reference"
+    worst_first = sorted(others, key=lambda one: one.reward)
+    allowed = [(reference, one) for one in worst_first if not _fault(reference, one, config)]
+    return allowed[: config.max_pairs] or _fault(reference, worst_first[0], config)
 
 
 def pairs_of(candidates: Sequence[Scored], config: Pair, *, seed: int) -> list[Chosen] | str:
@@ -179,7 +241,8 @@ def _table(candidates: pa.Table, pairs: list[Chosen]) -> pa.Table:
     """The `pairs` rows: columns of the candidates, taken by row."""
     sides = {"chosen": [chosen for chosen, _ in pairs], "rejected": [rejected for _, rejected in pairs]}
     taken = {side: candidates.take(pa.array([one.row for one in own], pa.int64())) for side, own in sides.items()}
-    columns = {name: taken["chosen"][name] for name in ("prompt_id", "prompt", "prompt_token_ids", "policy")}
+    # Of the rejected, which is a candidate in any case.
+    columns = {name: taken["rejected"][name] for name in ("prompt_id", "prompt", "prompt_token_ids", "policy")}
     for side, own in sides.items():
         columns |= {f"{side}{suffix}": taken[side][column] for suffix, column in _SIDES.items()}
         columns[f"{side}_reward"] = pa.array([one.reward for one in own], pa.float64())

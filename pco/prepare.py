@@ -5,7 +5,7 @@ from typing import Any
 
 from data import schemas, store
 from data.errors import BadInput
-from pco import checks
+from pco import checks, doctor
 from pco.config import RunConfig
 from pco.rendering import load_tokenizer, render, written
 from pco.stage import Artifact, Stage
@@ -43,7 +43,9 @@ def run(stage: Stage) -> store.Manifest:
     `outputs` name the starting policy.
     """
     started = stage.launched()
-    inputs = checks.check(stage.config)
+    inputs, warnings = doctor.check(stage.config)
+    for warning in warnings:
+        print(f"warning: {warning.name}: {warning.told}.", flush=True)
     splits = {"train": inputs.train, "heldout": inputs.heldout, "text": inputs.heldout_text}
     rows = [{"split": split, **row} for split, group in splits.items() for row in group]
     store.write_part(stage.folder, "prompts", 0, schemas.build("prompts", rows), stage.fingerprint)

@@ -37,12 +37,26 @@ def render(tokenizer: Any, prompt: str, policy: Policy) -> Rendered:
     messages = [{"role": "user", "content": prompt}]
     if policy.system is not None:
         messages.insert(0, {"role": "system", "content": policy.system})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = dialogue(tokenizer, messages, add_generation_prompt=True)
     return Rendered(text, tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def written(tokenizer: Any, completion: str) -> list[int]:
-    """A completion as the policy would have written it, the end of text included."""
+    """The tokens of a completion as the policy would have written it, the end of text included."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     tokens: list[int] = tokenizer(completion, add_special_tokens=False)["input_ids"]
     return tokens + end
+
+
+def dialogue(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
+    """Messages as the chat template writes them; raises BadInput when it refuses them."""
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except TemplateError as error:
+        raise BadInput(
+            f"{tokenizer.name_or_path}: its chat template refused a dialogue of {[m['role'] for m in messages]} "
+            f"({error}). Leave the system message out, or mend the template."
+        ) from error
+    return text

@@ -3,19 +3,20 @@
 import json
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from data import store
 from data.errors import PCOError
 from pco import checkpoints
-from pco.stage import Artifact, Stage, round_folder
+from pco.stage import Stage, round_folder
 from pco.train_config import Train
 
 _LONGEST_HEADER = 100 * 2**20  # as the format allows
 _LEAST = 100 * 2**20  # tables, logs, the report
 # AdamW keeps two float32 numbers per parameter, and a float32 copy of the weights when these are bf16.
-_OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}
-_WEIGHT_BYTES = {"fp32": 4, "bf16": 2}
+OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}
+WEIGHT_BYTES = {"fp32": 4, "bf16": 2}
 
 
 def check(stage: Stage) -> None:
@@ -35,7 +36,10 @@ def needed(stage: Stage) -> int:
         return _LEAST
     # What an earlier attempt wrote is used, written over, or removed first.
     had = _size(stage.folder / checkpoints.FOLDER) + sum(map(_size, _policy_folders(stage)))
-    return _LEAST + max(0, _of_training(stage) - had)
+    manifest = store.read_manifest(stage.inputs["pairs"].folder)
+    pairs = sum(part.rows for part in manifest.parts) if manifest else 0
+    policy, kept = of_training(parameters(stage.inputs["policy"].folder), stage.config.train, pairs)
+    return _LEAST + max(0, policy + kept - had)
 
 
 def _policy_folders(stage: Stage) -> list[Path]:
@@ -48,33 +52,45 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _of_training(stage: Stage) -> int:
-    """Bytes for the new policy and for all checkpoints that exist at one time."""
-    train = stage.config.train
-    parameters = _parameters(stage.inputs["policy"].folder)
-    weights = parameters * _WEIGHT_BYTES[train.precision]
-    optimizer = 0 if train.lora else parameters * _OPTIMIZER_BYTES[train.precision]
+def of_training(parameters: int, train: Train, pairs: int) -> tuple[int, int]:
+    """Bytes for the new policy, and for all checkpoints that exist at one time while it is trained."""
+    weights = parameters * WEIGHT_BYTES[train.precision]
+    optimizer = 0 if train.lora else parameters * OPTIMIZER_BYTES[train.precision]
+    written = (math.ceil(pairs / train.pairs_per_step) * train.epochs - 1) // train.checkpoint_steps
     # One more than are kept: the oldest goes when the newest is complete.
-    checkpoints = min(train.keep_checkpoints + 1, _checkpoints(train, stage.inputs["pairs"]))
-    return weights + checkpoints * (weights + optimizer)
+    return weights, max(0, min(train.keep_checkpoints + 1, written)) * (weights + optimizer)
 
 
-def _checkpoints(train: Train, pairs: Artifact) -> int:
-    """How many checkpoints a training over those pairs writes in all."""
-    manifest = store.read_manifest(pairs.folder)
-    rows = sum(part.rows for part in manifest.parts) if manifest else 0
-    return (math.ceil(rows / train.pairs_per_step) * train.epochs - 1) // train.checkpoint_steps
+def parameters(model: Path) -> int:
+    """How many numbers a model folder's weights are."""
+    return sum(math.prod(tensor.shape) for tensor in tensors(model).values())
 
 
-def _parameters(model: Path) -> int:
-    return sum(math.prod(shape) for path in model.glob("*.safetensors") for shape in _shapes(path))
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor's bytes lie, and its shape."""
+
+    path: Path
+    shape: list[int]
+    begin: int  # in the file
+    end: int
 
 
-def _shapes(path: Path) -> list[list[int]]:
-    """From the header alone: its length in 8 bytes, then JSON (the safetensors format)."""
+def tensors(model: Path) -> dict[str, Tensor]:
+    """The tensors of a model folder by name, from the headers alone."""
+    return {name: tensor for path in sorted(model.glob("*.safetensors")) for name, tensor in _header(path).items()}
+
+
+def _header(path: Path) -> dict[str, Tensor]:
+    """Its length in 8 bytes, then JSON; places count from its end (the safetensors format)."""
     try:
         with path.open("rb") as file:
-            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _LONGEST_HEADER)))
-        return [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(size, _LONGEST_HEADER)))
+        header.pop("__metadata__", None)
+        return {
+            name: Tensor(path, entry["shape"], *(8 + size + place for place in entry["data_offsets"]))
+            for name, entry in header.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []  # damaged: the stage itself will say so, and better
+        return {}  # damaged: the stage itself will say so, and better

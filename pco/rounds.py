@@ -43,6 +43,8 @@ def walk(
         scores = judged("score", number, candidates=candidates, **({"prompts": prompts} if with_prompts else {}))
         every = range(max(0, number - config.replay.rounds), number)
         earlier = {replay.input_name(one): pairs_of[one] for one in every if one in pairs_of}
+        if config.pair.strategy == "reference_worst":
+            earlier |= {"prompts": prompts, "policy": current}
         pairs = pairs_of[number] = done("pair", number, candidates=candidates, scores=scores, **earlier)
         learned = {"policy": current, "pairs": pairs}
         if config.prompts.feedback is not None:

@@ -1,5 +1,6 @@
 """Numbers and sentences as people read them; every number of a report is written by a function of this module."""
 
+import math
 import unicodedata
 from datetime import UTC, datetime
 
@@ -54,7 +55,9 @@ def relative(now: float, then: float) -> str:
 
 
 def decimal(value: float, digits: int = 3) -> str:
-    """A plain number with a real minus sign."""
+    """A plain number with a real minus sign; a dash for one that is not known."""
+    if math.isnan(value):
+        return ABSENT
     return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")  # + 0.0: no "−0.000"
 
 

@@ -74,6 +74,15 @@ def _checked_tokenizer(found: Path, config: ModelReward) -> Any:
     return tokenizer
 
 
+def reads(config: ModelReward, prompt: str, completion: str) -> tuple[Any, Tokens]:
+    """The reward model's tokenizer, and the tokens that it reads of a prompt and a completion.
+
+    Raises BadInput.
+    """
+    tokenizer = _checked_tokenizer(folder(config), config)
+    return tokenizer, _rendered(tokenizer, prompt, completion, config)
+
+
 def scorer(config: ModelReward) -> Scorer:
     """Loads the model, on a GPU if there is one.
 

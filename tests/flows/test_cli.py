@@ -29,6 +29,8 @@ def config_file(tmp_path: Path, tiny: Path) -> Path:
 def test_help_of_every_command_explains_it() -> None:
     for command in (
         "run",
+        "answer",
+        "doctor",
         "resume",
         "fork",
         "status",
@@ -50,6 +52,24 @@ def test_a_dry_run_checks_and_starts_nothing(config_file: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "2 training prompts, 1 held-out" in result.output
     assert "2 round(s)" in result.output
+    assert not (config_file.parent / "runs").exists()
+
+
+def test_a_dry_run_tells_what_the_doctor_warns_of(config_file: Path) -> None:
+    result = runner.invoke(app, ["run", str(config_file), "--dry-run"])
+    assert "Warning: enough prompts: 1 held-out prompts find a gain only if" in result.output
+
+
+def test_the_doctor_tells_every_finding_and_ends_with_status_2_for_a_fault_alone(config_file: Path) -> None:
+    sound = runner.invoke(app, ["doctor", str(config_file), "--quick"])
+    assert sound.exit_code == 0, sound.output
+    assert "0 fault(s), 2 warning(s)" in sound.output
+    wrong = ["--set", "train.loss.k=100000", "--set", "prompts.heldout=nowhere.jsonl"]
+    spoilt = runner.invoke(app, ["doctor", str(config_file), *wrong])
+    assert spoilt.exit_code == 2
+    for told in ("contrast candidates", "no such file", "2 fault(s)", "waits for the faults above"):
+        assert told in spoilt.output
+    assert "Traceback" not in spoilt.output
     assert not (config_file.parent / "runs").exists()
 
 

@@ -166,7 +166,7 @@ def test_the_longest_prompt_that_fits_passes_and_one_token_more_is_refused(
     config: RunConfig, tmp_path: Path, name: str
 ) -> None:
     builders.write_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": "z" * 40, "id": "long"}])
-    longest = checks.check(config).longest_prompt
+    longest = max(checks.check(config).lengths)
     room = tiny_model.CONTEXT - longest
     checks.check(builders.changed(config, generate__max_tokens=room))
     message = refused(config, generate__max_tokens=room + 1)
@@ -175,9 +175,9 @@ def test_the_longest_prompt_that_fits_passes_and_one_token_more_is_refused(
 
 
 def test_the_length_counts_the_chat_template_and_the_system_message(config: RunConfig) -> None:
-    raw = checks.check(builders.changed(config, policy__prompt_format="raw")).longest_prompt
-    chat = checks.check(config).longest_prompt
-    told = checks.check(builders.changed(config, policy__system="Be brief.")).longest_prompt
+    raw = max(checks.check(builders.changed(config, policy__prompt_format="raw")).lengths)
+    chat = max(checks.check(config).lengths)
+    told = max(checks.check(builders.changed(config, policy__system="Be brief.")).lengths)
     assert raw < chat < told
 
 
@@ -201,6 +201,13 @@ def test_a_shorter_context_is_held_to(config: RunConfig) -> None:
 def test_a_context_longer_than_the_models_own_is_refused(config: RunConfig) -> None:
     message = refused(config, engine__max_model_len=tiny_model.CONTEXT + 1)
     assert "engine.max_model_len" in message and str(tiny_model.CONTEXT) in message
+
+
+def test_a_strategy_with_references_needs_one_at_least(config: RunConfig, tmp_path: Path) -> None:
+    assert "no prompt has a `reference`" in refused(config, pair__strategy="reference_worst")
+    rows = [{"prompt": TRAIN[0]}, {"prompt": TRAIN[1], "reference": "the answer"}]
+    builders.write_jsonl(tmp_path / "train.jsonl", rows)
+    checks.check(builders.changed(config, pair__strategy="reference_worst"))
 
 
 # The model.

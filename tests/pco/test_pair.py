@@ -1,5 +1,6 @@
 """Scored candidates become pairs; every prompt is a pair or counted with the reason why not."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from data import store
 from data.errors import BadInput, CorruptArtifact
 from data.readers import prompt_id
-from pco import pair, score
+from pco import pair, replay, score
+from pco.batches import examples_of
 from pco.config import Pair
 from pco.pair import Scored
 from pco.stage import Stage
@@ -222,3 +224,59 @@ def test_scores_of_other_shards_than_the_candidates_are_refused(tmp_path: Path) 
     more = builders.stage("pair", stage.config, {**stage.inputs, "scores": builders.finished(tmp_path / "more", {})})
     with pytest.raises(CorruptArtifact, match="has 2 shards for 1 of candidates"):
         pair.run(more)
+
+
+# The prompt's reference against the worst.
+
+
+def by_reference(folder: Path, tiny: Path, references: dict[str, str | None], **settings: Any) -> Stage:
+    """A pair stage whose prompts have these references, and three candidates each of rewards 0, -1 and -1."""
+    stage = stage_of(folder, dict.fromkeys(references, [0.0, -1.0, -1.0]))
+    rows = [{**builders.prompt_row(text), "reference": reference} for text, reference in references.items()]
+    given = {"prompts": builders.finished(folder / "prompts", {"prompts": rows}), "policy": builders.model(tiny)}
+    config = builders.config(folder, tiny, pair__strategy="reference_worst", **settings)
+    return builders.stage("pair", config, {**stage.inputs, **given})
+
+
+def test_a_reference_meets_the_worst_candidate_as_tokens_with_the_end_of_text(
+    tmp_path: Path, tiny: Path, tokenizer: Any
+) -> None:
+    stage = by_reference(tmp_path, tiny, {"p": " the last ferry.", "q": None})
+    manifest = pair.run(stage)
+    assert manifest.dropped == {"no reference": 1}
+    (made,) = store.read_table(stage.folder, "pairs").to_pylist()
+    assert made["prompt_id"] == prompt_id("p") and made["prompt_token_ids"] == [7, 8] and made["policy"] == "digest"
+    assert (made["chosen"], made["rejected"]) == (" the last ferry.", "1")
+    assert tokenizer.decode(made["chosen_token_ids"]) == " the last ferry." + tokenizer.eos_token
+    assert (made["chosen_sample"], made["rejected_sample"]) == (pair.REFERENCE, 1)
+    assert math.isnan(made["chosen_reward"]) and made["rejected_reward"] == -1.0
+
+
+def test_every_pair_with_a_reference_has_the_lowest_that_keeps_the_limits() -> None:
+    def against(reference: str | None, texts: Sequence[str], **limits: Any) -> Any:
+        answer = None if reference is None else Scored(99, math.nan, len(reference.split()), reference)
+        rewards = [float(i) for i in range(len(texts))]
+        made = pair.pairs_with(answer, scored(rewards, texts), Pair(strategy="reference_worst", **limits))
+        return made if isinstance(made, str) else [(chosen.row, rejected.row) for chosen, rejected in made]
+
+    assert against("a b", ["x y z", "x y"]) == [(99, 0)]
+    assert against("a b", ["x y z", "x y"], max_pairs=5) == [(99, 0), (99, 1)]
+    assert against("a b", ["x y z", "x y"], max_length_ratio=1) == [(99, 1)]
+    assert against("a b", ["x y z"], max_length_ratio=1) == "lengths differ more than max_length_ratio"
+    assert against("a b c", ["a b c d", "x"], max_similarity=0.4) == [(99, 1)]
+    assert against("a b", ["a  b\n", "x y"]) == [(99, 1)]  # what is the reference itself is not worse than it
+    assert against("a b", ["a b"]) == "no scored candidate but the reference"
+    assert against("a b", []) == "no scored candidate but the reference"
+    assert against(None, ["x"]) == "no reference"
+
+
+def test_pairs_with_references_are_replayed_and_told_apart(tmp_path: Path, tiny: Path) -> None:
+    stage = by_reference(tmp_path, tiny, {"p": "a", "q": "b"}, pair__max_pairs=2)
+    pair.run(stage)
+    examples = examples_of(replay.rows_of(stage.folder))
+    assert len({example.pair_id for example in examples}) == len(examples) == 4
+
+
+def test_a_margin_to_references_is_refused() -> None:
+    with pytest.raises(ValueError, match="min_margin has no meaning with reference_worst"):
+        Pair(strategy="reference_worst", min_margin=0.1)

@@ -6,9 +6,20 @@ from pathlib import Path
 import pytest
 
 from data.errors import CorruptArtifact
-from pco import policy
-from pco.stage import Stage
+from pco import launcher, policy
+from pco.stage import Artifact, Stage, StageName
 from tests import builders
+
+
+# Every stage that loads a policy; the doctor's canary and a run go through these.
+@pytest.mark.parametrize("name", ["generate", "evaluate", "refer", "train", "pair"])
+def test_no_stage_loads_a_policy_that_is_not_the_one_it_was_given(
+    tmp_path: Path, tiny: Path, name: StageName, one_thread: None
+) -> None:
+    given = {"policy": Artifact(tiny, "the digest of another"), "pairs": builders.PRETEND}
+    config = builders.config(tmp_path, tiny, pair__strategy="reference_worst")
+    with pytest.raises(CorruptArtifact, match="expected the digest of another"):
+        launcher.run(builders.stage(name, config, given))
 
 
 @pytest.fixture
