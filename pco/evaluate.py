@@ -10,6 +10,7 @@ from data.errors import BadInput
 from pco import generate, measures, policy, rewards
 from pco.engine import Request, Sampler, free_memory
 from pco.rendering import load_tokenizer, render
+from pco.rewards import Reward
 from pco.stage import Stage
 
 _GREEDY_SAMPLE = 0
@@ -38,9 +39,11 @@ def run(stage: Stage) -> store.Manifest:
         logprobs = list(engine().text_logprobs([row["prompt"] for row in texts]))
         engine.cache_clear()
         free_memory()  # for the reward model
-        rows = _measured(stage, candidates) + measures.text_rows([row["prompt_id"] for row in texts], logprobs)
+        reward = rewards.load(stage.config.reward, stage.config.folder)
+        rows = _measured(stage, candidates, reward) + measures.text_rows([row["prompt_id"] for row in texts], logprobs)
         marked = [{**row, "policy": current.fingerprint} for row in rows]
-        store.write_part(stage.folder, "evaluations", 0, schemas.build("evaluations", marked), stage.fingerprint)
+        table = schemas.build("evaluations", marked)
+        store.write_part(stage.folder, "evaluations", 0, table, stage.fingerprint, counts=reward.counts)
     rows = store.read_parts(stage.folder, "evaluations", stage.fingerprint).to_pylist()
     unscored = len(candidates) - sum(row["measure"] == "reward" for row in rows)
     return stage.finish(
@@ -49,24 +52,29 @@ def run(stage: Stage) -> store.Manifest:
         rows_out=len(candidates),
         dropped={},
         started=started,
-        metrics={**metrics, **measures.summarise(rows), **({"without_reward": unscored} if unscored else {})},
+        metrics={
+            **metrics,
+            **measures.summarise(rows),
+            **({"without_reward": unscored} if unscored else {}),
+            **rewards.metrics(store.counted(stage.folder, "evaluations", stage.fingerprint)),
+        },
     )
 
 
-def _measured(stage: Stage, candidates: list[measures.Row]) -> list[measures.Row]:
-    rows = measures.completion_rows(candidates, _rewards(stage, candidates))
+def _measured(stage: Stage, candidates: list[measures.Row], reward: Reward) -> list[measures.Row]:
+    rows = measures.completion_rows(candidates, _rewards(stage, candidates, reward))
     for name in ("start", "previous"):
         if name in stage.inputs:
             rows += measures.win_rows(f"win_vs_{name}", rows, read(stage.inputs[name].folder))
     return rows + measures.corpus_rows(candidates)
 
 
-def _rewards(stage: Stage, candidates: list[measures.Row]) -> list[float]:
+def _rewards(stage: Stage, candidates: list[measures.Row], reward: Reward) -> list[float]:
     """The reward of each completion; not finite where it got none.
 
     Raises BadInput when none got any: there would be no reward to compare.
     """
-    scores = rewards.judge(rewards.load(stage.config.reward), stage, candidates)
+    scores = rewards.judge(reward, stage, candidates)
     if all(score.dropped for score in scores):
         raise BadInput(
             f"{stage.title}: none of {len(scores)} held-out completions got a reward "

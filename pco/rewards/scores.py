@@ -1,8 +1,9 @@
 """What a reward is to the stages that use it."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Candidate = Mapping[str, Any]
@@ -26,6 +27,7 @@ class Score:
 
 
 Scorer = Callable[[Candidates], list[Score]]
+Counts = defaultdict[str, float]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Reward:
 
     digest: str
     score: Scorer
+    counts: Counts = field(default_factory=lambda: defaultdict(float))  # of a judge, since it was loaded
 
 
 def plain(value: Callable[[Candidate], float]) -> Scorer:
