@@ -116,6 +116,9 @@ class ModelReward(Section):
     """Texts scored together, in tokens with their padding: changes memory and speed, not the result."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of weights and activations; `auto` is that of the files."""
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    """What runs the model: changes speed, and the result by rounding alone. `auto` is vLLM on a CPU where it is known
+    to score with such a model as transformers does, else transformers."""
 
 
 class JudgeReward(Section):
@@ -227,6 +230,7 @@ def parts(reward: RewardConfig) -> list[Single]:
 # Where and how fast a reward is computed, not what it is.
 _HOW_SCORING_RUNS = (
     "max_tokens_per_batch",
+    "backend",
     "base_url",
     "api_key_env",
     "concurrency",
