@@ -468,7 +468,7 @@ def scoring(
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, *scores: Score) -> None:
-    monkeypatch.setattr(rewards, "load", lambda _: Reward("fake", lambda batch: list(scores[: len(batch)])))
+    monkeypatch.setattr(rewards, "load", lambda *_: Reward("fake", lambda batch: list(scores[: len(batch)])))
 
 
 @pytest.mark.parametrize(
@@ -500,7 +500,7 @@ def test_a_resumed_stage_counts_what_its_earlier_attempt_dropped(
     fake(monkeypatch, Score(0.5), Score(math.nan, why_none="too long"))
     score.run(stage)
     (stage.folder / store.MANIFEST).unlink()
-    monkeypatch.setattr(rewards, "load", lambda _: pytest.fail("nothing is left to score"))
+    monkeypatch.setattr(rewards, "load", lambda *_: pytest.fail("nothing is left to score"))
     assert score.run(stage).dropped["too long"] == 1
 
 
