@@ -273,7 +273,8 @@ def _fault(item: Any) -> str:
         return f"{where}: unknown key.{_nearest(item['loc'])}"
     if item["type"] == "missing":
         return f"{where}: required, but missing."
-    found = "" if item["loc"][-1] in _MAY_HOLD_A_SECRET else f" (found {item['input']!r})"
+    is_secret = isinstance(item["input"], str) and where.endswith(_MAY_HOLD_A_SECRET)
+    found = "" if is_secret else f" (found {item['input']!r})"
     return f"{where}: {item['msg'].removeprefix('Value error, ')}{found}"
 
 
