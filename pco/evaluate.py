@@ -13,6 +13,7 @@ from pco.engine import Request, Sampler, free_memory
 from pco.measures import Row
 from pco.rendering import load_tokenizer, render, written
 from pco.reward_config import ExactAnswerReward, RewardConfig, parts
+from pco.rewards import Reward
 from pco.stage import Stage
 
 _GREEDY_SAMPLE = 0
@@ -43,9 +44,11 @@ def run(stage: Stage) -> store.Manifest:
         rows = _read(stage, engine())
         engine.cache_clear()
         free_memory()  # for the reward model
-        rows = _measured(stage, candidates, tokenizer) + rows
+        counts: Counter[str] = Counter()
+        rows = _measured(stage, candidates, tokenizer, counts) + rows
         marked = [{**row, "policy": current.fingerprint} for row in rows]
-        store.write_part(stage.folder, "evaluations", 0, schemas.build("evaluations", marked), stage.fingerprint)
+        table = schemas.build("evaluations", marked)
+        store.write_part(stage.folder, "evaluations", 0, table, stage.fingerprint, counts=counts)
     rows = store.read_parts(stage.folder, "evaluations", stage.fingerprint).to_pylist()
     unscored = len(candidates) - sum(row["measure"] == "reward" for row in rows)
     return stage.finish(
@@ -54,7 +57,12 @@ def run(stage: Stage) -> store.Manifest:
         rows_out=len(candidates),
         dropped={},
         started=started,
-        metrics={**metrics, **measures.summarise(rows), **({"without_reward": unscored} if unscored else {})},
+        metrics={
+            **metrics,
+            **measures.summarise(rows),
+            **({"without_reward": unscored} if unscored else {}),
+            **rewards.metrics(store.counted(stage.folder, "evaluations", stage.fingerprint)),
+        },
     )
 
 
@@ -79,12 +87,16 @@ def _fits(candidate: Row, context: int) -> bool:
     return candidate["mode"] == measures.SAMPLED and 0 < tokens < context - len(candidate["prompt_token_ids"])
 
 
-def _measured(stage: Stage, candidates: list[Row], tokenizer: Any) -> list[Row]:
+def _measured(stage: Stage, candidates: list[Row], tokenizer: Any, counts: Counter[str]) -> list[Row]:
+    """What is measured of completions; what a judge counted is added to `counts`."""
     answers = _answers(stage, candidates, tokenizer)
     scores: dict[str, list[float]] = {}
     met = {("length", row["prompt_id"]): float(len(row["token_ids"])) for row in answers}
-    for name, reward in _judging(stage):
+    for name, config in _judging(stage):
+        reward = rewards.load(config, stage.config.folder)
         scores[name], of_answers = _rewards(stage, reward, candidates, answers)
+        counts.update(reward.counts)
+        del reward
         met |= {(name, row["prompt_id"]): value for row, value in zip(answers, of_answers, strict=True)}
         free_memory()  # for the second reward
     references = {row["prompt_id"]: row["completion"] for row in answers}
@@ -114,20 +126,21 @@ def _answers(stage: Stage, candidates: list[Row], tokenizer: Any) -> list[Row]:
 
 
 def _rewards(
-    stage: Stage, config: RewardConfig, candidates: list[Row], answers: list[Row]
+    stage: Stage, reward: Reward, candidates: list[Row], answers: list[Row]
 ) -> tuple[list[float], list[float]]:
     """The reward of each completion and of each reference answer; not finite where it got none.
 
     Raises BadInput when no completion got any: there would be no reward to compare.
     """
-    reward = rewards.load(config)
     scores = rewards.judge(reward, stage, candidates)
     if all(score.dropped for score in scores):
         raise BadInput(
             f"{stage.title}: none of {len(scores)} held-out completions got a reward "
             f"({dict(Counter(score.dropped for score in scores))}). See docs/rewards.md on what a reward cannot judge."
         )
-    if any(isinstance(part, ExactAnswerReward) for part in parts(config)):  # a bare answer is no completion to judge
+    if any(
+        isinstance(part, ExactAnswerReward) for part in parts(reward.config)
+    ):  # a bare answer is no completion to judge
         return [score.value for score in scores], [math.nan] * len(answers)
     return [score.value for score in scores], [score.value for score in rewards.judge(reward, stage, answers)]
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -115,10 +116,73 @@ class ModelReward(Section):
     """Texts scored together, in tokens with their padding: changes memory and speed, not the result."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of weights and activations; `auto` is that of the files."""
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    """What runs the model: changes speed, and the result by rounding alone. `auto` is vLLM on a CPU where it is known
+    to score with such a model as transformers does, else transformers."""
+
+
+class JudgeReward(Section):
+    """The share of comparisons that a language model, asked over an OpenAI-compatible endpoint, decides for a text."""
+
+    kind: Literal["judge"] = "judge"
+    base_url: str
+    """The endpoint up to its `/v1`, e.g. `http://127.0.0.1:8000/v1`; no key or password in it."""
+    model: str = Field(min_length=1)
+    """The judge's name at the endpoint. It stands for the judge: another endpoint may serve the same one."""
+    api_key_env: str | None = Field(None, pattern=r"^[A-Z_][A-Z0-9_]*$")
+    """The environment variable that holds the key, never the key itself; null sends none."""
+    template: str | None = None
+    """A text file to ask with instead of the built-in text; it holds {prompt}, {first} and {second}."""
+    against: Literal["candidates", "reference"] = "candidates"
+    """`candidates`: with the prompt's other candidates, or in an evaluation with the starting policy's completion.
+    `reference`: with the prompt's `reference`."""
+    opponents: int | None = Field(None, ge=1)
+    """Draw so many of a prompt's other candidates for each, so that it is compared up to twice as often; null: all."""
+    temperature: float = Field(0.0, ge=0)
+    """The judge's sampling temperature."""
+    max_tokens: int = Field(256, ge=1)
+    """Limit of an answer in tokens, for the reasoning of a model that reasons, too."""
+    concurrency: int = Field(8, ge=1)
+    """Requests under way at a time."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    """Begin no more requests than that; null: no limit."""
+    timeout_s: float = Field(120.0, gt=0)
+    """A request that takes longer, in seconds, is given up and tried again."""
+    retries: int = Field(6, ge=0)
+    """How often a request is tried again, after ever longer waits, before the stage fails."""
+    input_price: float = Field(0.0, ge=0)
+    """Price of a million tokens read, for the `cost` that is reported."""
+    output_price: float = Field(0.0, ge=0)
+    """Price of a million tokens written."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_a_plain_address(cls, base_url: str) -> str:
+        try:
+            found = urlsplit(base_url)
+            plain = found.scheme in {"http", "https"} and bool(found.hostname) and found.port != 0
+        except ValueError:  # a port that is none
+            plain = False
+        if not plain or set("@?#") & set(base_url) or base_url.split() != [base_url]:
+            raise ValueError("expected http://HOST:PORT/v1 or the like, without a user, a password, `?` or `#`")
+        return base_url
+
+    @model_validator(mode="after")
+    def _draws_among_candidates(self) -> Self:
+        if self.opponents is not None and self.against == "reference":
+            raise ValueError("`opponents` are drawn among candidates; leave it out with against: reference")
+        return self
 
 
 _Singles = (
-    RepetitionReward | LengthReward | RegexReward | JsonSchemaReward | ExactAnswerReward | PythonReward | ModelReward
+    RepetitionReward
+    | LengthReward
+    | RegexReward
+    | JsonSchemaReward
+    | ExactAnswerReward
+    | PythonReward
+    | ModelReward
+    | JudgeReward
 )
 Single = Annotated[_Singles, Field(discriminator="kind")]
 
@@ -163,11 +227,27 @@ def parts(reward: RewardConfig) -> list[Single]:
     return [member.reward for member in reward.members] if isinstance(reward, EnsembleReward) else [reward]
 
 
+# Where and how fast a reward is computed, not what it is.
+_HOW_SCORING_RUNS = (
+    "max_tokens_per_batch",
+    "backend",
+    "base_url",
+    "api_key_env",
+    "concurrency",
+    "requests_per_minute",
+    "timeout_s",
+    "retries",
+    "input_price",
+    "output_price",
+)
+
+
 def settings(reward: RewardConfig) -> dict[str, Any]:
-    """What decides a reward's results: all but how many texts share a batch."""
+    """What decides a reward's results, and no other settings."""
     dump: dict[str, Any] = reward.model_dump(mode="json")
     for part in (dump, *(member["reward"] for member in dump.get("members", []))):
-        part.pop("max_tokens_per_batch", None)
+        for name in _HOW_SCORING_RUNS:
+            part.pop(name, None)
     return dump
 
 
@@ -183,6 +263,8 @@ def absolute(reward: RewardConfig) -> RewardConfig:
             return reward.model_copy(update={"folder": _absolute(reward.folder)})
         case JsonSchemaReward(file=str(file)):
             return reward.model_copy(update={"file": _absolute(file)})
+        case JudgeReward(template=str(file)):
+            return reward.model_copy(update={"template": _absolute(file)})
         case _:
             return reward
 

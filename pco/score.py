@@ -23,12 +23,13 @@ def run(stage: Stage) -> store.Manifest:
     @cache
     def reward() -> Reward:
         rewards.check_unchanged(stage)
-        return rewards.load(stage.config.reward)
+        return rewards.load(stage.config.reward, stage.config.folder)
 
     for i, shard in enumerate(shards):
         if not store.has_part(stage.folder, "scores", i, stage.fingerprint):
             rows = store.read_part(source, shard).to_pylist()
-            _commit(stage, i, len(shards), rows, rewards.judge(reward(), stage, rows), reward().digest)
+            reward().counts.clear()
+            _commit(stage, i, len(shards), rows, rewards.judge(reward(), stage, rows), reward())
         done += shard.rows
         progress.report(Progress(done, candidates, "candidates"))
     return stage.finish(
@@ -37,11 +38,12 @@ def run(stage: Stage) -> store.Manifest:
         rows_out=store.read_parts(stage.folder, "scores", stage.fingerprint).num_rows,
         dropped={NOT_FINITE: 0, **store.dropped_rows(stage.folder, "scores", stage.fingerprint)},
         started=started,
+        metrics=rewards.metrics(store.counted(stage.folder, "scores", stage.fingerprint)),
     )
 
 
 def _commit(
-    stage: Stage, shard: int, of: int, candidates: list[dict[str, Any]], scores: Sequence[Score], digest: str
+    stage: Stage, shard: int, of: int, candidates: list[dict[str, Any]], scores: Sequence[Score], reward: Reward
 ) -> None:
     dropped = Counter(score.dropped for score in scores if score.dropped)
     rows = [
@@ -49,11 +51,13 @@ def _commit(
             "prompt_id": row["prompt_id"],
             "sample": row["sample"],
             "reward": score.value,
-            "reward_model": digest,
+            "reward_model": reward.digest,
             "members": score.members,
         }
         for row, score in zip(candidates, scores, strict=True)
         if not score.dropped
     ]
     table = schemas.build("scores", rows)
-    store.write_part(stage.folder, "scores", shard, table, stage.fingerprint, of=of, dropped=dropped)
+    store.write_part(
+        stage.folder, "scores", shard, table, stage.fingerprint, of=of, dropped=dropped, counts=reward.counts
+    )

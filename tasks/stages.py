@@ -107,4 +107,6 @@ def summary(manifest: Manifest, *, reused: bool) -> str:
     parts.append("done before" if reused else views.duration(manifest.seconds))
     if "tokens_per_s" in manifest.metrics and not reused:
         parts.append(f"{manifest.metrics['tokens_per_s']:,.0f} tok/s")
+    if "judge_position_bias" in manifest.metrics:
+        parts.append(f"the judge's position bias {manifest.metrics['judge_position_bias']:.2f} (0.5 is fair)")
     return " · ".join(parts)

@@ -11,8 +11,13 @@ from tests import tiny_model
 CONTEXT = 96
 
 
-def make(folder: Path, tokenizer: Any, *, labels: int = 1, seed: int = 0, pad: int | None = None) -> Path:
-    """A Llama classifier with the given tokenizer; many such have no padding token in their config."""
+def make(
+    folder: Path, tokenizer: Any, *, labels: int = 1, seed: int = 0, pad: int | None = None, head: int = 16
+) -> Path:
+    """A Llama classifier with the given tokenizer; many such have no padding token in their config.
+
+    vLLM takes attention heads of size 32, not of 16.
+    """
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -21,6 +26,7 @@ def make(folder: Path, tokenizer: Any, *, labels: int = 1, seed: int = 0, pad: i
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
+        head_dim=head,
         max_position_embeddings=CONTEXT,
         num_labels=labels,
         pad_token_id=pad,

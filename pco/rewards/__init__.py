@@ -4,8 +4,10 @@ A reward is a function of a batch of candidate rows, so that a learned one can b
 it in every row it scores. Nothing here imports a heavy library before a reward that needs one is loaded.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from data import store
@@ -14,6 +16,7 @@ from pco.reward_config import (
     EnsembleReward,
     ExactAnswerReward,
     JsonSchemaReward,
+    JudgeReward,
     LengthReward,
     ModelReward,
     PythonReward,
@@ -24,8 +27,9 @@ from pco.reward_config import (
     parts,
     settings,
 )
-from pco.rewards import content, ensemble, functions, model, programs
-from pco.rewards.scores import NOT_FINITE, Candidates, Reward, Score, Scorer, plain
+from pco.rewards import content, ensemble, functions, llm_judge, model, programs
+from pco.rewards.llm_judge import metrics
+from pco.rewards.scores import NOT_FINITE, Candidates, Counts, Reward, Score, Scorer, plain
 from pco.stage import Artifact, Stage
 
 __all__ = [
@@ -38,22 +42,24 @@ __all__ = [
     "inputs",
     "judge",
     "load",
+    "metrics",
     "reads_prompts",
 ]
 
 
-def load(config: RewardConfig) -> Reward:
-    """The reward that the config describes; a model is in memory from now on.
+def load(config: RewardConfig, folder: Path | None = None) -> Reward:
+    """The reward that the config describes; a model is in memory from now on. A judge keeps its answers in `folder`.
 
     Raises BadInput when what it needs is missing or cannot work.
     """
     parts_of = content.named(config).items()
     files = {name: found for name, part in parts_of if (found := content.loaded_digest(part)) is not None}
     digest = store.digest({"reward": settings(config), "files": files} if files else settings(config))
-    return Reward(digest, _scorer(config), reads_prompts(config))
+    counts: Counts = defaultdict(float)
+    return Reward(config, digest, _scorer(config, folder, counts), counts)
 
 
-def _scorer(config: RewardConfig) -> Scorer:
+def _scorer(config: RewardConfig, folder: Path | None, counts: Counts) -> Scorer:
     match config:
         case RepetitionReward():
             return plain(lambda row: programs.repetition(row, config))
@@ -69,8 +75,11 @@ def _scorer(config: RewardConfig) -> Scorer:
             return functions.scorer(config)
         case ModelReward():
             return model.scorer(config)
+        case JudgeReward():
+            return llm_judge.scorer(config, folder, counts)
         case EnsembleReward():
-            return ensemble.scorer(config, [_scorer(member.reward) for member in config.members])
+            members = [_scorer(member.reward, folder, counts) for member in config.members]
+            return ensemble.scorer(config, members)
 
 
 def check(config: RewardConfig, prompts: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -88,6 +97,10 @@ def check(config: RewardConfig, prompts: Mapping[str, Sequence[Mapping[str, Any]
                 functions.function(part)
             case ModelReward():
                 model.check(part)
+            case JudgeReward():
+                llm_judge.check(part)
+                if part.against == "reference":
+                    _check_references(prompts)
 
 
 def _check_references(prompts: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -95,14 +108,14 @@ def _check_references(prompts: Mapping[str, Sequence[Mapping[str, Any]]]) -> Non
         for row in rows:
             if row["reference"] is None:
                 raise BadInput(
-                    f"{where}: prompt {row['source_id'] or row['prompt_id']} has no `reference`, and reward.kind "
-                    "exact_answer compares with it. Put the right answer under `reference` in every line."
+                    f"{where}: prompt {row['source_id'] or row['prompt_id']} has no `reference`, and the reward "
+                    "compares with it. Put the right answer under `reference` in every line."
                 )
 
 
 def reads_prompts(config: RewardConfig) -> bool:
     """Whether a reward needs to know the prompts as they stand in the user's files, or their references."""
-    return any(isinstance(part, ExactAnswerReward | PythonReward | ModelReward) for part in parts(config))
+    return any(isinstance(part, ExactAnswerReward | PythonReward | ModelReward | JudgeReward) for part in parts(config))
 
 
 def inputs(stage: Stage) -> dict[str, Artifact]:
@@ -161,12 +174,16 @@ def check_unchanged(stage: Stage) -> None:
 def judge(reward: Reward, stage: Stage, candidates: Sequence[dict[str, Any]]) -> list[Score]:
     """One score per candidate, in order.
 
-    Where a reward reads prompts, candidates are handed over with two more columns: `source_prompt`, the prompt as it
-    stands in the user's file (`prompt` is rendered for the policy), and its `reference`, which may be None.
+    Where a reward reads prompts, candidates are handed over with more columns: `source_prompt`, the prompt as it stands
+    in the user's file (`prompt` is rendered for the policy), and its `reference`, which may be None. In an evaluation
+    a judge of candidates is given `baseline`: the starting policy's completion in the candidate's place. The candidates
+    there are all of one policy, and who wins among them says nothing of it.
     """
-    if reward.reads_prompts:
+    if reads_prompts(reward.config):
         prompts = _prompts(stage.inputs["prompts"])
         candidates = [_with_prompt(row, prompts[row["prompt_id"]]) for row in candidates]
+        if stage.name == "evaluate" and _judges_candidates(reward.config):
+            candidates = _with_baseline(candidates, stage)
     return reward.score(candidates)
 
 
@@ -174,6 +191,18 @@ def judge(reward: Reward, stage: Stage, candidates: Sequence[dict[str, Any]]) ->
 def _prompts(prepared: Artifact) -> dict[str, dict[str, Any]]:
     """The run's frozen prompts by their id."""
     return {row["prompt_id"]: row for row in store.read_table(prepared.folder, "prompts").to_pylist()}
+
+
+def _judges_candidates(config: RewardConfig) -> bool:
+    return any(isinstance(part, JudgeReward) and part.against == "candidates" for part in parts(config))
+
+
+def _with_baseline(candidates: Sequence[dict[str, Any]], stage: Stage) -> list[dict[str, Any]]:
+    """The starting policy's own evaluation has no `start`: it is its own baseline."""
+    start = stage.inputs.get("start")
+    rows = candidates if start is None else store.read_table(start.folder, "candidates").to_pylist()
+    of = {(row["prompt_id"], row["mode"], row["sample"]): row["completion"] for row in rows}
+    return [{**row, "baseline": of[row["prompt_id"], row["mode"], row["sample"]]} for row in candidates]
 
 
 def _with_prompt(candidate: dict[str, Any], prompt: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,15 @@ from pathlib import Path
 
 from data import store
 from data.errors import BadInput
-from pco.reward_config import EnsembleReward, JsonSchemaReward, ModelReward, PythonReward, RewardConfig, Single
+from pco.reward_config import (
+    EnsembleReward,
+    JsonSchemaReward,
+    JudgeReward,
+    ModelReward,
+    PythonReward,
+    RewardConfig,
+    Single,
+)
 from pco.rewards import functions, model
 
 
@@ -23,7 +31,7 @@ def place(part: Single) -> Path | None:
             return Path(part.model)
         case PythonReward():
             return Path(part.folder)
-        case JsonSchemaReward(file=str(file)):
+        case JsonSchemaReward(file=str(file)) | JudgeReward(template=str(file)):
             return Path(file)
         case _:
             return None

@@ -5,7 +5,7 @@ right and masked, so that a score depends neither on its neighbours in the batch
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from data.errors import BadInput
 from pco import hub
 from pco.rendering import load_tokenizer
 from pco.reward_config import ModelReward
+from pco.rewards import pooling
 from pco.rewards.scores import Candidates, Score, Scorer
 
 TOO_LONG = "too long for the reward model"
@@ -23,11 +24,12 @@ Tokens = list[int]
 
 @dataclass(frozen=True)
 class _Loaded:
-    model: Any
+    model: Any  # None where vLLM has it
     pad: int | None  # as the model's config has it
     tokenizer: Any
     limit: int  # tokens
     config: ModelReward
+    pooled: Callable[[Sequence[Tokens]], list[float]] | None = None  # vLLM's logit of each text
 
 
 def folder(config: ModelReward) -> Path:
@@ -41,8 +43,9 @@ def check(config: ModelReward) -> None:
     Raises BadInput.
     """
     found = folder(config)
-    _checked_settings(found)
-    _checked_tokenizer(found, config)
+    settings, tokenizer = _checked_settings(found), _checked_tokenizer(found, config)
+    if config.backend == "vllm":
+        _check_pooling(found, settings, _limit(settings, tokenizer, config), config)
 
 
 def _checked_settings(found: Path) -> Any:
@@ -64,6 +67,13 @@ def _checked_settings(found: Path) -> Any:
             "(`reward.model`)."
         )
     return settings
+
+
+def _check_pooling(found: Path, settings: Any, limit: int, config: ModelReward) -> None:
+    if reason := pooling.why_not(found, settings, limit, config):
+        raise BadInput(
+            f"{found}: vLLM cannot score with it: {reason}. Or set `backend: transformers` (`reward.model`)."
+        )
 
 
 def _checked_tokenizer(found: Path, config: ModelReward) -> Any:
@@ -93,13 +103,30 @@ def scorer(config: ModelReward) -> Scorer:
 
 
 def _load(config: ModelReward) -> _Loaded:
+    found = folder(config)
+    settings, tokenizer = _checked_settings(found), _checked_tokenizer(found, config)
+    pad, limit = settings.get_text_config().pad_token_id, _limit(settings, tokenizer, config)
+    if config.backend == "vllm":
+        _check_pooling(found, settings, limit, config)
+    if _is_pooled(found, settings, limit, config):
+        return _Loaded(None, pad, tokenizer, limit, config, pooling.logits(found, settings, limit, config))
+    return _Loaded(_network(found, config), pad, tokenizer, limit, config)
+
+
+def _is_pooled(found: Path, settings: Any, limit: int, config: ModelReward) -> bool:
+    """On a GPU `auto` does not: in an evaluation the policy's engine may not have given all its memory back."""
+    import torch
+
+    if config.backend == "auto":
+        return not torch.cuda.is_available() and pooling.why_not(found, settings, limit, config) is None
+    return config.backend == "vllm"
+
+
+def _network(found: Path, config: ModelReward) -> Any:
     import torch
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
-    found = folder(config)
-    settings = _checked_settings(found)
-    tokenizer = _checked_tokenizer(found, config)
     logging.disable_progress_bar()
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
@@ -110,9 +137,7 @@ def _load(config: ModelReward) -> _Loaded:
         raise BadInput(f"{found}: could not be loaded as a reward model ({error}).") from error
     if missing := sorted(told["missing_keys"]):
         raise BadInput(f"{found}: its weights lack {', '.join(missing[:3])}: not a trained reward model.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pad = settings.get_text_config().pad_token_id
-    return _Loaded(model.to(device).eval(), pad, tokenizer, _limit(settings, tokenizer, config), config)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def _limit(settings: Any, tokenizer: Any, config: ModelReward) -> int:
@@ -122,15 +147,22 @@ def _limit(settings: Any, tokenizer: Any, config: ModelReward) -> int:
 
 
 def _score(loaded: _Loaded, candidates: Candidates) -> list[Score]:
-    config = loaded.config
-    texts = [_rendered(loaded.tokenizer, row["source_prompt"], row["completion"], config) for row in candidates]
+    texts = [_rendered(loaded.tokenizer, row["source_prompt"], row["completion"], loaded.config) for row in candidates]
     readable = [i for i, text in enumerate(texts) if len(text) <= loaded.limit]
     scores = [Score(math.nan, why_none=TOO_LONG)] * len(texts)
-    for batch in batches([len(texts[i]) for i in readable], config.max_tokens_per_batch):
-        where = [readable[i] for i in batch]
-        for i, value in zip(where, _logits(loaded, [texts[i] for i in where]), strict=True):
-            scores[i] = Score(value)
+    for i, value in zip(readable, _values(loaded, [texts[i] for i in readable]), strict=True):
+        scores[i] = Score(value)
     return scores
+
+
+def _values(loaded: _Loaded, texts: list[Tokens]) -> list[float]:
+    if loaded.pooled is not None:
+        return loaded.pooled(texts)
+    values = [math.nan] * len(texts)
+    for batch in batches([len(text) for text in texts], loaded.config.max_tokens_per_batch):
+        for i, value in zip(batch, _logits(loaded, [texts[i] for i in batch]), strict=True):
+            values[i] = value
+    return values
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

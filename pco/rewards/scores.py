@@ -1,9 +1,12 @@
 """What a reward is to the stages that use it."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from pco.reward_config import RewardConfig
 
 Candidate = Mapping[str, Any]
 Candidates = Sequence[Candidate]
@@ -26,15 +29,17 @@ class Score:
 
 
 Scorer = Callable[[Candidates], list[Score]]
+Counts = defaultdict[str, float]
 
 
 @dataclass(frozen=True)
 class Reward:
     """What scores candidates, one score each in order, and the digest that stands for it."""
 
+    config: RewardConfig
     digest: str
     score: Scorer
-    reads_prompts: bool = False  # as they stand in the user's files, or their references
+    counts: Counts = field(default_factory=lambda: defaultdict(float))  # of a judge, since it was loaded
 
 
 def plain(value: Callable[[Candidate], float]) -> Scorer:

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from transformers import AutoModelForSequenceClassification
 
 from data import store
 from data.errors import BadInput, CorruptArtifact
-from pco import checks, evaluate, rewards, score
+from pco import checks, evaluate, launcher, rewards, score
 from pco.engine import Completion, Request
 from pco.reward_config import ModelReward, settings
 from pco.rewards import model
@@ -123,6 +126,54 @@ def test_batches_hold_every_text_once_and_keep_to_the_budget(lengths: list[int],
     assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget for batch in made)
     longest = [max(lengths[i] for i in batch) for batch in made]
     assert longest == sorted(longest, reverse=True)
+
+
+# vLLM's pooling mode.
+
+
+@pytest.mark.e2e
+def test_vllm_and_transformers_give_the_same_scores(tmp_path: Path, tokenizer: Any) -> None:
+    """Two models in one engine process: one without padding, one whose padding is what its texts end in."""
+    pads = {"plain": None, "padded": tokenizer.eos_token_id}
+    folders = [tiny_reward.make(tmp_path / name, tokenizer, pad=pad, head=32) for name, pad in pads.items()]
+    candidates, out = rows(12), tmp_path / "scores.json"
+    candidates[5]["completion"] = "z" * tiny_reward.CONTEXT
+    # In a process of its own, since vLLM changes the one that it runs in.
+    program = (
+        "import json, sys; from pathlib import Path\n"
+        "from pco import rewards; from pco.reward_config import EnsembleReward\n"
+        "config, rows, out = sys.argv[1:]\n"
+        "scores = rewards.load(EnsembleReward.model_validate_json(config)).score(json.loads(rows))\n"
+        "assert 'vllm' in sys.modules\n"
+        "Path(out).write_text(json.dumps([[score.members, score.dropped] for score in scores]))"
+    )
+    members = [{"reward": {"kind": "model", "model": str(folder)}} for folder in folders]
+    given = [json.dumps({"kind": "ensemble", "members": members}), json.dumps(candidates), str(out)]
+    subprocess.run([sys.executable, "-c", program, *given], check=True, env={**os.environ, **launcher.ENVIRONMENT})
+    found = json.loads(out.read_text())
+    for i, folder in enumerate(folders):
+        expected = rewards.load(ModelReward(model=str(folder), backend="transformers")).score(candidates)
+        for (scores, dropped), alone in zip(found, expected, strict=True):
+            assert scores[i] == pytest.approx(alone.value, abs=1e-5, nan_ok=True)
+            assert dropped == alone.dropped
+    assert [dropped for _, dropped in found].count(TOO_LONG) == 1
+
+
+def test_what_vllm_cannot_score_is_left_to_transformers_or_refused(
+    tmp_path: Path, copy: Path, encoder: Path, tokenizer: Any
+) -> None:
+    assert "attention heads have size 16" in refused(copy, backend="vllm")
+    assert "it is RobertaForSequenceClassification" in refused(encoder, backend="vllm")
+    fits = tiny_reward.make(tmp_path / "m", tokenizer, head=32)
+    assert "may have 96 tokens and a batch 95" in refused(fits, backend="vllm", max_tokens_per_batch=95)
+    edit(fits / "config.json", dtype=None)
+    assert "number format; set dtype" in refused(fits, backend="vllm")
+    drop_head(fits)
+    assert "its weights have no score.weight" in refused(fits, backend="vllm", dtype="float32")
+
+
+def test_the_backend_is_no_part_of_a_stages_settings(judge: Path) -> None:
+    assert "backend" not in settings(ModelReward(model=str(judge), backend="vllm"))
 
 
 # How a candidate becomes tokens.
@@ -275,12 +326,16 @@ def test_a_system_message_without_a_place_for_it_is_refused(copy: Path) -> None:
     assert "no chat template" in refused(copy, system="Judge.")
 
 
-def test_weights_without_the_head_are_refused_when_they_are_loaded(copy: Path) -> None:
+def drop_head(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    tensors = load_file(copy / "model.safetensors")
+    tensors = load_file(folder / "model.safetensors")
     del tensors["score.weight"]
-    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_without_the_head_are_refused_when_they_are_loaded(copy: Path) -> None:
+    drop_head(copy)
     with pytest.raises(BadInput, match=r"its weights lack score\.weight: not a trained reward model"):
         rewards.load(ModelReward(model=str(copy)))
 
@@ -335,9 +390,6 @@ def test_a_hub_model_is_named_by_its_id_and_revision_without_asking_the_hub(tmp_
 
 
 def test_looking_at_a_rewards_files_imports_no_heavy_library(tmp_path: Path, judge: Path) -> None:
-    import subprocess
-    import sys
-
     config = builders.config(tmp_path, reward={"kind": "model", "model": str(judge)})
     program = (
         "import sys; from pco.config import RunConfig; from pco import rewards, rounds; from pco.stage import Stage\n"

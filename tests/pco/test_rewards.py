@@ -18,7 +18,7 @@ from data.errors import BadInput, CorruptArtifact
 from data.readers import prompt_id
 from pco import rewards, score
 from pco.config import models_in, parse
-from pco.reward_config import EnsembleReward, RewardConfig, settings
+from pco.reward_config import EnsembleReward, RepetitionReward, RewardConfig, settings
 from pco.rewards import Reward, Score
 from pco.rewards.ensemble import combine
 from pco.rewards.programs import repeated_share
@@ -480,7 +480,9 @@ def scoring(
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, *scores: Score) -> None:
-    monkeypatch.setattr(rewards, "load", lambda _: Reward("fake", lambda batch: list(scores[: len(batch)])))
+    monkeypatch.setattr(
+        rewards, "load", lambda *_: Reward(RepetitionReward(), "fake", lambda batch: list(scores[: len(batch)]))
+    )
 
 
 @pytest.mark.parametrize(
@@ -512,7 +514,7 @@ def test_a_resumed_stage_counts_what_its_earlier_attempt_dropped(
     fake(monkeypatch, Score(0.5), Score(math.nan, why_none="too long"))
     score.run(stage)
     (stage.folder / store.MANIFEST).unlink()
-    monkeypatch.setattr(rewards, "load", lambda _: pytest.fail("nothing is left to score"))
+    monkeypatch.setattr(rewards, "load", lambda *_: pytest.fail("nothing is left to score"))
     assert score.run(stage).dropped["too long"] == 1
 
 

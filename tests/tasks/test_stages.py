@@ -26,3 +26,11 @@ def test_a_server_that_does_not_answer_costs_the_picture_and_not_the_stage(
         watch = stages._Watch(builders.stage("score", builders.config(tmp_path)), views.Lines())
         for done in (1, 2, 3):
             watch.advance(Progress(done, 3, "candidates"))
+
+
+def test_the_line_of_a_finished_stage_tells_of_its_judges_position_bias(tmp_path: Path) -> None:
+    stage = builders.stage("score", builders.config(tmp_path))
+    account = {"unit": "candidates", "rows_in": 2, "rows_out": 2, "dropped": {}, "started": 0.0}
+    manifest = stage.finish(**account, metrics={"judge_position_bias": 0.75})
+    assert "position bias 0.75" in stages.summary(manifest, reused=True)
+    assert "judge" not in stages.summary(stage.finish(**account), reused=True)
