@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -69,7 +69,8 @@ def _handler(state: ChatServer) -> type[BaseHTTPRequestHandler]:
             found = state.reply(body["messages"][0]["content"]) if self.path == "/v1/chat/completions" else Fault(404)
             with state.lock:
                 state.busy -= 1
-            self._send(found)
+            with suppress(BrokenPipeError, ConnectionResetError):  # whoever asked has given up, or was killed
+                self._send(found)
 
         def _send(self, found: str | Fault) -> None:
             if isinstance(found, str):
