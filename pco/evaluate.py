@@ -96,7 +96,7 @@ def _measured(stage: Stage, candidates: list[Row], tokenizer: Any, counts: Count
         reward = rewards.load(config, stage.config.folder)
         scores[name], of_answers = _rewards(stage, reward, candidates, answers)
         counts.update(reward.counts)
-        del reward
+        del reward  # an engine that outlived the next one's start would break it
         met |= {(name, row["prompt_id"]): value for row, value in zip(answers, of_answers, strict=True)}
         free_memory()  # for the second reward
     references = {row["prompt_id"]: row["completion"] for row in answers}
@@ -138,9 +138,8 @@ def _rewards(
             f"{stage.title}: none of {len(scores)} held-out completions got a reward "
             f"({dict(Counter(score.dropped for score in scores))}). See docs/rewards.md on what a reward cannot judge."
         )
-    if any(
-        isinstance(part, ExactAnswerReward) for part in parts(reward.config)
-    ):  # a bare answer is no completion to judge
+    # A bare answer is no completion to judge.
+    if any(isinstance(part, ExactAnswerReward) for part in parts(reward.config)):
         return [score.value for score in scores], [math.nan] * len(answers)
     return [score.value for score in scores], [score.value for score in rewards.judge(reward, stage, answers)]
 

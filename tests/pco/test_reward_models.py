@@ -405,6 +405,8 @@ def test_looking_at_a_rewards_files_imports_no_heavy_library(tmp_path: Path, jud
 class FakeSampler:
     """Completes with one token more each time; says nothing of texts but that they are likely."""
 
+    context = 99
+
     def __init__(self, *_: Any) -> None:
         self.tokens = 0
 
@@ -417,6 +419,9 @@ class FakeSampler:
 
     def text_logprobs(self, texts: list[str]) -> list[tuple[float, int]]:
         return [(-1.0, 1) for _ in texts]
+
+    def logprobs(self, given: list[tuple[list[int], list[int]]]) -> list[float]:
+        return [-1.0 for _ in given]
 
 
 def evaluating(folder: Path, tiny: Path, **reward: Any) -> Stage:
