@@ -152,10 +152,22 @@ def fork(
 def _dry_run(config: RunConfig) -> None:
     from pco import checks
 
-    say(f"Checked: {checks.check(config).summary()}.")
+    inputs = checks.check(config)
+    say(f"Checked: {inputs.summary()}.")
+    say(f"{_power(len(inputs.heldout))}.")
     check_same(config)
     stages = "generate, score, pair, train, evaluate, decide"
     say(f"Would run {config.rounds} round(s) ({stages}) into {config.folder}.")
+
+
+def _power(prompts: int) -> str:
+    """What an evaluation cannot find, told before it is paid for; a prompt's win rate spreads by 0.5 at most."""
+    from pco.statistics import detectable_difference
+
+    points = 100 * detectable_difference(0.5, prompts)
+    return (
+        f"{prompts} held-out prompts: win rates that differ by less than {points:.0f} points may not be told from noise"
+    )
 
 
 def _run(config: RunConfig) -> None:
