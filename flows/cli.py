@@ -164,9 +164,10 @@ def _power(prompts: int) -> str:
     """What an evaluation cannot find, told before it is paid for; a prompt's win rate spreads by 0.5 at most."""
     from pco.statistics import detectable_difference
 
-    points = 100 * detectable_difference(0.5, prompts)
+    points = min(100.0, 100 * detectable_difference(0.5, prompts))
     return (
-        f"{prompts} held-out prompts: win rates that differ by less than {points:.0f} points may not be told from noise"
+        f"{prompts} held-out prompts: a difference in win rate of less than {points:.0f} points may not be told from "
+        "noise (95 % intervals, found four times out of five)"
     )
 
 
