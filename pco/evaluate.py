@@ -75,16 +75,17 @@ def _read(stage: Stage, engine: Sampler) -> list[Row]:
     if "start" not in stage.inputs:
         return rows
     start = stage.inputs["start"].folder
-    sampled = [row for row in store.read_table(start, "candidates").to_pylist() if _fits(row, engine.context)]
+    sampled = [row for row in store.read_table(start, "candidates").to_pylist() if _read_again(row, engine.context)]
     logprobs = engine.logprobs([(row["prompt_token_ids"], row["token_ids"]) for row in sampled])
     kl = [measures.kl_row(row, logprob) for row, logprob in zip(sampled, logprobs, strict=True)]
     return rows + measures.drift_rows(rows, read(start)) + kl
 
 
-def _fits(candidate: Row, context: int) -> bool:
-    """Whether a sampled completion can be read again; vLLM needs room for a token more."""
+def _read_again(candidate: Row, context: int) -> bool:
+    """The first sample of each prompt, which costs enough on a CPU; vLLM needs room for a token more."""
     tokens = len(candidate["token_ids"])
-    return candidate["mode"] == measures.SAMPLED and 0 < tokens < context - len(candidate["prompt_token_ids"])
+    is_first = candidate["mode"] == measures.SAMPLED and candidate["sample"] == 0
+    return is_first and 0 < tokens < context - len(candidate["prompt_token_ids"])
 
 
 def _measured(stage: Stage, candidates: list[Row], tokenizer: Any, counts: Counter[str]) -> list[Row]:

@@ -10,8 +10,7 @@ from data.store import Manifest
 from pco import measures
 from pco.config import RunConfig
 from pco.decide import Ruling
-from pco.measures import Summary
-from pco.report import samples, timings
+from pco.report import intervals, samples, timings
 from pco.report.numbers import (
     Decision,
     Funnel,
@@ -112,24 +111,22 @@ def _prompts(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 
 def _round(config: RunConfig, number: int, prompts: dict[str, dict[str, Any]]) -> RoundReport:
-    summary = _summary(config, number)
+    rows = _rows(config, number, "evaluate", "evaluations")
+    summary = measures.summarise(rows) if rows else None
     if number == 0:
         return RoundReport(number, summary)
+    start = _rows(config, 0, "evaluate", "evaluations") if rows else []
     paired = _manifest(config, number, "pair") is not None
     log = _rows(config, number, "train", "train_log")
     return RoundReport(
         number,
         summary,
+        intervals.against_start(rows, start),
         _decision(config, number),
         _funnel(config, number),
         samples.statistics(_folder(config, number, "pair"), prompts) if paired else None,
         [{column: row[column] for column in _CURVES} for row in log],
     )
-
-
-def _summary(config: RunConfig, number: int) -> Summary | None:
-    rows = _rows(config, number, "evaluate", "evaluations")
-    return measures.summarise(rows) if rows else None
 
 
 def _decision(config: RunConfig, number: int) -> Decision | None:
@@ -164,8 +161,11 @@ def _funnel(config: RunConfig, number: int) -> Funnel | None:
 def _changes(
     config: RunConfig, rounds: Sequence[RoundReport], prompts: dict[str, dict[str, Any]]
 ) -> HeldoutChanges | None:
+    """From the start to the policy promoted last, or else to the one evaluated last."""
     evaluated = [one.number for one in rounds if one.summary is not None]
     if len(evaluated) < 2 or evaluated[0] != 0:
         return None
-    before, after = (_folder(config, number, "evaluate") for number in (0, evaluated[-1]))
-    return samples.changes(evaluated[-1], before, after, prompts)
+    promoted = [one.number for one in rounds if one.decision is not None and one.decision.promoted]
+    shown = [*evaluated, *promoted][-1]
+    before, after = (_folder(config, number, "evaluate") for number in (0, shown))
+    return samples.changes(shown, before, after, prompts)

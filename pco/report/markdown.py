@@ -41,6 +41,7 @@ def run(report: RunReport) -> str:
         "Gate": tables.gate(report),
         "Pairs": tables.funnel(report),
         "Chosen and rejected": tables.pairs(report),
+        "Held-out completions, start and now": _changes(report),
         "Time": run_tables.time_split(report),
         "Missing": run_tables.missing(report),
     }
@@ -65,6 +66,22 @@ def one_round(report: RunReport, number: int) -> str:
     return "\n\n".join([title, wording.verdict(report, number), *told]) + "\n"
 
 
+def _changes(report: RunReport) -> Table:
+    """The held-out prompts whose greedy completion gained and lost most reward."""
+    found = report.changes
+    changes = [*found.most_improved, *reversed(found.most_worsened)] if found else []
+    labels = ("Change", "Prompt", "Start", f"Round {found.round}" if found else "Now")
+    return Table(
+        "The greedy completions that gained and lost most reward since the start.",
+        [Column(label, number=False) for label in labels],
+        [[Cell(wording.signed(one.gain)), *_clipped(one.prompt, one.before, one.after)] for one in changes],
+    )
+
+
+def _clipped(*texts: str) -> list[Cell]:
+    return [Cell(wording.clipped(text, _TEXT_LIMIT)) for text in texts]
+
+
 def _samples(one: RoundReport) -> Table:
     """The pair with the largest and the one with the smallest reward margin."""
     found = one.pairs
@@ -78,5 +95,4 @@ def _samples(one: RoundReport) -> Table:
 
 
 def _sample(kind: str, pair: SamplePair) -> list[Cell]:
-    texts = (wording.clipped(text, _TEXT_LIMIT) for text in (pair.prompt, pair.chosen, pair.rejected))
-    return [Cell(f"{kind}: {wording.decimal(pair.margin)}"), *map(Cell, texts)]
+    return [Cell(f"{kind}: {wording.decimal(pair.margin)}"), *_clipped(pair.prompt, pair.chosen, pair.rejected)]

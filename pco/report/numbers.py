@@ -76,11 +76,20 @@ class PairStatistics:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """Where a value lies with 95 % confidence."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class RoundReport:
     """A round's results; round 0 is the starting policy. What is not there yet is None or empty."""
 
     number: int
     summary: Summary | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
     decision: Decision | None = None
     funnel: Funnel | None = None
     pairs: PairStatistics | None = None

@@ -1,6 +1,7 @@
 """The plots of a report as inline SVG that takes its text colour from the page, light or dark."""
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pco.report.numbers import RunReport
+from pco.report.numbers import Interval, RoundReport, RunReport
 from pco.train_config import PairwiseCringe
 
 _INK = "#123457"  # stands for the page's text colour until the SVG is placed
@@ -39,6 +40,8 @@ _STYLE: dict[Any, Any] = {
 _DROPPED = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>| xmlns(:xlink)?=\"[^\"]*\"", re.DOTALL)
 _IDS = re.compile(r"( id=\"|url\(#|href=\"#)")
 
+_BARS = "Bars: 95 % intervals of the change from the start."
+
 Draw = Callable[[Axes], None]
 
 
@@ -52,17 +55,69 @@ class Plot:
 
 
 def rewards(report: RunReport) -> list[Plot]:
-    """Reward and repetition of every evaluated policy; none with fewer than two of them."""
+    """Reward, wins and repetition of every evaluated policy; none with fewer than two of them."""
     if len(report.evaluated) < 2:
         return []
     return [
-        _plot("Reward", "Mean held-out reward; higher is better.", _over_rounds(report, "reward")),
+        _plot("Reward", f"Mean held-out reward; higher is better. {_BARS}", _over_rounds(report, "reward")),
+        *_second_reward(report),
+        _plot("Wins", _wins_caption(report), _wins(report)),
         _plot(
             "Repetition",
-            "Share of repeated token 3-grams in held-out completions; lower is better.",
+            f"Share of repeated token 3-grams in held-out completions; lower is better. {_BARS}",
             _over_rounds(report, "repetition", share=True),
         ),
     ]
+
+
+def _second_reward(report: RunReport) -> list[Plot]:
+    if any("second_reward" not in (one.summary or {}) for one in report.evaluated):
+        return []
+    caption = f"What a reward says that makes no labels; higher is better. {_BARS}"
+    return [_plot("Second reward", caption, _over_rounds(report, "second_reward"))]
+
+
+def _wins_caption(report: RunReport) -> str:
+    told = "Share of held-out completions with more reward than the starting policy's, with 95 % intervals; "
+    if _has_second_wins(report):
+        return f"{told}where the second reward, which makes no labels, does not follow the first, that may be gamed."
+    return f"{told}above the dashed line is better."
+
+
+def _has_second_wins(report: RunReport) -> bool:
+    return any("second_win_vs_start" in (one.summary or {}) for one in report.evaluated)
+
+
+def _wins(report: RunReport) -> Draw:
+    trained = [one for one in report.evaluated if one.number]
+    series = {"win_vs_start": "by the reward", "second_win_vs_start": "by the second reward"}
+
+    def draw(axes: Axes) -> None:
+        shown = series if _has_second_wins(report) else {"win_vs_start": "by the reward"}
+        for i, (measure, label) in enumerate(shown.items()):
+            found = [one for one in trained if measure in (one.summary or {})]
+            values = [(one.summary or {})[measure] for one in found]
+            bars = [
+                one.intervals.get(measure, Interval(value, value)) for one, value in zip(found, values, strict=True)
+            ]
+            _with_bars(axes, found, values, bars, i, label)
+        axes.axhline(0.5, color=_BOUND, linestyle="--", linewidth=1.2)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
+        axes.set_ylim(-0.03, 1.03)
+        _round_axis(axes, [one.number for one in trained])
+        _legend(axes, 2)
+
+    return draw
+
+
+def _with_bars(
+    axes: Axes, rounds: Sequence[RoundReport], values: Sequence[float], bars: Sequence[Interval], i: int, label: str
+) -> None:
+    """The i-th series and its intervals, a little beside the others so that bars do not hide each other."""
+    below = [max(0.0, value - bar.low) for value, bar in zip(values, bars, strict=True)]
+    above = [max(0.0, bar.high - value) for value, bar in zip(values, bars, strict=True)]
+    at = [one.number + 0.05 * i for one in rounds]
+    axes.errorbar(at, values, yerr=[below, above], marker="o", color=_SERIES[i], label=label, capsize=3, elinewidth=1)
 
 
 def guards(report: RunReport) -> list[Plot]:
@@ -74,12 +129,12 @@ def guards(report: RunReport) -> list[Plot]:
     return [
         _plot(
             "Perplexity",
-            "On human text, as a multiple of the starting policy's. Dashed: the gate's bound.",
+            f"On human text, as a multiple of the starting policy's. Dashed: the gate's bound. {_BARS}",
             _ratio(report, "perplexity", perplexity),
         ),
         _plot(
             "Length",
-            "Mean completion length as a multiple of the starting policy's. Dashed: the gate's bounds.",
+            f"Mean completion length as a multiple of the starting policy's. Dashed: the gate's bounds. {_BARS}",
             _ratio(report, "length", length),
         ),
     ]
@@ -109,9 +164,11 @@ def training(report: RunReport) -> list[Plot]:
 def _over_rounds(report: RunReport, measure: str, *, share: bool = False) -> Draw:
     def draw(axes: Axes) -> None:
         numbers = [one.number for one in report.evaluated]
-        for mode, colour in zip(("greedy", "sampled"), _SERIES, strict=False):
-            values = [(one.summary or {})[f"{measure}/{mode}"] for one in report.evaluated]
-            axes.plot(numbers, values, marker="o", color=colour, label=mode)
+        for i, mode in enumerate(("greedy", "sampled")):
+            name = f"{measure}/{mode}"
+            values = [(one.summary or {})[name] for one in report.evaluated]
+            bars = [_around(one, name, values[0], value) for one, value in zip(report.evaluated, values, strict=True)]
+            _with_bars(axes, report.evaluated, values, bars, i, mode)
         if share:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
             axes.set_ylim(bottom=0)
@@ -129,7 +186,8 @@ def _ratio(report: RunReport, measure: str, start: float) -> Draw:
     def draw(axes: Axes) -> None:
         numbers = [one.number for one in report.evaluated]
         values = [(one.summary or {})[measure] / start for one in report.evaluated]
-        axes.plot(numbers, values, marker="o", color=_SERIES[0])
+        bars = [_of_ratio(one, measure, start, value) for one, value in zip(report.evaluated, values, strict=True)]
+        _with_bars(axes, report.evaluated, values, bars, 0, measure)
         _bounds(axes, [(name, limit) for name, limit in limits if limit is not None])
         axes.margins(y=0.18)
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
@@ -137,6 +195,21 @@ def _ratio(report: RunReport, measure: str, start: float) -> Draw:
         _round_axis(axes, numbers)
 
     return draw
+
+
+def _around(one: RoundReport, measure: str, start: float, value: float) -> Interval:
+    """A round's interval of the difference from the start, moved to where the start lies."""
+    gain = one.intervals.get(measure, Interval(value - start, value - start))
+    return Interval(start + gain.low, start + gain.high)
+
+
+def _of_ratio(one: RoundReport, measure: str, start: float, value: float) -> Interval:
+    """The same for a multiple of the start; drift is the logarithm of the perplexities' ratio."""
+    if measure == "perplexity":
+        drift = one.intervals.get("drift")
+        return Interval(math.exp(drift.low), math.exp(drift.high)) if drift else Interval(value, value)
+    around = _around(one, measure, start, value * start)
+    return Interval(around.low / start, around.high / start)
 
 
 def _curves(report: RunReport, column: str, level: float | None) -> Draw:

@@ -28,7 +28,14 @@ _MEASURES = (
     _Measure("repetition/sampled", "Repetition, sampled", "the same at the sampling temperature", "share", -1),
     _Measure("win_vs_previous", "Wins against the previous", "share with more reward; ties half", "win", 1),
     _Measure("win_vs_start", "Wins against the start", "the same against the starting policy", "win", 1),
+    _Measure("lc_win_vs_start", "Wins at equal length", "against the start, were both as long", "win", 1),
+    _Measure("win_vs_reference", "Wins against the references", "share with more reward than the reference", "win", 1),
+    _Measure("second_reward", "Second reward", "of one that makes no labels; higher is better", "plain", 1),
+    _Measure("second_win_vs_start", "Second wins", "against the start, by the second reward", "win", 1),
+    _Measure("f1", "F1", "words in common with the prompt's reference", "share", 1),
     _Measure("distinct_2", "Distinct 2-grams", "share of token 2-grams that are different ones", "share", 1),
+    _Measure("entropy", "Entropy", "nats per sampled token; near 0 all samples are alike", "plain", 0),
+    _Measure("kl", "KL from the start", "nats per token, on what the start sampled", "plain", 0),
     _Measure("length", "Length (tokens)", "mean per completion", "relative", 0),
     _Measure("perplexity", "Perplexity", "on human text; a sharp rise tells of a degenerate policy", "relative", -1),
 )
@@ -46,7 +53,7 @@ def measures(report: RunReport, shown: Sequence[RoundReport] | None = None) -> T
         [
             [Cell(measure.label, measure.meaning), *(_measured(measure, one, report.start) for one in rounds)]
             for measure in _MEASURES
-            if rounds
+            if any(measure.key in (one.summary or {}) for one in rounds)
         ],
     )
 

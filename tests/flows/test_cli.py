@@ -51,6 +51,7 @@ def test_a_dry_run_checks_and_starts_nothing(config_file: Path) -> None:
     result = runner.invoke(app, ["run", str(config_file), "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "2 training prompts, 1 held-out" in result.output
+    assert "1 held-out prompts: a difference in win rate of less than 100 points may not be" in result.output
     assert "2 round(s)" in result.output
     assert not (config_file.parent / "runs").exists()
 

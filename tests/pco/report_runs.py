@@ -53,7 +53,8 @@ def evaluate(config: RunConfig, number: int, text: str, perplexity_logprob: floa
     stage = stage_of(config, number, "evaluate")
     store.write_part(stage.folder, "candidates", 0, schemas.build("candidates", rows), stage.fingerprint)
     rewards = [-measures.repeated_share(row["token_ids"], 3) for row in rows]
-    values = measures.completion_rows(rows, rewards)
+    second = [-0.1 * number] * len(rows) if config.evaluate.second_reward else None  # ever worse, whatever is written
+    values = measures.completion_rows(rows, rewards, second_rewards=second)
     values += measures.text_rows(["text0"], [(perplexity_logprob, 10)])
     for name, other in (("start", 0), ("previous", number - 1)) if number else ():
         against = store.read_table(stage_of(config, other, "evaluate").folder, "evaluations").to_pylist()

@@ -275,6 +275,16 @@ def test_relative_paths_are_those_of_the_working_directory_and_a_hub_id_stays_on
     assert config.load(write(tmp_path, raw), ["policy.model=owner/name"]).policy.model == "owner/name"
 
 
+def test_a_second_rewards_paths_are_made_absolute_as_the_firsts_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = builders.raw_config(tmp_path) | {"evaluate": {"second_reward": {"kind": "python", "function": "my:judge"}}}
+    assert config.parse(raw, source="x").evaluate.second_reward == PythonReward(
+        function="my:judge", folder=str(tmp_path)
+    )
+
+
 def test_made_absolute_once_a_config_stays_the_same_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = config.load(write(tmp_path, builders.raw_config(Path("data"))))
     monkeypatch.chdir(tmp_path)

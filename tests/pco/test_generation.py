@@ -260,6 +260,8 @@ def test_two_evaluations_of_one_policy_are_even(made: RunStage, evaluation: Stag
     again = builders.stage("evaluate", builders.changed(evaluation.config, runs_dir=str(tmp_path)), inputs)
     metrics = launcher.run(again).metrics
     assert metrics["win_vs_start"] == metrics["win_vs_previous"] == 0.5
+    # Read again, the start's own samples are as likely as when they were sampled.
+    assert (metrics["kl"], metrics["drift"]) == (pytest.approx(0, abs=1e-3), pytest.approx(0, abs=1e-3))
     assert [row["token_ids"] for row in rows_of(again)] == [row["token_ids"] for row in rows_of(evaluation)]
 
 

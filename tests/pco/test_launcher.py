@@ -133,13 +133,21 @@ def test_the_users_own_environment_wins(
     assert lines_of(stage) == ["DEBUG false"]
 
 
-@pytest.mark.parametrize(("model", "offline"), [("a folder", "1"), ("hub/id", "None")])
+@pytest.mark.parametrize(
+    ("model", "second", "offline"), [("a folder", None, "1"), ("hub/id", None, "None"), ("a folder", "hub/id", "None")]
+)
 def test_a_local_model_needs_no_hub(
-    tmp_path: Path, stage_does: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, model: str, offline: str
+    tmp_path: Path,
+    stage_does: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    second: str | None,
+    offline: str,
 ) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     stage_does("print(os.environ.get('HF_HUB_OFFLINE'))")
-    config = builders.config(tmp_path, tmp_path if model == "a folder" else model)
+    judge = second and {"kind": "model", "model": second}
+    config = builders.config(tmp_path, tmp_path if model == "a folder" else model, evaluate__second_reward=judge)
     assert lines_of(builders.stage("score", config)) == [offline]
 
 

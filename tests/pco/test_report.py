@@ -12,11 +12,14 @@ from data.errors import BadInput, CorruptArtifact
 from pco import measures, report
 from pco.config import RunConfig
 from pco.report import gather, page, wording
+from pco.report.numbers import Interval
 from pco.stage import ROUND_STAGES, StageName
+from pco.statistics import paired_interval
 from tests import builders
-from tests.pco.report_runs import generate, make_run, prepare, stage_of
+from tests.pco.report_runs import finish, generate, make_run, prepare, stage_of
 
 HOSTILE = (
+    "![i](http://evil/i.png) "
     "<script>alert(1)</script></table></td> | a | b |\n\n| --- |\n```\n# not a heading `code` *x* [l](http://evil) "
     "<img src=http://evil> {{ 7 * 7 }} \x00\x1b[31m \u202e gnirts \U0001f600 \r\n> &lt; \\| end"
 )
@@ -77,7 +80,7 @@ def test_a_finished_run_says_so_and_shows_every_section(config: RunConfig) -> No
     for heading in ("Measures per round", "Guards", "Decisions of the gate", "Pairs", "Training", "Time", "Config"):
         assert heading in told
     assert "What is missing" not in told and "Nothing yet" not in told
-    assert content.count("<svg") == 7
+    assert content.count("<svg") == 8
 
 
 def test_a_refused_run_names_the_broken_rule_and_the_policy_that_is_kept(tmp_path: Path) -> None:
@@ -146,8 +149,12 @@ def test_hostile_text_stays_within_its_markdown_cell(config: RunConfig) -> None:
     assert all({len(row) for row in rows} == {len(rows[0])} for rows in found)
     sample = unescaped(found[4][2][2])
     assert "<script>alert(1)</script></table></td> | a | b | | --- | ```" in sample
-    # Every mark that could begin markup stands behind a backslash, and no backslash is itself escaped away.
-    assert not re.findall(r"(?<!\\)(?:\\\\)*[<`\[\]*_]", text) and "\x00" not in text
+    whole = report.run_markdown(config)
+    assert all({len(row) for row in rows} == {len(rows[0])} for rows in markdown_tables(whole))
+    assert "<script>alert(1)</script></table></td> | a | b | | --- | ```" in unescaped(whole)
+    for told in (text, whole):
+        # Every mark that could begin markup stands behind a backslash, and no backslash is itself escaped away.
+        assert not re.findall(r"(?<!\\)(?:\\\\)*[<`\[\]*_]", told) and "\x00" not in told
 
 
 def test_numbers_are_those_of_the_tables(config: RunConfig) -> None:
@@ -178,6 +185,51 @@ def test_heldout_changes_compare_the_start_with_the_last_evaluated_policy(config
     assert (changes.round, changes.improved, changes.equal, changes.worsened) == (2, 2, 2, 0)
     best = changes.most_improved[0]
     assert best.gain == pytest.approx(19 / 22) and "[1, 2, 3]" in best.before and "[0, 1, 2]" in best.after
+
+
+def test_completions_are_shown_of_the_policy_that_is_kept(tmp_path: Path) -> None:
+    config = make_run(builders.config(tmp_path, rounds=3), rounds=2, refuse=2)
+    assert gather.run_report(config).changes.round == 1
+    refused = make_run(builders.config(tmp_path, run="first"), rounds=1, refuse=1)
+    assert gather.run_report(refused).changes.round == 1  # for want of one that is kept
+
+
+def test_intervals_are_of_the_prompts_paired_with_the_start(config: RunConfig) -> None:
+    make_run(config)
+    start, rows = (evaluation_rows(config, number) for number in (0, 2))
+    found = gather.run_report(config).rounds[2].intervals
+    for measure in ("reward", "length"):
+        _, low, high = paired_interval(measures.gains(rows, start, measure=measure))
+        assert found[measure] == Interval(low, high)
+    wins = found["win_vs_start"]
+    assert 0 <= wins.low < measures.summarise(rows)["win_vs_start"] < wins.high
+    assert "second_reward" not in found
+    assert "drift" not in found  # of a single text nothing is known
+
+
+def test_a_second_reward_is_drawn_and_told_beside_the_first(tmp_path: Path) -> None:
+    config = make_run(builders.config(tmp_path, evaluate__second_reward={"kind": "length", "max_tokens": 9}))
+    content = read_page(config)
+    assert content.count("<svg") == 9
+    told = Page(content).text
+    assert "Second reward" in told and "by the second reward" in told and "may be gamed" in told
+    assert "| Second wins" in report.run_markdown(config)
+
+
+def test_an_evaluation_of_an_earlier_version_is_reported_without_what_it_did_not_measure(config: RunConfig) -> None:
+    make_run(config)
+    known = {"reward", "repetition", "length", "win_vs_start", "win_vs_previous", "distinct_2"}
+    for number in (0, 1, 2):
+        rows = [row for row in evaluation_rows(config, number) if row["measure"] in known or row["mode"] == "text"]
+        rows = [row for row in rows if row["measure"] != "drift"]
+        (stage_of(config, number, "evaluate").folder / store.MANIFEST).unlink()
+        finish(config, number, "evaluate", "evaluations", rows)
+    told = Page(read_page(config)).text
+    assert "Wins against the start" in told and "Entropy" not in told and "Second reward" not in told
+
+
+def evaluation_rows(config: RunConfig, number: int) -> list[dict]:
+    return store.read_table(stage_of(config, number, "evaluate").folder, "evaluations").to_pylist()
 
 
 def test_seconds_outside_of_the_stages_are_what_no_stage_covers(config: RunConfig) -> None:
