@@ -12,7 +12,7 @@ from rich.table import Table
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from flows import data_cli
+from flows import data_cli, deploy_cli
 from flows.console import clear_errors, console, errors, print_rows, say
 from pco import status as run_status
 from pco.config import RunConfig, load
@@ -31,6 +31,7 @@ app = typer.Typer(
     epilog="Begin with `pco run configs/quickstart.yaml --dry-run`.",
 )
 app.add_typer(data_cli.app, name="data")
+app.command()(deploy_cli.deploy)
 _KEPT = "What is finished is kept; the same command resumes."
 
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.", envvar="PCO_RUNS_DIR")]
