@@ -82,6 +82,7 @@ def _pool(client: SyncPrefectClient, name: str) -> WorkPool:
 
 def _deployment(raw: dict[str, Any], pool: WorkPool, folder: Path) -> RunnerDeployment:
     flow: Flow[..., Any] = load_flow_from_entrypoint(raw["entrypoint"])
+    local = pool.type == "process"
     made = flow.to_deployment(
         name=raw["name"],
         description=raw["description"],
@@ -90,7 +91,7 @@ def _deployment(raw: dict[str, Any], pool: WorkPool, folder: Path) -> RunnerDepl
         concurrency_limit=ConcurrencyLimitConfig(**raw["concurrency_limit"]),
         entrypoint_type=EntrypointType.MODULE_PATH,  # the package is installed where the worker runs
         work_pool_name=pool.name,
-        job_variables={"working_dir": str(folder)} if pool.type == "process" else {},
+        job_variables=raw["work_pool"]["job_variables"] | ({"working_dir": str(folder)} if local else {}),
     )
     return cast(RunnerDeployment, made)  # its type says that it may be a coroutine: only in an async function
 
