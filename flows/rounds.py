@@ -24,7 +24,7 @@ from pco.config import RunConfig
 from pco.rundir import is_held, opened
 from tasks.stages import run_stage, shown_if_possible
 
-_ASK_AGAIN_S = 30.0
+_ASK_AGAIN_S = 120.0  # each time costs the start of a process
 
 
 @flow(name=FLOW, flow_run_name="{config.run}", persist_result=False, validate_parameters=True)
