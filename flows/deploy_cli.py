@@ -16,6 +16,9 @@ def deploy(
     wait_for_server: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Wait so long for the server to answer.")
     ] = 0.0,
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="The server calls it when a round is refused (POST, JSON).")
+    ] = None,
 ) -> None:
     """Register work pool and deployments of `prefect.yaml` on the server that `PREFECT_API_URL` names.
 
@@ -26,10 +29,12 @@ def deploy(
     with clear_errors("The same command registers what is missing."):
         from prefect.settings import PREFECT_UI_URL
 
-        from flows import deployments
+        from flows import automations, deployments
 
         with deployments.server(wait_for_server) as client:
             for name, made in deployments.register(client, pool, folder.resolve()):
                 say(f"{name}: {PREFECT_UI_URL.value()}/deployments/deployment/{made}")
+            if webhook is not None:
+                automations.call_when_refused(webhook)
         say(f"Start a worker: prefect worker start --pool {pool} --type process")
         say("Then open a deployment and choose Run > Custom run: the form.")

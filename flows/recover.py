@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 import httpx
+from prefect import flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, State, StateType
@@ -43,6 +44,18 @@ def recover(*, resume: bool, max_attempts: int) -> Iterator[str]:
                 yield f"{run.name} ({run.id}): {_recovered(client, run, resume, max_attempts)}"
     except httpx.HTTPError as error:
         raise BadInput(f"{url}: no answer from this Prefect server ({error}). Is PREFECT_API_URL right?") from None
+
+
+@flow(name="pco-recover", persist_result=False)
+def recover_runs(max_attempts: int = 3) -> None:
+    """Mark flow runs that died with their worker, and schedule their retry.
+
+    Args:
+        max_attempts: A flow run that began this often is marked, but not resumed.
+
+    """
+    for line in recover(resume=True, max_attempts=max_attempts):
+        get_run_logger().info(line)
 
 
 def take_over(config: RunConfig, own: str, log: "logging.LoggerAdapter[logging.Logger] | logging.Logger") -> None:

@@ -13,17 +13,21 @@ from uuid import UUID
 from prefect import flow, get_client, get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.client.schemas.objects import State
+from prefect.events import emit_event
 from prefect.exceptions import Abort
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import deployment, flow_run
 from prefect.states import Scheduled
 
+from data import store
 from flows.recover import FLOW, FOLDER, take_over
 from pco import rounds
 from pco.config import RunConfig
 from pco.rundir import is_held, opened
+from pco.stage import Stage
 from tasks.stages import run_stage, shown_if_possible
 
+REFUSED = "pco.round.refused"  # the event; flows/automations.py answers it
 _ASK_AGAIN_S = 120.0  # each time costs the start of a process
 
 
@@ -83,6 +87,7 @@ def _name_round(config: RunConfig, number: int) -> None:
 
 def _decided(config: RunConfig, until: int | None, number: int) -> None:
     _publish_round(config, number)
+    _tell_if_refused(config, number)
     if number == until:
         raise _Enough
     if number < config.rounds:
@@ -98,6 +103,16 @@ def _outlive_the_worker() -> None:
 
 def _silence(descriptor: Callable[[], int]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor())
+
+
+def _tell_if_refused(config: RunConfig, number: int) -> None:
+    decision = store.read_manifest(Stage("decide", number, config, {}).folder)
+    if decision is None or decision.outputs["promoted"] == "yes":
+        return
+    get_run_logger().warning(decision.outputs["reason"])
+    told = {"run": config.run, "round": number, "reason": decision.outputs["reason"]}
+    with shown_if_possible("that the round was refused"):
+        emit_event(REFUSED, resource={"prefect.resource.id": f"pco.run.{config.run}"}, payload=told)
 
 
 def _publish_round(config: RunConfig, number: int) -> None:
