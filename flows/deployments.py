@@ -61,7 +61,8 @@ def server(wait_s: float = 0.0) -> Iterator[SyncPrefectClient]:
 def register(client: SyncPrefectClient, pool_name: str, folder: Path) -> Iterator[tuple[str, str]]:
     """Register all deployments on a work pool, made if missing; yields the full name and the id of each.
 
-    Their runs start in `folder`, if the pool is one of processes. Schedules that are on the server stay as they are.
+    Their runs start in `folder`, if the pool is one of processes. Schedules that are on the server stay as they
+    are there, but for parameters that were lost.
     """
     pool = _pool(client, pool_name)
     for raw in yaml.safe_load((home() / _FILE).read_text(encoding="utf-8"))["deployments"]:
@@ -104,7 +105,13 @@ def _schedule(raw: dict[str, Any]) -> DeploymentScheduleCreate:
 
 def _applied(client: SyncPrefectClient, deployment: RunnerDeployment, schedules: list[DeploymentScheduleCreate]) -> str:
     made = cast(UUID, deployment.apply())
-    there = {one.slug for one in client.read_deployment_schedules(made)}
-    if missing := [one for one in schedules if one.slug not in there]:
-        client.create_deployment_schedules(made, missing)
+    there = {one.slug: one for one in client.read_deployment_schedules(made)}
+    for wanted in schedules:
+        found = there.get(wanted.slug)
+        if found is None:
+            client.create_deployment_schedules(made, [wanted])
+        elif wanted.parameters and not found.parameters:  # Prefect 3.7.7 loses them when a schedule is switched on
+            client.delete_deployment_schedule(made, found.id)
+            kept = {"schedule": found.schedule, "active": found.active}
+            client.create_deployment_schedules(made, [wanted.model_copy(update=kept)])
     return str(made)
