@@ -10,7 +10,7 @@ UV := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS=$(PIP_FIND_LINKS)) $(if $(PIP_CERT),S
 LOCKED := requirements/cpu.txt requirements/dev.txt requirements/quickstart.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test e2e chaos lint format lock clean
+.PHONY: help setup quickstart test e2e test-ui chaos lint format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test: setup lint ## lint, types, import rules and the default tests
 
 e2e: setup ## the long end-to-end runs with the real engines
 	$(BIN)/pytest -m e2e
+
+test-ui: setup ## the form, Retry and a schedule in Prefect's UI; needs chromium and playwright
+	$(BIN)/pytest -m ui -rs
 
 chaos: setup ## kill a run with SIGKILL at 50 and more moments; it must end as one left alone
 	$(BIN)/pytest -m chaos -s

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from flows import data_cli, doctor_cli, evaluate_cli
+from flows import data_cli, deploy_cli, doctor_cli, evaluate_cli
 from flows.console import Overrides, RunsDir, clear_errors, console, errors, print_rows, say
 from pco import status as run_status
 from pco.config import RunConfig, load
@@ -36,6 +36,7 @@ app = typer.Typer(
 app.add_typer(data_cli.app, name="data")
 app.add_typer(evaluate_cli.app)
 app.command()(doctor_cli.doctor)
+app.command()(deploy_cli.deploy)
 _KEPT = "What is finished is kept; the same command resumes."
 
 RunName = Annotated[

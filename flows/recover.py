@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 import httpx
+from prefect import flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, State, StateType
@@ -20,6 +21,7 @@ from pco.config import RunConfig
 from pco.rundir import holder, recovering
 
 FLOW = "pco-rounds"
+FOLDER = "pco.folder"  # the label of a flow run that says where it works
 _YOUNG_S = 10.0  # a flow run that says Running takes the lock of its folder much sooner
 _AGAIN_S = 2.0
 _BUSY = [StateType.RUNNING, StateType.CANCELLING]
@@ -44,6 +46,18 @@ def recover(*, resume: bool, max_attempts: int) -> Iterator[str]:
         raise BadInput(f"{url}: no answer from this Prefect server ({error}). Is PREFECT_API_URL right?") from None
 
 
+@flow(name="pco-recover", persist_result=False)
+def recover_runs(max_attempts: int = 3) -> None:
+    """Mark flow runs that died with their worker, and schedule their retry.
+
+    Args:
+        max_attempts: A flow run that began this often is marked, but not resumed.
+
+    """
+    for line in recover(resume=True, max_attempts=max_attempts):
+        get_run_logger().info(line)
+
+
 def take_over(config: RunConfig, own: str, log: "logging.LoggerAdapter[logging.Logger] | logging.Logger") -> None:
     """Mark what cannot be alive while the flow run `own` holds the folder: others that work there, its earlier tasks.
 
@@ -66,10 +80,10 @@ def is_dead(flow_run: str, age_s: float, held_by: str | None) -> bool:
     return age_s > _YOUNG_S and (held_by is None or held_by not in ("", flow_run))
 
 
-def folder_of(run: FlowRun) -> Path:
-    """Where a flow run works; relative if it was started so."""
-    config = run.parameters.get("config", {})
-    return Path(config.get("runs_dir", "runs"), config.get("run", ""))
+def folder_of(run: FlowRun) -> Path | None:
+    """Where a flow run works, as it told the server once it held the folder; None if it never came to that."""
+    told = run.labels.get(FOLDER)
+    return Path(str(told)) if told else None
 
 
 def resumed(client: SyncPrefectClient, run: FlowRun, folder: Path, max_attempts: int) -> str:
@@ -84,8 +98,8 @@ def resumed(client: SyncPrefectClient, run: FlowRun, folder: Path, max_attempts:
 
 def _recovered(client: SyncPrefectClient, run: FlowRun, resume: bool, max_attempts: int) -> str:
     folder = folder_of(run)
-    if not folder.is_absolute():
-        return f"left alone: its folder {folder} is relative, to where is not known. Give an absolute `runs_dir`."
+    if folder is None:
+        return "left alone: it never said where it works. Cancel it in the UI if it does not go on."
     try:
         if holder(folder) == str(run.id):
             return "alive"

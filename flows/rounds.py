@@ -3,22 +3,34 @@
 import logging
 import os
 import re
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from uuid import UUID
 
-from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
+from prefect import flow, get_client, get_run_logger
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.events import emit_event
+from prefect.exceptions import Abort
 from prefect.logging.handlers import PrefectConsoleHandler
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
+from prefect.states import Scheduled
 
+from data import store
 from flows.ask import asking
-from flows.recover import FLOW, take_over
+from flows.recover import FLOW, FOLDER, take_over
 from pco import retention, rounds
 from pco.config import RunConfig
-from pco.rundir import opened, point_to_best
-from pco.stage import Artifact
+from pco.rundir import is_held, opened, point_to_best
+from pco.stage import Artifact, Stage
 from tasks.stages import run_stage, shown_if_possible
+
+REFUSED = "pco.round.refused"  # the event; flows/automations.py answers it
+_ASK_AGAIN_S = 120.0  # each time costs the start of a process
 
 
 @flow(name=FLOW, flow_run_name="{config.run}", persist_result=False, validate_parameters=True)
@@ -27,11 +39,64 @@ def run_rounds(config: RunConfig) -> str:
 
     What is finished on disk is not done again, so the same call resumes a run that died.
     """
+    return work(config)
+
+
+def work(config: RunConfig, *, until: int | None = None) -> str:
+    """The body of every flow that makes rounds: all of them, or those up to a number."""
     _outlive_the_worker()
+    _queue_if_held(config)
     with opened(config, flow_run.id or ""):
+        _introduce(config)
         take_over(config, flow_run.id or "", get_run_logger())
-        rounds.walk(config, asking(run_stage), decided=partial(_decided, config))
+        with suppress(_Enough):
+            rounds.walk(config, asking(run_stage), decided=partial(_decided, config, until, time.time()))
         return str(_publish_run(config))
+
+
+class _Enough(Exception):
+    """The last round that is wanted is decided."""
+
+
+def _queue_if_held(config: RunConfig) -> None:
+    """Give the worker back while another flow run works on this run; the server starts this one again later.
+
+    A process that waited for the lock itself would say Running, and be taken for a dead one.
+    """
+    if not deployment.id or not is_held(config.folder):
+        return
+    told = f"Another flow run works on {config.folder}. This one starts again when it is through."
+    later = datetime.now(UTC) + timedelta(seconds=_ASK_AGAIN_S)
+    waiting: State[None] = Scheduled(scheduled_time=later, name="AwaitingConcurrencySlot", message=told)
+    get_run_logger().info(told)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(flow_run.id), waiting, force=True)
+    raise Abort(told)
+
+
+def _introduce(config: RunConfig) -> None:
+    """Tell the server where this flow run works, and let it be found by the run's name."""
+    with shown_if_possible("where the run lies"), get_client(sync_client=True) as client:
+        client.update_flow_run_labels(UUID(flow_run.id), {FOLDER: str(config.folder.resolve())})
+        client.update_flow_run(UUID(flow_run.id), tags={*flow_run.tags, config.run})
+    _name_round(config, 1)
+
+
+def _name_round(config: RunConfig, number: int) -> None:
+    with shown_if_possible("the round"), get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(flow_run.id), name=f"{config.run} · round {number} of {config.rounds}")
+
+
+def _decided(config: RunConfig, until: int | None, began: float, number: int, best: Artifact) -> None:
+    point_to_best(config, best.folder)
+    for removed in retention.prune(config):
+        get_run_logger().info("Removed %s to save room (keep_last)", removed)
+    _publish_round(config, number)
+    _tell_if_refused(config, number, since=began)
+    if number == until:
+        raise _Enough
+    if number < config.rounds:
+        _name_round(config, number + 1)
 
 
 def _outlive_the_worker() -> None:
@@ -45,11 +110,15 @@ def _silence(descriptor: Callable[[], int]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor())
 
 
-def _decided(config: RunConfig, number: int, best: Artifact) -> None:
-    point_to_best(config, best.folder)
-    for removed in retention.prune(config):
-        get_run_logger().info("Removed %s to save room (keep_last)", removed)
-    _publish_round(config, number)
+def _tell_if_refused(config: RunConfig, number: int, *, since: float) -> None:
+    """Once: a flow run that resumes comes by the earlier rounds again."""
+    decision = store.read_manifest(Stage("decide", number, config, {}).folder)
+    if decision is None or decision.outputs["promoted"] == "yes" or decision.finished < since:
+        return
+    get_run_logger().warning(decision.outputs["reason"])
+    told = {"run": config.run, "round": number, "reason": decision.outputs["reason"]}
+    with shown_if_possible("that the round was refused"):
+        emit_event(REFUSED, resource={"prefect.resource.id": f"pco.run.{config.run}"}, payload=told)
 
 
 def _publish_round(config: RunConfig, number: int) -> None:
@@ -66,6 +135,8 @@ def _publish_run(config: RunConfig) -> Path:
     path: Path = report.write(config)
     with shown_if_possible("the run's report"):
         create_markdown_artifact(report.run_markdown(config), key=_key(config, "report"), description=f"Report: {path}")
+        for title, image in report.images(config):
+            create_image_artifact(image, key=_key(config, title), description=title)
     return path
 
 

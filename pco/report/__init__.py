@@ -8,7 +8,7 @@ from pco.config import RunConfig
 from pco.report import gather, markdown
 from pco.rundir import report_path
 
-__all__ = ["round_markdown", "run_markdown", "write"]
+__all__ = ["images", "round_markdown", "run_markdown", "write"]
 
 
 def write(config: RunConfig) -> Path:
@@ -42,3 +42,15 @@ def run_markdown(config: RunConfig) -> str:
     Raises BadInput when there is nothing to report.
     """
     return markdown.run(gather.run_report(config))
+
+
+def images(config: RunConfig) -> list[tuple[str, str]]:
+    """The run's plots, each with its title, as `data:` addresses that a page can show as images.
+
+    Raises BadInput when there is nothing to report.
+    """
+    from pco.report import plots  # heavy to import
+
+    report = gather.run_report(config)
+    drawn = [*plots.rewards(report), *plots.guards(report), *plots.training(report)]
+    return [(plot.title, plots.address(plot)) for plot in drawn]

@@ -1,5 +1,6 @@
 """The plots of a report as inline SVG that takes its text colour from the page, light or dark."""
 
+import base64
 import io
 import math
 import re
@@ -52,6 +53,12 @@ class Plot:
     title: str
     caption: str
     svg: str
+
+
+def address(plot: Plot) -> str:
+    """The drawing as a `data:` address: on its own it needs its namespace, and a paper and an ink of its own."""
+    alone = '<svg xmlns="http://www.w3.org/2000/svg" style="background: white; color: #222" '
+    return "data:image/svg+xml;base64," + base64.b64encode(plot.svg.replace("<svg ", alone, 1).encode()).decode()
 
 
 def rewards(report: RunReport) -> list[Plot]:

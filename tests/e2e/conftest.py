@@ -134,10 +134,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = probe.getsockname()[1]
     home: Path = tmp_path_factory.mktemp("prefect-server")
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    environment = {**ENVIRONMENT, "PREFECT_HOME": str(home)}
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {**ENVIRONMENT, "PREFECT_HOME": str(home), "PREFECT_SERVER_UI_API_URL": url}
     with (home / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    url = f"http://127.0.0.1:{port}/api"
     deadline = time.monotonic() + 120
     while not _healthy(url):
         assert process.poll() is None, (home / "log").read_text()

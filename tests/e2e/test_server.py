@@ -28,12 +28,12 @@ def test_a_run_reports_to_the_server_in_the_environment(make_case: Callable[...,
     assert status == 0, output
     assert "temporary server" not in output
     (run,) = _ask(server, "flow_runs", 1)
-    assert (run["name"], run["state_type"]) == ("test", "COMPLETED")
+    assert (run["name"], run["state_type"]) == ("test · round 1 of 1", "COMPLETED")
     tasks = _ask(server, "task_runs", 8)
     assert {task["state_type"] for task in tasks} == {"COMPLETED"}
     assert "round 1/1 · train" in {task["name"] for task in tasks}
     artifacts = _ask(server, "artifacts", 5)
-    assert {"test-round-1", "test-report"} <= {artifact["key"] for artifact in artifacts}
+    assert {"test-round-1", "test-report", "test-reward"} <= {artifact["key"] for artifact in artifacts}
     assert "progress" in {artifact["type"] for artifact in artifacts}
 
 
@@ -43,5 +43,5 @@ def test_a_failed_stage_gives_its_cause_as_the_runs_state_message(make_case: Cal
     status, output = case.run("run=late")
     assert status == 2
     assert "ran out of time" in output
-    runs = [run for run in _ask(server, "flow_runs", 2) if run["name"] == "late"]
+    runs = [run for run in _ask(server, "flow_runs", 2) if str(run["name"]).startswith("late")]
     assert "ran out of time" in str(runs[0]["state"])

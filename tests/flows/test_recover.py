@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from data.errors import BadInput
 from flows import recover
 from flows.cli import app
-from flows.recover import folder_of, is_dead, resumed
+from flows.recover import FOLDER, folder_of, is_dead, resumed
 from pco.rundir import holder, opened
 from tests import builders
 
@@ -56,12 +56,9 @@ def test_a_folder_on_another_machine_is_not_taken_for_a_dead_run(tmp_path: Path)
         holder(tmp_path / "elsewhere")
 
 
-def test_a_flow_run_s_folder_follows_from_its_parameters() -> None:
-    def folder(**config: str) -> Path:
-        return folder_of(FlowRun(flow_id=uuid4(), parameters={"config": config}))
-
-    assert folder(run="a", runs_dir="/data/runs") == Path("/data/runs/a")
-    assert not folder(run="a").is_absolute()
+def test_a_flow_run_s_folder_is_what_it_told_the_server() -> None:
+    assert folder_of(FlowRun(flow_id=uuid4(), labels={FOLDER: "/data/runs/a"})) == Path("/data/runs/a")
+    assert folder_of(FlowRun(flow_id=uuid4(), parameters={"config": {"run": "a", "runs_dir": "/data/runs"}})) is None
 
 
 def test_what_began_too_often_or_has_no_deployment_is_not_resumed() -> None:

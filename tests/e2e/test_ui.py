@@ -1,0 +1,169 @@
+"""`make test-ui`: Prefect's UI in a browser: fill the form, watch a stage fail, press Retry, open the report, switch on
+a schedule.
+
+Needs Chromium and `pip install playwright`; is skipped without. Writes the pictures of docs/prefect.md to PCO_IMAGES.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.e2e.conftest import Case
+
+playwright = pytest.importorskip("playwright.sync_api", reason="not tested: pip install playwright")
+CHROMIUM = shutil.which("chromium")
+if CHROMIUM is None:
+    pytest.skip("not tested: no chromium in PATH", allow_module_level=True)
+
+pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]
+
+LONG_MS = 900_000  # a run on a busy machine
+NOWHERE = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"  # the UI asks for outside addresses
+
+
+@dataclass(frozen=True)
+class Site:
+    """A browser page on a server with the deployments and a worker."""
+
+    page: Any
+    api: str
+    images: Path
+
+    def open(self, path: str) -> None:
+        self.page.goto(f"{self.api.removesuffix('/api')}/v2/{path}")
+
+    def shoot(self, name: str, height: int = 900) -> None:
+        self.page.set_viewport_size({"width": 1500, "height": height})
+        self.page.wait_for_timeout(3000)  # graphs are drawn late, and tell nobody when
+        self.page.screenshot(path=self.images / f"prefect-{name}.png")
+
+    def rows(self, what: str, **body: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = httpx.post(f"{self.api}/{what}/filter", json=body).raise_for_status().json()
+        return found
+
+    def id_of(self, deployment: str) -> str:
+        return str(next(one["id"] for one in self.rows("deployments") if one["name"] == deployment))
+
+
+@pytest.fixture
+def site(server: str, tmp_path: Path) -> Iterator[Site]:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PREFECT_API_URL": server,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }
+    deploy = [sys.executable, "-m", "flows.cli", "deploy", "--folder", str(tmp_path)]
+    subprocess.run(deploy, env=environment, check=True, timeout=120)
+    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "pco", "--type", "process"]
+    images = Path(os.environ.get("PCO_IMAGES", tmp_path))
+    with (
+        (tmp_path / "worker.log").open("w") as log,
+        subprocess.Popen(worker, env=environment, cwd=tmp_path, stdout=log, stderr=log) as working,
+        playwright.sync_playwright() as play,
+    ):
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", NOWHERE])
+        page = browser.new_page(viewport={"width": 1500, "height": 900}, device_scale_factor=0.8)
+        page.set_default_timeout(120_000)
+        yield Site(page, server, images)
+        browser.close()
+        working.terminate()
+
+
+def _fill(site: Site, case: Case, run: str, rounds: str) -> None:
+    raw = yaml.safe_load(case.file.read_text())
+    page = site.page
+    site.open(f"deployments/deployment/{site.id_of('rounds')}/run")
+    page.get_by_label("run", exact=True).fill(run)
+    page.get_by_label("Model (Optional)").fill(raw["policy"]["model"])
+    for label, key in (("Train", "train"), ("Heldout", "heldout"), ("Heldout Text", "heldout_text")):
+        page.get_by_label(f"{label} (Optional)", exact=True).fill(raw["prompts"][key])
+    page.get_by_label("Rounds (Optional)").fill(rounds)
+    sections = ("generate", "engine", "train", "gate")
+    overrides = [
+        f"{section}.{key}={value}" for section in sections for key, value in raw[section].items() if section in raw
+    ]
+    for override in overrides:
+        page.get_by_role("button", name="Add item").click()
+        page.locator("textarea").nth(-2).fill(override)  # the last one is `runs_dir`
+
+
+def _becomes(site: Site, state: str) -> None:
+    site.page.get_by_text(state, exact=True).first.wait_for(timeout=LONG_MS)
+
+
+def _written(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.glob("round-*/*/manifest.json")}
+
+
+def test_a_run_goes_from_the_form_over_a_failed_stage_and_retry_to_its_report(
+    make_case: Callable[..., Case], site: Site, tmp_path: Path
+) -> None:
+    page, folder = site.page, tmp_path / "runs" / "pictured"
+    case = make_case()
+    _fill(site, case, "pictured", "0")
+    page.get_by_role("button", name="Submit").click()
+    refusal = page.get_by_label("Rounds (Optional)").evaluate("field => field.validationMessage")
+    assert refusal == "Value must be greater than or equal to 1."
+    assert site.rows("flow_runs") == []
+    site.shoot("refused")
+
+    page.get_by_label("Rounds (Optional)").fill("2")
+    site.shoot("form", 1250)
+    (folder / "round-01").mkdir(parents=True)
+    obstacle = folder / "round-01" / "scores"
+    obstacle.touch()
+    page.get_by_role("button", name="Submit").click()
+    run = site.rows("flow_runs")[0]["id"]
+    site.open(f"runs/flow-run/{run}")
+    _becomes(site, "Failed")
+    assert "round-01/scores" in site.rows("flow_runs")[0]["state"]["message"]
+    site.shoot("failed")
+
+    finished = _written(folder)
+    obstacle.unlink()
+    page.get_by_role("button", name="Open menu").first.click()
+    page.get_by_role("menuitem", name="Retry").click()
+    page.get_by_role("button", name="Retry").click()
+    _becomes(site, "Completed")
+    after = _written(folder)
+    assert {path: after[path] for path in finished} == finished
+    assert len(after) > len(finished) > 2
+    assert site.rows("flow_runs")[0]["name"] == "pictured · round 2 of 2"
+    page.reload()
+    site.shoot("run")
+
+    artifacts = {one["key"]: one["id"] for one in site.rows("artifacts")}
+    site.open(f"artifacts/artifact/{artifacts['pictured-round-1']}")
+    page.get_by_role("heading", name="Run pictured, round 1").wait_for()
+    site.shoot("report", 1250)
+    site.open(f"artifacts/artifact/{artifacts['pictured-reward']}")
+    image = page.locator("img[src^='data:image/svg+xml']")
+    image.wait_for()
+    assert image.evaluate("image => image.naturalWidth") > 0
+    site.shoot("plot", 620)
+
+
+def test_a_schedule_that_is_switched_on_makes_its_runs(site: Site) -> None:
+    made = site.id_of("next-round")
+    site.open(f"deployments/deployment/{made}")
+    site.page.get_by_role("switch").first.click()
+    deadline = time.monotonic() + 120
+    while not (found := site.rows("flow_runs", deployments={"id": {"any_": [made]}})):
+        assert time.monotonic() < deadline, "the scheduler made no run"
+        time.sleep(1)
+    assert {run["state_name"] for run in found} == {"Scheduled"}
+    assert {run["parameters"]["run"] for run in found} == {"weekly"}
+    site.page.get_by_role("tab", name="Upcoming").click()
+    site.shoot("schedule", 700)

@@ -1,0 +1,72 @@
+"""What a filled-in form means, and that the form can be read."""
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from prefect import Flow
+from prefect.exceptions import ParameterTypeError
+from prefect.utilities.callables import parameter_schema
+
+from data.errors import BadInput
+from flows.comparison import compare_policies
+from flows.form import Preset, configured, next_round, start
+from pco.rundir import opened
+from tests import builders
+
+FORMS = [start, next_round, compare_policies]
+
+
+@pytest.mark.parametrize("preset", get_args(Preset))
+def test_every_preset_is_a_whole_config(preset: Preset) -> None:
+    assert configured(preset, {"run": "mine"}, []).run == "mine"
+
+
+def test_what_a_form_leaves_empty_is_the_preset_s() -> None:
+    said: dict[str, str | int] = {"run": "mine", "policy.model": "", "rounds": 7}
+    config = configured("quickstart", said, [])
+    assert config.policy.model.endswith("smollm2-135m-instruct")
+    assert config.rounds == 7
+
+
+def test_overrides_have_the_last_word() -> None:
+    assert configured("quickstart", {"run": "mine", "seed": 1}, ["seed=2"]).seed == 2
+
+
+def test_a_name_that_looks_like_a_number_stays_a_name() -> None:
+    assert configured("quickstart", {"run": "2026"}, []).run == "2026"
+
+
+def test_a_wrong_override_is_refused_by_its_key() -> None:
+    with pytest.raises(BadInput, match=r"train\.learning_rat: unknown key. Did you mean `learning_rate`"):
+        configured("quickstart", {"run": "mine"}, ["train.learning_rat=1"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_field_of_a_form_is_one_of_several_types_which_the_ui_shows_as_a_riddle(form: Flow[Any, Any]) -> None:
+    assert "anyOf" not in json.dumps(parameter_schema(form).model_dump())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_field_of_a_form_is_described(form: Flow[Any, Any]) -> None:
+    schema = parameter_schema(form).model_dump()
+    groups = [schema, *schema["definitions"].values()]
+    fields = {name: field for group in groups for name, field in group.get("properties", {}).items()}
+    told = {name: field.get("description") or "$ref" in json.dumps(field) for name, field in fields.items()}
+    assert [name for name in told if not told[name]] == []
+    assert all(group["description"] for group in schema["definitions"].values())
+
+
+def test_a_round_below_one_and_a_name_with_a_slash_are_refused_by_the_field_s_name() -> None:
+    with pytest.raises(ParameterTypeError, match=r"extent\.rounds"):
+        start.validate_parameters({"run": "mine", "extent": {"rounds": 0}})
+    with pytest.raises(ParameterTypeError, match="run"):
+        start.validate_parameters({"run": "my/run"})
+
+
+def test_one_more_round_needs_a_run(tmp_path: Path) -> None:
+    with opened(builders.config(tmp_path, run="there")):
+        pass
+    with pytest.raises(BadInput, match="no run here. Runs in .*: there"):
+        next_round.fn("elsewhere", str(tmp_path / "runs"))
