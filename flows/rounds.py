@@ -25,14 +25,14 @@ def run_rounds(config: RunConfig) -> str:
 
     What is finished on disk is not done again, so the same call resumes a run that died.
     """
-    _outlive_the_worker()
+    outlive_the_worker()
     with opened(config, flow_run.id or ""):
         take_over(config, flow_run.id or "", get_run_logger())
         rounds.walk(config, run_stage, decided=partial(_publish_round, config))
         return str(_publish_run(config))
 
 
-def _outlive_the_worker() -> None:
+def outlive_the_worker() -> None:
     """A worker reads this process's output from a pipe; once it is dead, Rich answers the next line with SystemExit."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):

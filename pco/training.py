@@ -6,7 +6,7 @@ Runs once per rank. Every rank derives the same steps; rank 0 writes.
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -258,12 +258,15 @@ def _save_weights(model: Any, folder: Path) -> None:
         raise OSError(0, str(error)) from error
 
 
-def finish(job: Job[Pair], log: list[Row], folder: Path, **account: Any) -> store.Manifest:
+def finish(
+    job: Job[Pair], log: list[Row], folder: Path, *, metrics: Mapping[str, float] | None = None, **account: Any
+) -> store.Manifest:
     """End a training stage whose result lies in `folder`; `account` holds the counts of `store.finish`."""
     tokens, seconds = (sum(row[name] for row in log) for name in ("tokens", "seconds"))
+    work = {"training_s": seconds, "steps": len(log), "tokens": tokens, "tokens_per_s": tokens / seconds}
     manifest = job.stage.finish(
         outputs={folder.name: store.folder_digest(folder)},
-        metrics={"training_s": seconds, "steps": len(log), "tokens": tokens, "tokens_per_s": tokens / seconds},
+        metrics={**work, **(metrics or {})},
         **account,
     )
     checkpoints.remove(job.checkpoints)

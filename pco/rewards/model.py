@@ -70,7 +70,7 @@ def _checked_tokenizer(found: Path, config: ModelReward) -> Any:
     tokenizer = load_tokenizer(found)
     if config.system is not None and not tokenizer.chat_template:
         raise BadInput(f"{found}: its tokenizer has no chat template, which has the only place for `reward.system`.")
-    _rendered(tokenizer, "a prompt", "a completion", config)
+    rendered(tokenizer, "a prompt", "a completion", config)
     return tokenizer
 
 
@@ -103,10 +103,10 @@ def _load(config: ModelReward) -> _Loaded:
         raise BadInput(f"{found}: its weights lack {', '.join(missing[:3])}: not a trained reward model.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pad = settings.get_text_config().pad_token_id
-    return _Loaded(model.to(device).eval(), pad, tokenizer, _limit(settings, tokenizer, config), config)
+    return _Loaded(model.to(device).eval(), pad, tokenizer, longest_text(settings, tokenizer, config), config)
 
 
-def _limit(settings: Any, tokenizer: Any, config: ModelReward) -> int:
+def longest_text(settings: Any, tokenizer: Any, config: ModelReward) -> int:
     """The longest text in tokens: what the tokenizer, the positions and the config allow."""
     positions = getattr(settings.get_text_config(), "max_position_embeddings", None)
     return int(min(limit for limit in (tokenizer.model_max_length, positions, config.max_tokens) if limit is not None))
@@ -114,7 +114,7 @@ def _limit(settings: Any, tokenizer: Any, config: ModelReward) -> int:
 
 def _score(loaded: _Loaded, candidates: Candidates) -> list[Score]:
     config = loaded.config
-    texts = [_rendered(loaded.tokenizer, row["source_prompt"], row["completion"], config) for row in candidates]
+    texts = [rendered(loaded.tokenizer, row["source_prompt"], row["completion"], config) for row in candidates]
     readable = [i for i, text in enumerate(texts) if len(text) <= loaded.limit]
     scores = [Score(math.nan, why_none=TOO_LONG)] * len(texts)
     for batch in batches([len(texts[i]) for i in readable], config.max_tokens_per_batch):
@@ -163,8 +163,8 @@ def _forward(model: Any, texts: list[Tokens], pad: int) -> list[float]:
     return [float(value) for value in logits.float().squeeze(-1).tolist()]
 
 
-def _rendered(tokenizer: Any, prompt: str, completion: str, config: ModelReward) -> Tokens:
-    """Prompt and completion as the tokens that the reward model reads.
+def rendered(tokenizer: Any, prompt: str, completion: str, config: ModelReward) -> Tokens:
+    """Prompt and completion as the tokens that the reward model reads, in training as in scoring.
 
     A chat template writes its own special tokens, so none are added to it; without one, prompt and completion are
     joined as plain text with the special tokens that the tokenizer puts around any text. A text that does not end in a
