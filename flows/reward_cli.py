@@ -8,6 +8,7 @@ from rich.table import Table
 
 from flows import private_server
 from flows.console import KEPT, Overrides, clear_errors, console, say
+from pco.reward_training import order
 from pco.reward_training.config import RewardTraining, load
 from pco.rundir import check_same, report_path
 
@@ -45,8 +46,11 @@ def train(
         check_same(resolved)
         if dry_run:
             _dry_run(resolved)
-        else:
+            return
+        # No server and no engine starts to find that nothing is left to do.
+        if not (report_path(resolved).exists() and order.is_finished(resolved)):
             _train(resolved)
+        _conclude(resolved)
 
 
 def _dry_run(config: RewardTraining) -> None:
@@ -69,7 +73,6 @@ def _train(config: RewardTraining) -> None:
             train_reward(config)
     else:
         train_reward(config)
-    _conclude(config)
 
 
 def _conclude(config: RewardTraining) -> None:

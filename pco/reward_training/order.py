@@ -21,6 +21,25 @@ def walk(config: RewardTraining, do: Callable[[Stage[RewardTraining]], Manifest]
     return do(_stage("test_reward", config, pairs=pairs, model=Artifact(trained_folder(config), trained)))
 
 
+def is_finished(config: RewardTraining) -> bool:
+    """Whether every stage is done, told from the folder alone."""
+
+    def look(stage: Stage[RewardTraining]) -> Manifest:
+        if (manifest := stage.finished()) is None:
+            raise _NotDone
+        return manifest
+
+    try:
+        walk(config, look)
+    except _NotDone:
+        return False
+    return True
+
+
+class _NotDone(Exception):
+    pass
+
+
 def _stage(name: RewardStageName, config: RewardTraining, **inputs: Artifact) -> Stage[RewardTraining]:
     return Stage(name, 0, config, inputs)
 

@@ -97,7 +97,17 @@ def _model(folder: Path, train: RewardTrain) -> Any:
         raise BadInput(f"{folder}: its weights lack {', '.join(sorted(lost)[:3])}: not a whole model (`model`).")
     settings = model.config.get_text_config()
     settings.pad_token_id = padding(model.config, load_tokenizer(folder), folder)
+    _without_dropout(model)
     return training.prepared(model, train, task="SEQ_CLS")
+
+
+def _without_dropout(model: Any) -> None:
+    """Noise that differs between the two texts of a pair would be taken for a preference, and between micro-batches
+    for another training. Adapters, which come later, keep theirs.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
 
 
 def _is_body(name: str, prefix: str) -> bool:
