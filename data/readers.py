@@ -1,6 +1,7 @@
 """Readers of the user's prompt files: JSONL, or Parquet such as `pco data import` writes."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def read_feedback(path: Path) -> list[dict[str, Any]]:
 def read_preferences(path: Path) -> list[dict[str, Any]]:
     """Read preference pairs, rows `{"prompt": text, "chosen": text, "rejected": text}`; JSONL or Parquet.
 
+    A row may have a `margin`: by how much chosen is better; without one it is None.
+
     Raises BadInput naming the file and line (or row) for whatever is malformed.
     """
     rows = [_preference_row(raw, f"{path}, {place}") for place, raw in _objects(path)]
@@ -74,7 +77,21 @@ def _preference_row(raw: dict[str, Any], where: str) -> dict[str, Any]:
     if not all(isinstance(text, str) and text.strip() for text in texts) or texts[1] == texts[2]:
         raise BadInput(f"{where}: expected texts under `prompt`, `chosen` and `rejected`, the last two different.")
     prompt, chosen, rejected = texts
-    return {"prompt_id": prompt_id(str(prompt)), "prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return {
+        "prompt_id": prompt_id(str(prompt)),
+        "prompt": prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        "margin": _margin(raw.get("margin"), where),
+    }
+
+
+def _margin(found: object, where: str) -> float | None:
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise BadInput(f"{where}: expected a finite number or nothing under `margin`; found {found!r}.")
+    return float(found)
 
 
 def _feedback_row(raw: dict[str, Any], where: str) -> dict[str, Any]:

@@ -105,6 +105,40 @@ SCHEMAS: dict[str, pa.Schema] = {
         # Losses without a margin, gate or Cringe term leave those columns empty, as steps without feedback do theirs.
         nullable=("margin", "gate", "ce", "cringe", "feedback_loss"),
     ),
+    # Of a reward training: the user's preferences as the reward model reads them.
+    "reward_pairs": _schema(
+        ("split", pa.string()),  # train or heldout
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("chosen_token_ids", _TOKENS),  # prompt and completion
+        ("rejected_token_ids", _TOKENS),
+        ("chosen_length", pa.int32()),  # tokens of the completion alone
+        ("rejected_length", pa.int32()),
+        ("margin", pa.float64()),  # by how much chosen is better, in the source's own unit
+        nullable=("margin",),
+    ),
+    "reward_log": _schema(
+        ("step", pa.int32()),
+        ("epoch", pa.int32()),
+        ("pairs", pa.int32()),
+        ("tokens", pa.int64()),  # that the reward model read
+        ("loss", pa.float64()),  # per pair, as optimised
+        ("accuracy", pa.float64()),  # share of pairs whose chosen text has the higher reward
+        ("margin", pa.float64()),  # reward of chosen minus rejected, mean over pairs
+        ("learning_rate", pa.float64()),
+        ("grad_norm", pa.float64()),  # before clipping
+        ("seconds", pa.float64()),
+    ),
+    "reward_tests": _schema(
+        ("prompt_id", pa.string()),
+        ("reward_chosen", pa.float64()),
+        ("reward_rejected", pa.float64()),
+        ("length_chosen", pa.int32()),  # tokens of the completion alone
+        ("length_rejected", pa.int32()),
+        ("reward_model", pa.string()),
+    ),
     "evaluations": _schema(
         ("measure", pa.string()),
         ("mode", pa.string()),  # greedy, sampled or text

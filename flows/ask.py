@@ -1,6 +1,7 @@
 """A round that the gate refused may wait for a person: the run is suspended, and its form in the UI asks."""
 
 from collections.abc import Callable
+from typing import Any
 
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
@@ -21,14 +22,14 @@ class Verdict(RunInput):
     comment: str = Field("", description="Why; it is kept with the round's decision.")
 
 
-def asking(run_stage: Callable[[Stage], Manifest | AwaitsAnswer]) -> Callable[[Stage], Manifest]:
+def asking(run_stage: Callable[[Stage[Any]], Manifest | AwaitsAnswer]) -> Callable[[Stage[Any]], Manifest]:
     """`run_stage`, but a decision that awaits a person suspends the flow run until there is an answer.
 
     Only the run of a deployment can be suspended: a process can be started again for it. Any other ends with
     AwaitsAnswer, which says how to answer.
     """
 
-    def run_or_ask(stage: Stage) -> Manifest:
+    def run_or_ask(stage: Stage[Any]) -> Manifest:
         made = run_stage(stage)
         if isinstance(made, AwaitsAnswer) and flow_run.deployment_id is not None:
             answers.write(stage, _asked(stage, str(made)))

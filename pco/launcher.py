@@ -10,13 +10,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from data import errors, store
 from data.errors import PCOError, StageFailed
-from pco import checkpoints, processes, progress, reward_config, room
+from pco import checkpoints, processes, progress, room
 from pco.config import RunConfig
 from pco.progress import Failure, Progress
-from pco.stage import LAUNCHED, PARENT, Stage, StageName, round_folder
+from pco.reward_training.config import RewardTraining
+from pco.stage import LAUNCHED, PARENT, Stage, round_folder
 
 _POLL_S = 0.1
 _TAIL_LINES = 15
@@ -38,7 +40,7 @@ ENVIRONMENT = {
 
 
 def run(
-    stage: Stage,
+    stage: Stage[Any],
     *,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_log: Callable[[str], None] = lambda _: None,
@@ -65,19 +67,19 @@ def run(
         raise
 
 
-def error_path(config: RunConfig, number: int, name: StageName) -> Path:
+def error_path(config: RunConfig | RewardTraining, number: int, name: str) -> Path:
     """Where the error of a stage's last attempt lies, if that failed."""
     return round_folder(config, number) / "logs" / f"{name}.error"
 
 
-def logs_of(stage: Stage) -> list[Path]:
+def logs_of(stage: Stage[Any]) -> list[Path]:
     """What a stage was told to do, what it said, and why its last attempt failed."""
     error = error_path(stage.config, stage.round, stage.name)
     return [error.with_suffix(suffix) for suffix in (".json", ".log", ".error")]
 
 
 def _launched(
-    stage: Stage, log: Path, on_progress: Callable[[Progress], None], on_log: Callable[[str], None]
+    stage: Stage[Any], log: Path, on_progress: Callable[[Progress], None], on_log: Callable[[str], None]
 ) -> store.Manifest:
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     failure: Failure | None = None
@@ -103,7 +105,7 @@ def _launched(
     return finished
 
 
-def _prepare_log(stage: Stage) -> Path:
+def _prepare_log(stage: Stage[Any]) -> Path:
     logs = round_folder(stage.config, stage.round) / "logs"
     store.write_text(logs / f"{stage.name}.json", stage.to_json())
     log = logs / f"{stage.name}.log"
@@ -117,7 +119,7 @@ def _prepare_log(stage: Stage) -> Path:
 
 
 @contextlib.contextmanager
-def _process(stage: Stage, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _process(stage: Stage[Any], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The stage's process, its output going straight to the log file; no member of its group survives the block."""
     stage_file = log.with_suffix(".json")
     with log.open("ab") as output:
@@ -135,12 +137,10 @@ def _process(stage: Stage, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         processes.end_group(process)
 
 
-def _environment(stage: Stage, stage_file: Path) -> dict[str, str]:
+def _environment(stage: Stage[Any], stage_file: Path) -> dict[str, str]:
     environment = {**ENVIRONMENT, **os.environ, LAUNCHED: repr(time.time()), PARENT: str(os.getpid())}
     environment[processes.STAGE_FILE] = str(stage_file)
-    judging = (stage.config.reward, stage.config.evaluate.second_reward)
-    models = [stage.config.policy.model, *(name for one in judging if one for name in reward_config.models(one))]
-    if all(Path(model).is_dir() for model in models):
+    if all(Path(model).is_dir() for model in stage.config.models):
         environment.setdefault("HF_HUB_OFFLINE", "1")
     # A rank of an outer launcher must not make this stage believe it is one itself.
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
@@ -148,7 +148,7 @@ def _environment(stage: Stage, stage_file: Path) -> dict[str, str]:
     return environment
 
 
-def _lines(process: subprocess.Popen[bytes], log: Path, start: int, stage: Stage) -> Iterator[str]:
+def _lines(process: subprocess.Popen[bytes], log: Path, start: int, stage: Stage[Any]) -> Iterator[str]:
     """The log's lines from byte `start` on as they come, until the process has ended and all is read.
 
     Raises StageFailed when the process takes too long, or says nothing for too long.
@@ -177,7 +177,7 @@ def _lines(process: subprocess.Popen[bytes], log: Path, start: int, stage: Stage
                 time.sleep(_POLL_S)
 
 
-def _stalled(process: subprocess.Popen[bytes], log: Path, stage: Stage) -> str:
+def _stalled(process: subprocess.Popen[bytes], log: Path, stage: Stage[Any]) -> str:
     size = log.stat().st_size
     processes.ask_for_stacks(process, lambda: log.stat().st_size > size)
     with log.open("rb") as file:
@@ -200,7 +200,7 @@ def _cause(returncode: int) -> str:
     return f"its process was killed by {name}{hint}"
 
 
-def _check_disk(stage: Stage) -> None:
+def _check_disk(stage: Stage[Any]) -> None:
     """A process on a full disk cannot even tell why it failed: its log lies there, too."""
     if shutil.disk_usage(stage.config.folder).free < _FULL:
         raise PCOError(

@@ -22,18 +22,24 @@ def planned(config: RunConfig) -> Stage:
     paths = {name: Path(path) for name in names if (path := getattr(config.prompts, name)) is not None}
     frozen = store.read_manifest(Stage("prepare", 0, config, {}).folder)
     recorded = frozen.inputs if frozen else {}
-    inputs = {name: Artifact(path, _digest(name, path, recorded.get(name))) for name, path in paths.items()}
+    inputs = {
+        name: Artifact(path, digest(path, recorded.get(name), key=f"prompts.{name}")) for name, path in paths.items()
+    }
     return Stage("prepare", 0, config, inputs)
 
 
-def _digest(name: str, path: Path, recorded: str | None) -> str:
+def digest(path: Path, recorded: str | None, *, key: str) -> str:
+    """Hash of a user's file, or what was recorded of it if it is gone; `key` is the setting that names it.
+
+    Raises BadInput when it cannot be read.
+    """
     try:
         return store.file_digest(path)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and recorded is not None:
             return recorded
         raise BadInput(
-            f"{path}: could not be read ({error.strerror}). Name a JSONL or Parquet file as `prompts.{name}`."
+            f"{path}: could not be read ({error.strerror}). Name a JSONL or Parquet file as `{key}`."
         ) from error
 
 

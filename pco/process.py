@@ -15,7 +15,7 @@ import traceback
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from data.errors import PCOError
 from pco import progress
@@ -33,10 +33,10 @@ def main() -> None:
     path = sys.argv[-1]
     stage = Stage.from_json(Path(path).read_text(encoding="utf-8"))
     try:
-        if stage.name == "train" and "RANK" not in os.environ:
+        if stage.name in {"train", "train_reward"} and "RANK" not in os.environ:
             _become_deepspeed_launcher(path, stage.config.train.processes)
-        # The stage's module has its name; its imports are heavy and belong to this kind of process alone.
-        import_module(f"pco.{stage.name}").run(stage)
+        # Its imports are heavy and belong to this kind of process alone.
+        import_module(stage.module).run(stage)
     except PCOError as error:
         _fail(error)
     except Exception as error:
@@ -60,7 +60,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
-def _out_of_memory(stage: Stage, error: Exception) -> PCOError:
+def _out_of_memory(stage: Stage[Any], error: Exception) -> PCOError:
     told = str(error).strip().partition("\n")[0] or type(error).__name__
     match stage.name:
         case "generate" | "evaluate":
@@ -69,6 +69,11 @@ def _out_of_memory(stage: Stage, error: Exception) -> PCOError:
             advice = (
                 "Less is needed with train.micro_batch_pairs=1, train.gradient_checkpointing=true or a higher "
                 "train.zero_stage, which may change within a run: `pco resume RUN --set train.micro_batch_pairs=1`."
+            )
+        case "train_reward":
+            advice = (
+                "Less is needed with train.micro_batch_pairs=1, train.gradient_checkpointing=true or a higher "
+                "train.zero_stage, which may change within a training: add `--set train.micro_batch_pairs=1`."
             )
         case "score" if stage.config.reward.kind in {"model", "ensemble"}:
             advice = "Lower the reward's max_tokens_per_batch, or free memory; then resume."

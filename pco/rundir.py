@@ -9,14 +9,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import yaml
 
 from data import store
 from data.errors import BadInput, RunConflict
-from pco.config import RunConfig, overridden, parse
-from pco.stage import HOW_TRAINING_RUNS, flat
+from pco.config import RunConfig, parse
+from pco.config_file import overridden, validated
+from pco.reward_training.config import RewardTraining
+from pco.stage import flat
+from pco.train_config import HOW_TRAINING_RUNS
 
 CONFIG = "config.yaml"
 BEST = "best"  # a link to the folder of the best policy so far
@@ -44,7 +47,7 @@ _FREE = {
 
 
 @contextmanager
-def opened(config: RunConfig, flow_run: str = "") -> Iterator[None]:
+def opened(config: RunConfig | RewardTraining, flow_run: str = "") -> Iterator[None]:
     """Hold a run's folder for writing; make it and its `config.yaml` if it is new.
 
     `flow_run` is the id of the Prefect flow run that writes, for whoever asks who holds the run.
@@ -134,21 +137,26 @@ def _told(path: Path) -> str:
         return "another process"
 
 
-def check_same(config: RunConfig) -> None:
+def check_same(config: RunConfig | RewardTraining) -> None:
     path = config.folder / CONFIG
     if not path.exists():
         return
-    before, now = flat(read_config(config.folder).model_dump(mode="json")), flat(config.model_dump(mode="json"))
+    raw = _raw(config.folder)
+    if _is_reward_training(raw) != isinstance(config, RewardTraining):
+        raise RunConflict(f"{config.folder}: holds another kind of run. Take another name (--set run=...).")
+    made = validated(type(config), raw, source=str(path))
+    before, now = flat(made.model_dump(mode="json")), flat(config.model_dump(mode="json"))
     changed = [key for key in sorted(before | now) if key not in _FREE and before.get(key) != now.get(key)]
     if changed:
         told = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
+        fork = "" if isinstance(config, RewardTraining) else f"Fork it (`pco fork {config.run} NEW --set ...`), or "
         raise RunConflict(
-            f"{config.folder}: this run was made with another config. Fork it (`pco fork {config.run} NEW --set ...`), "
-            f"take another name (--set run=...), or the old values:\n{told}"
+            f"{config.folder}: this run was made with another config. {fork}take another name (--set run=...), or the "
+            f"old values:\n{told}"
         )
 
 
-def write_config(config: RunConfig, folder: Path) -> None:
+def write_config(config: RunConfig | RewardTraining, folder: Path) -> None:
     """Write every setting out: what makes a folder a run."""
     store.write_text(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
@@ -158,7 +166,7 @@ def point_to_best(config: RunConfig, policy: Path) -> None:
     store.link(config.folder / BEST, policy)
 
 
-def report_path(config: RunConfig) -> Path:
+def report_path(config: RunConfig | RewardTraining) -> Path:
     """Where a run's report lies once it is written."""
     return config.folder / "report.html"
 
@@ -190,8 +198,24 @@ def read_config(folder: Path, overrides: list[str] | None = None) -> RunConfig:
 
     `overrides` are `a.b=value` strings as for `pco run`.
 
-    Raises BadInput when there is no run here.
+    Raises BadInput when there is no run here, or a reward training.
     """
+    raw = _raw(folder)
+    if _is_reward_training(raw):
+        raise BadInput(f"{folder}: is a reward training, not a run of rounds: `pco reward train {folder / CONFIG}`.")
+    return parse(overridden(raw, overrides or []), source=str(folder / CONFIG))
+
+
+def is_reward_training(folder: Path) -> bool:
+    """Whether what lies here is a reward training; raises BadInput when nothing does."""
+    return _is_reward_training(_raw(folder))
+
+
+def _is_reward_training(raw: dict[str, Any]) -> bool:
+    return raw.get("kind") == "reward_training"
+
+
+def _raw(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -202,5 +226,4 @@ def read_config(folder: Path, overrides: list[str] | None = None) -> RunConfig:
         raise BadInput(f"{path}: the run's config could not be read ({error}). Restore it from a copy.") from error
     if not isinstance(raw, dict):
         raise BadInput(f"{path}: holds no config. Restore it from a copy, or write it anew with the run's settings.")
-    raw["runs_dir"] = str(folder.parent)
-    return parse(overridden(raw, overrides or []), source=str(path))
+    return {**raw, "runs_dir": str(folder.parent)}

@@ -6,15 +6,21 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal
+
+from typing_extensions import TypeVar
 
 from data import store
 from data.errors import RunConflict
 from pco import reward_config
 from pco.config import RunConfig
-from pco.train_config import DPO, IPO
+from pco.reward_training import config as reward_training
+from pco.reward_training.config import RewardTraining
+from pco.train_config import DPO, IPO, deciding
 
 StageName = Literal["prepare", "generate", "score", "pair", "refer", "train", "evaluate", "decide"]
+RewardStageName = Literal["split", "train_reward", "test_reward"]
+Config = TypeVar("Config", bound=RunConfig | RewardTraining, default=RunConfig)
 
 # Set by the launcher for the stage process: when, and by which process, it was started.
 LAUNCHED = "PCO_LAUNCHED_AT"
@@ -24,7 +30,7 @@ START_STAGES: tuple[StageName, ...] = ("prepare", "evaluate")
 ROUND_STAGES: tuple[StageName, ...] = ("generate", "score", "pair", "train", "evaluate", "decide")
 
 # Raise a stage's version when its code makes other results from the same settings and inputs.
-_VERSIONS: dict[StageName, int] = {
+_VERSIONS: dict[StageName | RewardStageName, int] = {
     "prepare": 1,
     "generate": 1,
     "score": 1,
@@ -33,10 +39,13 @@ _VERSIONS: dict[StageName, int] = {
     "train": 1,
     "evaluate": 2,
     "decide": 1,
+    "split": 1,
+    "train_reward": 1,
+    "test_reward": 1,
 }
 
 # The tables' nouns name the folders.
-_FOLDERS: dict[StageName, str] = {
+_FOLDERS: dict[StageName | RewardStageName, str] = {
     "prepare": "prompts",
     "generate": "candidates",
     "score": "scores",
@@ -45,6 +54,9 @@ _FOLDERS: dict[StageName, str] = {
     "train": "training",
     "evaluate": "evaluation",
     "decide": "decision",
+    "split": "pairs",
+    "train_reward": "training",
+    "test_reward": "test",
 }
 
 
@@ -57,12 +69,12 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage of one round. Round 0 holds the prompts and the evaluation of the starting policy."""
+class Stage(Generic[Config]):
+    """One stage of one round, or of a reward training. Round 0 holds the prompts and the start's evaluation."""
 
-    name: StageName
+    name: StageName | RewardStageName
     round: int
-    config: RunConfig
+    config: Config
     inputs: Mapping[str, Artifact]
 
     @property
@@ -73,12 +85,26 @@ class Stage:
     @property
     def title(self) -> str:
         """For people: which round, which stage."""
-        return f"round {self.round}/{self.config.rounds} · {self.name}" if self.round else f"start · {self.name}"
+        match self.config:
+            case RewardTraining():
+                return f"reward · {self.name.removesuffix('_reward')}"
+            case RunConfig(rounds=rounds):
+                return f"round {self.round}/{rounds} · {self.name}" if self.round else f"start · {self.name}"
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that decide the result, and no others: memory, time limits and paths do not."""
-        return _settings(self.name, self.config)
+        match self.config:
+            case RewardTraining():
+                return reward_training.settings(self.name, self.config)
+            case RunConfig():
+                return _settings(self.name, self.config)
+
+    @property
+    def module(self) -> str:
+        """The module that runs it."""
+        package = "pco.reward_training" if isinstance(self.config, RewardTraining) else "pco"
+        return f"{package}.{self.name}"
 
     @property
     def fingerprint(self) -> str:
@@ -106,11 +132,19 @@ class Stage:
         if manifest is not None and (changes := self.changes(manifest)):
             raise RunConflict(
                 f"{self.folder}: holds a finished `{self.name}` that is stale: {'; '.join(changes)}. Finished work is "
-                f"never overwritten. Restore what changed; or keep both: `pco fork {self.config.run} NEW` shares all "
-                f"that is still valid; or set it and all after it aside and make them anew: `pco resume "
-                f"{self.config.run} --from {self.name} --round {self.round}`."
+                f"never overwritten. Restore what changed; {self._ways_on}"
             )
         return manifest
+
+    @property
+    def _ways_on(self) -> str:
+        run = self.config.run
+        if isinstance(self.config, RewardTraining):
+            return "or train under another name (`--set run=...`)."
+        return (
+            f"or keep both: `pco fork {run} NEW` shares all that is still valid; or set it and all after it aside and "
+            f"make them anew: `pco resume {run} --from {self.name} --round {self.round}`."
+        )
 
     def changes(self, manifest: store.Manifest) -> list[str]:
         """What makes finished work differ from what this stage would make; nothing when it is this stage's.
@@ -155,11 +189,12 @@ class Stage:
         )
 
     @staticmethod
-    def from_json(text: str) -> "Stage":
+    def from_json(text: str) -> "Stage[Any]":
         """The inverse of `to_json`."""
         raw = json.loads(text)
         inputs = {name: Artifact(Path(folder), fingerprint) for name, (folder, fingerprint) in raw["inputs"].items()}
-        return Stage(raw["name"], raw["round"], RunConfig.model_validate(raw["config"]), inputs)
+        kind = RewardTraining if raw["config"].get("kind") == "reward_training" else RunConfig
+        return Stage(raw["name"], raw["round"], kind.model_validate(raw["config"]), inputs)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -179,29 +214,16 @@ def stages_of(config: RunConfig, number: int) -> tuple[StageName, ...]:
     return (*ROUND_STAGES[:train], *refer, *ROUND_STAGES[train:])
 
 
-def round_folder(config: RunConfig, number: int) -> Path:
-    """The folder of a round."""
-    return config.folder / f"round-{number:02d}"
-
-
-# They change memory and speed, and the result by no more than rounding: after an error for want of memory a run can go
-# on with others.
-HOW_TRAINING_RUNS = (
-    "micro_batch_pairs",
-    "processes",
-    "zero_stage",
-    "fused_head",
-    "gradient_checkpointing",
-    "checkpoint_steps",
-    "keep_checkpoints",
-)
+def round_folder(config: RunConfig | RewardTraining, number: int) -> Path:
+    """The folder of a round; a reward training has none, and is its own."""
+    return config.folder if isinstance(config, RewardTraining) else config.folder / f"round-{number:02d}"
 
 
 def _without(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in names}
 
 
-def _settings(name: StageName, config: RunConfig) -> dict[str, Any]:
+def _settings(name: str, config: RunConfig) -> dict[str, Any]:
     dump = config.model_dump(mode="json")
     policy, engine = dump["policy"], {key: dump["engine"][key] for key in ("dtype", "max_model_len", "tensor_parallel")}
     rendering = {key: policy[key] for key in ("prompt_format", "system")}
@@ -221,7 +243,7 @@ def _settings(name: StageName, config: RunConfig) -> dict[str, Any]:
         case "refer":
             return {"precision": config.train.precision}
         case "train":
-            return {"train": _without(dump["train"], HOW_TRAINING_RUNS), "seed": config.seed}
+            return {"train": deciding(config.train), "seed": config.seed}
         case "evaluate":
             second = config.evaluate.second_reward
             return {
@@ -234,3 +256,5 @@ def _settings(name: StageName, config: RunConfig) -> dict[str, Any]:
             }
         case "decide":
             return {"gate": {key: dump["gate"][key] for key in ("require", "guards")}}
+        case _:
+            raise AssertionError(f"{name}: no stage of a round")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from data import store
 from data.errors import BadInput, PCOError
@@ -9,7 +10,7 @@ from pco import answers, checkpoints, retention
 from pco.config import RunConfig
 from pco.launcher import error_path
 from pco.rounds import is_over, walk
-from pco.rundir import CONFIG, is_held, read_config, report_path
+from pco.rundir import CONFIG, is_held, is_reward_training, read_config, report_path
 from pco.stage import Stage, StageName, stages_of
 
 Point = tuple[int, StageName]
@@ -51,6 +52,8 @@ def of_all(runs_dir: Path) -> list[RunLine]:
 
 def _run_line(folder: Path) -> RunLine:
     try:
+        if is_reward_training(folder):
+            return RunLine(folder.name, 0, 0, "a reward training", None)
         return _read_run_line(read_config(folder))
     except PCOError as error:  # that one run is damaged is no reason to hide the others
         return RunLine(folder.name, 0, 0, f"damaged: {error}", None)
@@ -102,7 +105,7 @@ def _reached(config: RunConfig) -> tuple[dict[Point, Stage], bool]:
     reached: dict[Point, Stage] = {}
 
     def look(stage: Stage) -> store.Manifest:
-        reached[stage.round, stage.name] = stage
+        reached[stage.round, cast(StageName, stage.name)] = stage
         manifest = store.read_manifest(stage.folder)
         if manifest is None or stage.changes(manifest):
             raise _NotDone
@@ -150,10 +153,10 @@ def awaited(config: RunConfig) -> Stage:
     Raises BadInput when the run asks nothing.
     """
     reached, _ = _reached(config)
-    stage = reached[list(reached)[-1]] if reached else None
-    if stage is None or _stage_line(config, stage.round, stage.name, reached).state != "waiting":
-        raise BadInput(f"{config.run}: waits for no answer. `pco status {config.run}` shows what it is at.")
-    return stage
+    for point in list(reached)[-1:]:
+        if _stage_line(config, *point, reached).state == "waiting":
+            return reached[point]
+    raise BadInput(f"{config.run}: waits for no answer. `pco status {config.run}` shows what it is at.")
 
 
 def _stage_line(config: RunConfig, number: int, name: StageName, reached: dict[Point, Stage]) -> StageLine:

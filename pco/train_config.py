@@ -1,6 +1,6 @@
 """The `train` section of the config: the losses with their settings, and how DeepSpeed trains."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -68,7 +68,7 @@ class Feedback(_Cringe):
 
 
 class LoRA(Section):
-    """Low-rank adapters; they are merged into the policy when it is saved."""
+    """Low-rank adapters; they are merged into the model when it is saved."""
 
     r: int = Field(16, ge=1)
     """Rank."""
@@ -80,17 +80,13 @@ class LoRA(Section):
     """Which modules get adapters."""
 
 
-class Train(Section):
-    """Training with DeepSpeed."""
+class Training(Section):
+    """How DeepSpeed trains, whatever it is that learns."""
 
-    loss: Loss = PairwiseCringe()
-    """The training objective on pairs."""
-    feedback: Feedback = Feedback()
-    """The objective on unpaired feedback, if there is any."""
     learning_rate: float = Field(5e-5, gt=0)
     """Peak learning rate of AdamW."""
     epochs: int = Field(1, ge=1)
-    """Passes over the round's pairs."""
+    """Passes over the pairs."""
     pairs_per_step: int = Field(8, ge=1)
     """Pairs per optimizer step, over all processes and micro-batches."""
     micro_batch_pairs: int = Field(8, ge=1)
@@ -109,8 +105,6 @@ class Train(Section):
     """DeepSpeed ZeRO: what is split over processes (1 optimizer, 2 + gradients, 3 + parameters)."""
     processes: int = Field(1, ge=1)
     """Training processes: one per GPU; on CPU usually 1."""
-    fused_head: bool = True
-    """Compute the loss in chunks of tokens without ever holding all logits; False is the plain form, for comparison."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower."""
     lora: LoRA | None = None
@@ -122,15 +116,44 @@ class Train(Section):
     max_pair_tokens: int = Field(2048, ge=8)
     """Pairs with a longer sequence (prompt + completion) are dropped and counted."""
 
-    @field_validator("loss", mode="before")
-    @classmethod
-    def _pairwise_cringe_by_default(cls, loss: object) -> object:
-        return {"kind": "pairwise_cringe", **loss} if isinstance(loss, dict) else loss
-
     @model_validator(mode="after")
-    def _step_splits_evenly(self) -> "Train":
+    def _step_splits_evenly(self) -> Self:
         if self.pairs_per_step % self.processes:
             raise ValueError(
                 f"pairs_per_step ({self.pairs_per_step}) must be a multiple of processes ({self.processes})"
             )
         return self
+
+
+# They change memory and speed, and the result by no more than rounding: after an error for want of memory a run can go
+# on with others.
+HOW_TRAINING_RUNS = (
+    "micro_batch_pairs",
+    "processes",
+    "zero_stage",
+    "fused_head",
+    "gradient_checkpointing",
+    "checkpoint_steps",
+    "keep_checkpoints",
+)
+
+
+def deciding(train: Training) -> dict[str, Any]:
+    """The settings that decide a training's result."""
+    return {name: value for name, value in train.model_dump(mode="json").items() if name not in HOW_TRAINING_RUNS}
+
+
+class Train(Training):
+    """Training of the policy on each round's pairs."""
+
+    loss: Loss = PairwiseCringe()
+    """The training objective on pairs."""
+    feedback: Feedback = Feedback()
+    """The objective on unpaired feedback, if there is any."""
+    fused_head: bool = True
+    """Compute the loss in chunks of tokens without ever holding all logits; False is the plain form, for comparison."""
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _pairwise_cringe_by_default(cls, loss: object) -> object:
+        return {"kind": "pairwise_cringe", **loss} if isinstance(loss, dict) else loss

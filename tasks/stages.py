@@ -35,7 +35,7 @@ async def _may_be_transient(_task: Any, _run: TaskRun, state: State) -> bool:
     retry_delay_seconds=[5, 30],
     retry_condition_fn=_may_be_transient,
 )
-def run_stage(stage: Stage) -> Manifest | AwaitsAnswer:
+def run_stage(stage: Stage[Any]) -> Manifest | AwaitsAnswer:
     """Make sure that a stage is finished; a finished one returns its manifest at once.
 
     A decision that is a person's to make is no failure: what it says is returned.
@@ -68,7 +68,7 @@ def shown_if_possible(what: str) -> Iterator[None]:
 class _Watch:
     """Passes a stage's progress on to the view and, less often, to the Prefect UI."""
 
-    def __init__(self, stage: Stage, view: views.View) -> None:
+    def __init__(self, stage: Stage[Any], view: views.View) -> None:
         self._stage, self._view = stage, view
         self._first: tuple[float, int] | None = None
         self._artifact: Any = None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pco.report import plots, run_tables, tables, wording
@@ -32,8 +32,8 @@ class _Comparison:
     sides: tuple[_Side, _Side]
 
 
-def render(report: RunReport) -> str:
-    """The page's HTML. Everything that comes from outside is escaped by the template engine; only plots are markup."""
+def template(name: str) -> Template:
+    """A page to be filled. What comes from outside is escaped by the template engine; only plots are markup."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -42,7 +42,12 @@ def render(report: RunReport) -> str:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = _svg
-    return environment.get_template("template.html").render(
+    return environment.get_template(name)
+
+
+def render(report: RunReport) -> str:
+    """The page's HTML."""
+    return template("template.html").render(
         report=report,
         headline=wording.headline(report),
         model=_model_name(report.config.policy.model),

@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pco.report.numbers import Interval, RoundReport, RunReport
+from pco.reward_training.accuracy import Bin
 from pco.train_config import PairwiseCringe
 
 _INK = "#123457"  # stands for the page's text colour until the SVG is placed
@@ -166,6 +167,36 @@ def training(report: RunReport) -> list[Plot]:
         for column, title, caption, level in panels
         if any(row[column] is not None for one in report.rounds for row in one.train_log)
     ]
+
+
+def calibration(bins: Sequence[Bin]) -> Plot:
+    """Of a reward model: the probability it gave its winners against how often these were preferred."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0.5, 1], [0.5, 1], color=_BOUND, linestyle="--", linewidth=1.2)
+        sizes = [10 + 190 * one.pairs / sum(one.pairs for one in bins) for one in bins]
+        axes.plot([one.predicted for one in bins], [one.observed for one in bins], color=_SERIES[0])
+        axes.scatter([one.predicted for one in bins], [one.observed for one in bins], sizes, color=_SERIES[0])
+        axes.set_xlabel("predicted probability")
+        axes.set_ylabel("share preferred")
+
+    caption = "Held-out pairs by the probability given to the predicted winner; larger points are more pairs."
+    return _plot("Calibration", caption, draw)
+
+
+def learning(log: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    """The training curves of a reward model."""
+    panels = (("loss", "Loss", "Per training pair."), ("accuracy", "Accuracy", "Share of each step's pairs."))
+    return [_plot(title, caption, _steps(log, column)) for column, title, caption in panels]
+
+
+def _steps(log: Sequence[Mapping[str, Any]], column: str) -> Draw:
+    def draw(axes: Axes) -> None:
+        axes.plot([row["step"] + 1 for row in log], [row[column] for row in log], color=_SERIES[0], linewidth=1)
+        axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    return draw
 
 
 def _over_rounds(report: RunReport, measure: str, *, share: bool = False) -> Draw:

@@ -45,7 +45,7 @@ def check(config: ModelReward) -> None:
     found = folder(config)
     settings, tokenizer = _checked_settings(found), _checked_tokenizer(found, config)
     if config.backend == "vllm":
-        _check_pooling(found, settings, _limit(settings, tokenizer, config), config)
+        _check_pooling(found, settings, longest_text(settings, tokenizer, config), config)
 
 
 def _checked_settings(found: Path) -> Any:
@@ -80,7 +80,7 @@ def _checked_tokenizer(found: Path, config: ModelReward) -> Any:
     tokenizer = load_tokenizer(found)
     if config.system is not None and not tokenizer.chat_template:
         raise BadInput(f"{found}: its tokenizer has no chat template, which has the only place for `reward.system`.")
-    _rendered(tokenizer, "a prompt", "a completion", config)
+    rendered(tokenizer, "a prompt", "a completion", config)
     return tokenizer
 
 
@@ -90,7 +90,7 @@ def reads(config: ModelReward, prompt: str, completion: str) -> tuple[Any, Token
     Raises BadInput.
     """
     tokenizer = _checked_tokenizer(folder(config), config)
-    return tokenizer, _rendered(tokenizer, prompt, completion, config)
+    return tokenizer, rendered(tokenizer, prompt, completion, config)
 
 
 def scorer(config: ModelReward) -> Scorer:
@@ -105,7 +105,7 @@ def scorer(config: ModelReward) -> Scorer:
 def _load(config: ModelReward) -> _Loaded:
     found = folder(config)
     settings, tokenizer = _checked_settings(found), _checked_tokenizer(found, config)
-    pad, limit = settings.get_text_config().pad_token_id, _limit(settings, tokenizer, config)
+    pad, limit = settings.get_text_config().pad_token_id, longest_text(settings, tokenizer, config)
     if config.backend == "vllm":
         _check_pooling(found, settings, limit, config)
     if _is_pooled(found, settings, limit, config):
@@ -140,14 +140,14 @@ def _network(found: Path, config: ModelReward) -> Any:
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def _limit(settings: Any, tokenizer: Any, config: ModelReward) -> int:
+def longest_text(settings: Any, tokenizer: Any, config: ModelReward) -> int:
     """The longest text in tokens: what the tokenizer, the positions and the config allow."""
     positions = getattr(settings.get_text_config(), "max_position_embeddings", None)
     return int(min(limit for limit in (tokenizer.model_max_length, positions, config.max_tokens) if limit is not None))
 
 
 def _score(loaded: _Loaded, candidates: Candidates) -> list[Score]:
-    texts = [_rendered(loaded.tokenizer, row["source_prompt"], row["completion"], loaded.config) for row in candidates]
+    texts = [rendered(loaded.tokenizer, row["source_prompt"], row["completion"], loaded.config) for row in candidates]
     readable = [i for i, text in enumerate(texts) if len(text) <= loaded.limit]
     scores = [Score(math.nan, why_none=TOO_LONG)] * len(texts)
     for i, value in zip(readable, _values(loaded, [texts[i] for i in readable]), strict=True):
@@ -204,8 +204,8 @@ def _forward(model: Any, texts: list[Tokens], pad: int) -> list[float]:
     return [float(value) for value in logits.float().squeeze(-1).tolist()]
 
 
-def _rendered(tokenizer: Any, prompt: str, completion: str, config: ModelReward) -> Tokens:
-    """Prompt and completion as the tokens that the reward model reads.
+def rendered(tokenizer: Any, prompt: str, completion: str, config: ModelReward) -> Tokens:
+    """Prompt and completion as the tokens that the reward model reads, in training as in scoring.
 
     A chat template writes its own special tokens, so none are added to it; without one, prompt and completion are
     joined as plain text with the special tokens that the tokenizer puts around any text. A text that does not end in a

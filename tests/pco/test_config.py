@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from data.errors import BadInput
 from pco import config
-from pco.config import RunConfig, models_in
+from pco.config import RunConfig
+from pco.config_file import models_in
 from pco.gate_config import Guard, Requirement
 from pco.reward_config import ExactAnswerReward, JsonSchemaReward, LengthReward, ModelReward, PythonReward, RegexReward
 from tests import builders

@@ -140,7 +140,7 @@ def test_a_checkpoint_that_does_not_fit_the_disk_is_removed_and_the_earlier_one_
 def test_weights_that_do_not_fit_the_disk_leave_the_old_policy(small_disk: Path, tiny: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from pco.train import _save_weights
+    from pco.training import _save_weights
 
     model = AutoModelForCausalLM.from_pretrained(tiny)
     (small_disk / "policy").mkdir()

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pco.train import rate
 from pco.train_config import Train
+from pco.training import rate
 
 schedules = st.sampled_from(["constant", "linear", "cosine"])
 

@@ -181,7 +181,7 @@ def test_the_backend_is_no_part_of_a_stages_settings(judge: Path) -> None:
 
 def rendered(tokenizer: Any, **knobs: Any) -> str:
     config = ModelReward(model="any", **knobs)
-    text: str = tokenizer.decode(model._rendered(tokenizer, "a prompt", " an answer", config))
+    text: str = tokenizer.decode(model.rendered(tokenizer, "a prompt", " an answer", config))
     return text
 
 
@@ -235,7 +235,7 @@ def test_a_template_that_begins_the_text_twice_begins_it_once(change: Callable[.
 def test_a_text_that_is_too_long_gets_no_reward_and_the_longest_that_fits_does(judge: Path) -> None:
     loaded = model._load(ModelReward(model=str(judge)))
     candidates = [{**rows(1)[0], "source_prompt": "z", "completion": "z" * n} for n in range(1, tiny_reward.CONTEXT)]
-    lengths = [len(model._rendered(loaded.tokenizer, "z", row["completion"], loaded.config)) for row in candidates]
+    lengths = [len(model.rendered(loaded.tokenizer, "z", row["completion"], loaded.config)) for row in candidates]
     assert {tiny_reward.CONTEXT, tiny_reward.CONTEXT + 1} <= set(lengths)
     for limit in (None, 20):
         config = ModelReward(model=str(judge), max_tokens=limit)
@@ -438,7 +438,7 @@ def test_an_evaluation_leaves_out_and_counts_what_the_reward_cannot_judge(
     assert "without_reward" not in every.metrics
     config = ModelReward(model=str(judge))
     loaded = model._load(config)
-    limit = len(model._rendered(loaded.tokenizer, "z", "zz", config))
+    limit = len(model.rendered(loaded.tokenizer, "z", "zz", config))
     stage = evaluating(tmp_path / "some", tiny, kind="model", model=str(judge), max_tokens=limit)
     manifest = evaluate.run(stage)
     assert manifest.rows_out == 4

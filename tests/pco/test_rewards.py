@@ -17,7 +17,8 @@ from data import store
 from data.errors import BadInput, CorruptArtifact
 from data.readers import prompt_id
 from pco import rewards, score
-from pco.config import models_in, parse
+from pco.config import parse
+from pco.config_file import models_in
 from pco.reward_config import EnsembleReward, RepetitionReward, RewardConfig, settings
 from pco.rewards import Reward, Score
 from pco.rewards.ensemble import combine

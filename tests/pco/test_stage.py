@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from pco import stage as stage_module
-from pco.config import RunConfig, models_in
+from pco.config import RunConfig
+from pco.config_file import models_in
 from pco.stage import Artifact, Stage, StageName
 from tests import builders
 

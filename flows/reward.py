@@ -1,0 +1,36 @@
+"""The training of a reward model as a Prefect flow: every stage a task, the report at the end."""
+
+import re
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
+
+from flows.ask import asking
+from flows.rounds import outlive_the_worker
+from pco.reward_training import order
+from pco.reward_training.config import RewardTraining
+from pco.rundir import opened
+from tasks.stages import run_stage, shown_if_possible
+
+
+@flow(name="pco-reward", flow_run_name="{config.run}", persist_result=False, validate_parameters=True)
+def train_reward(config: RewardTraining) -> str:
+    """Train a reward model and test it on held-out pairs; returns the report's path.
+
+    What is finished on disk is not done again, so the same call resumes a training that died.
+    """
+    outlive_the_worker()
+    with opened(config, flow_run.id or ""):
+        order.walk(config, asking(run_stage))
+        return _publish(config)
+
+
+def _publish(config: RewardTraining) -> str:
+    from pco.report import reward
+
+    path = str(reward.write(config))
+    with shown_if_possible("the report"):
+        key = re.sub(r"[^a-z0-9]+", "-", f"{config.run}-report".lower()).strip("-")
+        create_markdown_artifact(reward.as_markdown(config), key=key, description=f"Report: {path}")
+    return path

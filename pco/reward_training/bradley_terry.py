@@ -1,0 +1,147 @@
+"""The Bradley-Terry objective on top of a Hugging Face sequence classification model (docs/rewards.md).
+
+Per pair: -log sigmoid(reward of chosen - reward of rejected + shift), where the shift is a number known beforehand:
+minus the margin that is asked for, plus what length alone says of the pair. So a pair's loss depends on that pair
+alone, whatever its neighbours in a micro-batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pco.batches import Step, shares
+from pco.reward_training.config import RewardTrain
+from pco.reward_training.pairs import TRAIN
+
+STATISTICS = ("loss", "accuracy", "margin")
+
+_WIDEST, _HALVINGS = 1e3, 60  # the bracket and the steps of the bisection
+
+Tokens = np.ndarray[tuple[int], np.dtype[np.int32]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One preference as the reward model reads it, and what is added to the difference of its rewards."""
+
+    chosen: Tokens
+    rejected: Tokens
+    shift: float
+
+    @property
+    def tokens(self) -> int:
+        return len(self.chosen) + len(self.rejected)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of 2B texts: B chosen ones, then the B rejected ones; B is 1 where there is nothing in it."""
+
+    input_ids: Tensor  # (2B, L), padded on the right
+    attention_mask: Tensor  # (2B, L)
+    shift: Tensor  # (B,)
+    weight: Tensor  # (B,): 1, or 0 for a placeholder
+
+    def to(self, device: torch.device) -> "Batch":
+        names = ("input_ids", "attention_mask", "shift", "weight")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+def compared_of(pairs: pa.Table, train: RewardTrain, weight: float) -> list[Compared]:
+    """The training rows of a `reward_pairs` table; `weight` is what `length_weight` found."""
+    rows = training_rows(pairs)
+    shifts = train.length_penalty * weight * length_differences(rows)
+    if train.margin_scale:
+        shifts = shifts - train.margin_scale * rows["margin"].to_numpy()
+    sides = (_token_lists(rows[f"{side}_token_ids"]) for side in ("chosen", "rejected"))
+    return [Compared(*pair) for pair in zip(*sides, shifts.tolist(), strict=True)]
+
+
+def training_rows(pairs: pa.Table) -> pa.Table:
+    """The side that is trained on."""
+    return pairs.filter(pc.equal(pairs["split"], TRAIN))
+
+
+def _token_lists(column: pa.ChunkedArray) -> list[Tokens]:
+    """Views of a column of lists; Python's own integers would take ten times the memory."""
+    lists = column.combine_chunks()
+    tokens, ends = lists.values.to_numpy(), lists.offsets.to_numpy()
+    return [tokens[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def length_differences(rows: pa.Table) -> np.ndarray:
+    """Per pair the log of how many times longer the chosen completion is, in tokens."""
+    chosen, rejected = (np.maximum(rows[f"{side}_length"].to_numpy(), 1) for side in ("chosen", "rejected"))
+    differences: np.ndarray = np.log(chosen / rejected)
+    return differences
+
+
+def length_weight(differences: np.ndarray) -> float:
+    """How far length alone tells which text is preferred: the w of P(chosen is preferred) = sigmoid(w * difference).
+
+    The maximum of the likelihood with a standard normal prior, which keeps w finite where the longer text always wins.
+    Found by bisection of its slope, which rises with w.
+    """
+    low, high = -_WIDEST, _WIDEST
+    for _ in range(_HALVINGS):
+        weight = (low + high) / 2
+        slope = weight - float(np.sum(differences / (1 + np.exp(np.clip(weight * differences, -500, 500)))))
+        low, high = (low, weight) if slope > 0 else (weight, high)
+    return (low + high) / 2
+
+
+def micro_batches(step: Step[Compared], *, rank: int, world: int, size: int, pad: int) -> Iterator[Batch]:
+    """This rank's share of a step, texts of similar length together; on every rank equally many."""
+    ordered = sorted(step.examples, key=lambda pair: max(len(pair.chosen), len(pair.rejected)))
+    for pairs in shares(ordered, rank, world, size):
+        yield collate(pairs, pad)
+
+
+def collate(pairs: Sequence[Compared], pad: int) -> Batch:
+    """Pad to the right."""
+    nothing = np.full(1, pad, dtype=np.int32)
+    counted = list(pairs) or [Compared(nothing, nothing, 0.0)]
+    texts = [pair.chosen for pair in counted] + [pair.rejected for pair in counted]
+    input_ids = torch.full((len(texts), max(map(len, texts))), pad)
+    attention_mask = torch.zeros_like(input_ids)
+    for i, text in enumerate(texts):
+        input_ids[i, : len(text)] = torch.from_numpy(text.copy())
+        attention_mask[i, : len(text)] = 1
+    shift = torch.tensor([pair.shift for pair in counted], dtype=torch.float32)
+    return Batch(input_ids, attention_mask, shift, torch.full_like(shift, 1.0 if pairs else 0.0))
+
+
+def log_row(step: Step[Compared], totals: dict[str, float]) -> dict[str, Any]:
+    """What the log says of a step."""
+    count = len(step.examples)
+    means = {name: totals[name] / count for name in ("accuracy", "margin")}
+    return {"tokens": sum(pair.tokens for pair in step.examples), **means}
+
+
+class BradleyTerry(torch.nn.Module):
+    """A reward model whose forward pass gives the loss of a micro-batch."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss, summed over the micro-batch, and detached sums (3,) of what STATISTICS names, float64."""
+        output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        chosen, rejected = output.logits.squeeze(-1).float().chunk(2)
+        return objective(chosen - rejected, batch.shift, batch.weight)
+
+
+def objective(difference: Tensor, shift: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of pairs (B,) the summed loss and the sums of the statistics; equal rewards count as half right."""
+    loss = -(weight * logsigmoid(difference + shift)).sum()
+    right = (torch.sign(difference) + 1) / 2
+    sums = [loss, (weight * right).sum(), (weight * difference).sum()]
+    return loss, torch.stack([value.detach().double() for value in sums])

@@ -1,0 +1,114 @@
+"""Stage `train_reward`: a reward model learns from the preferences with DeepSpeed, by the core that trains policies.
+
+Runs once per rank. Every rank reads the same pairs and derives the same steps; rank 0 writes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging as transformers_logging
+
+from data import schemas, store
+from data.errors import BadInput
+from pco import training
+from pco.batches import Step, steps
+from pco.rendering import load_tokenizer
+from pco.reward_training.bradley_terry import (
+    STATISTICS,
+    Batch,
+    BradleyTerry,
+    Compared,
+    compared_of,
+    length_differences,
+    length_weight,
+    log_row,
+    micro_batches,
+    training_rows,
+)
+from pco.reward_training.config import RewardTrain, RewardTraining
+from pco.reward_training.order import trained_folder, verified
+from pco.reward_training.pairs import padding
+from pco.seeds import seed_of
+from pco.stage import Stage
+
+
+def run(stage: Stage[RewardTraining]) -> store.Manifest | None:
+    """Write the `reward_log` table and the trained model's folder; rank 0 returns the manifest."""
+    started = stage.launched()
+    training.start_ranks()
+    train, start = stage.config.train, verified(stage).folder
+    table = store.read_table(stage.inputs["pairs"].folder, "reward_pairs")
+    weight = length_weight(length_differences(training_rows(table)))
+    compared = compared_of(table, train, weight)
+    torch.manual_seed(seed_of("head", stage.config.seed))  # its first values are random, and so are adapters'
+    learner = BradleyTerry(_model(start, train))
+    job = _job(stage, learner, compared)
+    engine, log = training.learn(job)
+    state = training.gathered(engine, learner.model)
+    if not training.is_writer():
+        return None
+    folder = trained_folder(stage.config)
+    training.save(state, _model(start, train), start, folder)
+    store.write_part(stage.folder, "reward_log", 0, schemas.build("reward_log", log), stage.fingerprint)
+    return training.finish(
+        job,
+        log,
+        folder,
+        unit="pairs",
+        rows_in=len(compared),
+        rows_out=len(compared),
+        dropped={},
+        started=started,
+        metrics={"length_weight": weight},
+    )
+
+
+def _job(stage: Stage[RewardTraining], learner: BradleyTerry, compared: list[Compared]) -> training.Job[Compared]:
+    train, seed = stage.config.train, str(stage.config.seed)
+    pad = learner.model.config.get_text_config().pad_token_id
+
+    def shares(step: Step[Compared], rank: int, world: int) -> Iterator[Batch]:
+        return micro_batches(step, rank=rank, world=world, size=train.micro_batch_pairs, pad=pad)
+
+    return training.Job(
+        stage,
+        seed,
+        learner,
+        STATISTICS,
+        list(steps(compared, pairs_per_step=train.pairs_per_step, epochs=train.epochs, seed=seed)),
+        shares,
+        lambda step: len(step.examples),
+        log_row,
+        "Lower train.learning_rate, or use precision: fp32.",
+    )
+
+
+def _model(folder: Path, train: RewardTrain) -> Any:
+    """A classifier of one label; only its head, or a pooling layer before it, may be new."""
+    transformers_logging.set_verbosity_error()  # that a head is new is no surprise
+    model, told = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=training.dtype(train), output_loading_info=True
+    )
+    lost = [name for name in told["missing_keys"] if _is_body(name, model.base_model_prefix)]
+    if lost:
+        raise BadInput(f"{folder}: its weights lack {', '.join(sorted(lost)[:3])}: not a whole model (`model`).")
+    settings = model.config.get_text_config()
+    settings.pad_token_id = padding(model.config, load_tokenizer(folder), folder)
+    _without_dropout(model)
+    return training.prepared(model, train, task="SEQ_CLS")
+
+
+def _without_dropout(model: Any) -> None:
+    """Noise that differs between the two texts of a pair would be taken for a preference, and between micro-batches
+    for another training. Adapters, which come later, keep theirs.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
+def _is_body(name: str, prefix: str) -> bool:
+    return name.startswith(f"{prefix}.") and ".pooler." not in name
