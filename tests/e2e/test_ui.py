@@ -95,9 +95,7 @@ def _fill(site: Site, case: Case, run: str, rounds: str) -> None:
     overrides = [
         f"{section}.{key}={value}" for section in sections for key, value in raw[section].items() if section in raw
     ]
-    for override in overrides:
-        page.get_by_role("button", name="Add item").click()
-        page.locator("textarea").nth(-2).fill(override)  # the last one is `runs_dir`
+    page.get_by_label("overrides (Optional)").fill("\n".join(overrides))
 
 
 def _come(rows: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
