@@ -53,7 +53,7 @@ def start(
     policy: PolicyChoice = PolicyChoice(),  # noqa: B008  frozen
     prompts: PromptFiles = PromptFiles(),  # noqa: B008
     extent: Extent = Extent(),  # noqa: B008
-    overrides: list[str] = [],  # noqa: B006  the form knows no other empty list
+    overrides: str = "",  # not a list: the pages at /v2 of Prefect 3.7.7 send the items of a list as null
     runs_dir: str = "runs",
 ) -> str:
     """Run the rounds of a preset with your changes, or resume them; returns the report's path.
@@ -64,7 +64,7 @@ def start(
         policy: The model to improve.
         prompts: JSONL or Parquet files on the worker's machine. Empty: the preset's.
         extent: How much is made.
-        overrides: Any other setting as KEY=VALUE, e.g. train.learning_rate=1e-5. They have the last word.
+        overrides: Any other settings as KEY=VALUE, one a line, e.g. train.learning_rate=1e-5. They have the last word.
         runs_dir: Folder that holds all runs, from the folder that `pco deploy` named.
 
     """
@@ -76,7 +76,7 @@ def start(
         "rounds": extent.rounds,
         "seed": extent.seed,
     }
-    return work(configured(preset, said, overrides))
+    return work(configured(preset, said, overrides.split("\n")))
 
 
 def configured(preset: Preset, said: dict[str, str | int], overrides: list[str]) -> RunConfig:
@@ -85,7 +85,7 @@ def configured(preset: Preset, said: dict[str, str | int], overrides: list[str])
     Raises BadInput that names each fault with its key.
     """
     sets = [f"{key}={json.dumps(value)}" for key, value in said.items() if value != ""]
-    return load(home() / "configs" / f"{preset}.yaml", [*sets, *overrides])
+    return load(home() / "configs" / f"{preset}.yaml", [*sets, *filter(None, map(str.strip, overrides))])
 
 
 @flow(name=FLOW, flow_run_name="{run}", persist_result=False)

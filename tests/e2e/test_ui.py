@@ -44,6 +44,7 @@ class Site:
 
     def shoot(self, name: str, height: int = 900) -> None:
         self.page.set_viewport_size({"width": 1500, "height": height})
+        self.page.mouse.wheel(0, -5000)
         self.page.wait_for_timeout(3000)  # graphs are drawn late, and tell nobody when
         self.page.screenshot(path=self.images / f"prefect-{name}.png")
 
@@ -78,7 +79,7 @@ def site(server: str, tmp_path: Path) -> Iterator[Site]:
         page.set_default_timeout(120_000)
         yield Site(page, server, images)
         browser.close()
-        working.terminate()
+        working.kill()  # asked politely, it sometimes stays
 
 
 def _fill(site: Site, case: Case, run: str, rounds: str) -> None:
@@ -94,9 +95,15 @@ def _fill(site: Site, case: Case, run: str, rounds: str) -> None:
     overrides = [
         f"{section}.{key}={value}" for section in sections for key, value in raw[section].items() if section in raw
     ]
-    for override in overrides:
-        page.get_by_role("button", name="Add item").click()
-        page.locator("textarea").nth(-2).fill(override)  # the last one is `runs_dir`
+    page.get_by_label("overrides (Optional)").fill("\n".join(overrides))
+
+
+def _come(rows: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    deadline = time.monotonic() + 120
+    while not (found := rows()):
+        assert time.monotonic() < deadline, "the server made no flow run"
+        time.sleep(1)
+    return found
 
 
 def _becomes(site: Site, state: str) -> None:
@@ -120,12 +127,12 @@ def test_a_run_goes_from_the_form_over_a_failed_stage_and_retry_to_its_report(
     site.shoot("refused")
 
     page.get_by_label("Rounds (Optional)").fill("2")
-    site.shoot("form", 1250)
+    site.shoot("form", 1800)
     (folder / "round-01").mkdir(parents=True)
     obstacle = folder / "round-01" / "scores"
     obstacle.touch()
     page.get_by_role("button", name="Submit").click()
-    run = site.rows("flow_runs")[0]["id"]
+    run = _come(lambda: site.rows("flow_runs"))[0]["id"]
     site.open(f"runs/flow-run/{run}")
     _becomes(site, "Failed")
     assert "round-01/scores" in site.rows("flow_runs")[0]["state"]["message"]
@@ -159,10 +166,7 @@ def test_a_schedule_that_is_switched_on_makes_its_runs(site: Site) -> None:
     made = site.id_of("next-round")
     site.open(f"deployments/deployment/{made}")
     site.page.get_by_role("switch").first.click()
-    deadline = time.monotonic() + 120
-    while not (found := site.rows("flow_runs", deployments={"id": {"any_": [made]}})):
-        assert time.monotonic() < deadline, "the scheduler made no run"
-        time.sleep(1)
+    found = _come(lambda: site.rows("flow_runs", deployments={"id": {"any_": [made]}}))
     assert {run["state_name"] for run in found} == {"Scheduled"}
     assert {run["parameters"]["run"] for run in found} == {"weekly"}
     site.page.get_by_role("tab", name="Upcoming").click()
