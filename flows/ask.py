@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
-from prefect.runtime import flow_run
+from prefect.runtime import deployment
 from pydantic import Field
 
 from data.errors import AwaitsAnswer
@@ -31,7 +31,7 @@ def asking(run_stage: Callable[[Stage[Any]], Manifest | AwaitsAnswer]) -> Callab
 
     def run_or_ask(stage: Stage[Any]) -> Manifest:
         made = run_stage(stage)
-        if isinstance(made, AwaitsAnswer) and flow_run.deployment_id is not None:
+        if isinstance(made, AwaitsAnswer) and deployment.id:
             answers.write(stage, _asked(stage, str(made)))
             made = run_stage(stage)
         if isinstance(made, AwaitsAnswer):
