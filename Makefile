@@ -10,7 +10,7 @@ UV := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS=$(PIP_FIND_LINKS)) $(if $(PIP_CERT),S
 LOCKED := requirements/cpu.txt requirements/dev.txt requirements/quickstart.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test e2e test-ui chaos lint format lock clean
+.PHONY: help setup quickstart test e2e test-ui chaos test-compose lint format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test-ui: setup ## the form, Retry and a schedule in Prefect's UI; needs chromium
 chaos: setup ## kill a run with SIGKILL at 50 and more moments; it must end as one left alone
 	$(BIN)/pytest -m chaos -s
 
+test-compose: setup ## docker compose on a real engine: a run that outlives kills and restarts
+	$(BIN)/pytest -m compose -s -rs
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,11 +58,13 @@ format: setup ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-COMPILE = $(UV) pip compile pyproject.toml --python-version 3.11 --override requirements/overrides.txt --no-annotate --quiet \
-	--custom-compile-command "make lock"
+COMPILE = pip compile pyproject.toml --python-version 3.11 --no-annotate --quiet --custom-compile-command "make lock"
+CPU_COMPILE = $(UV) $(COMPILE) --override requirements/overrides.txt
 lock: setup ## resolve the pinned lists anew, keeping what is pinned where possible
-	$(COMPILE) --extra cpu -o requirements/cpu.txt
-	$(COMPILE) --extra dev -c requirements/cpu.txt -o requirements/dev.txt
+	$(CPU_COMPILE) --extra cpu -o requirements/cpu.txt
+	@# For GPUs neither the overrides nor a folder's CPU build of torch.
+	$(filter-out UV_FIND_LINKS=%,$(UV)) $(COMPILE) --extra gpu -o requirements/gpu.txt
+	$(CPU_COMPILE) --extra dev -c requirements/cpu.txt -o requirements/dev.txt
 	sed -i 's/+cpu$$//' requirements/cpu.txt requirements/dev.txt
 	grep -vxFf <(grep -v '^#' requirements/cpu.txt) requirements/dev.txt > requirements/dev.tmp && mv requirements/dev.tmp requirements/dev.txt
 
