@@ -18,6 +18,7 @@ import httpx
 import pytest
 import yaml
 
+from tests import tiny_model
 from tests.e2e.conftest import Case
 
 playwright = pytest.importorskip("playwright.sync_api", reason="not tested: pip install playwright")
@@ -118,7 +119,7 @@ def test_a_run_goes_from_the_form_over_a_failed_stage_and_retry_to_its_report(
     make_case: Callable[..., Case], site: Site, tmp_path: Path
 ) -> None:
     page, folder = site.page, tmp_path / "runs" / "pictured"
-    case = make_case()
+    case = make_case(engine__max_model_len=tiny_model.CONTEXT)
     _fill(site, case, "pictured", "0")
     page.get_by_role("button", name="Submit").click()
     refusal = page.get_by_label("Rounds (Optional)").evaluate("field => field.validationMessage")
@@ -140,7 +141,7 @@ def test_a_run_goes_from_the_form_over_a_failed_stage_and_retry_to_its_report(
 
     finished = _written(folder)
     obstacle.unlink()
-    page.get_by_role("button", name="Open menu").first.click()
+    page.locator("button[aria-haspopup=menu]").first.click()
     page.get_by_role("menuitem", name="Retry").click()
     page.get_by_role("button", name="Retry").click()
     _becomes(site, "Completed")
