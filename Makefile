@@ -5,8 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL := models/smollm2-135m-instruct
 
-# uv reads neither pip's find-links nor pip's certificate setting: hand them over where they are set.
-UV := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS=$(PIP_FIND_LINKS)) $(if $(PIP_CERT),SSL_CERT_FILE=$(PIP_CERT)) $(BIN)/uv
+# uv reads neither pip's find-links nor pip's certificate setting: hand them over where they are set. Without a place of
+# its own to find torch in, uv takes torch's build for CPUs; the one on PyPI is for CUDA, and does not load without it.
+UV := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS=$(PIP_FIND_LINKS),UV_TORCH_BACKEND=cpu) $(if $(PIP_CERT),SSL_CERT_FILE=$(PIP_CERT)) $(BIN)/uv
 LOCKED := requirements/cpu.txt requirements/dev.txt requirements/quickstart.txt
 
 .DEFAULT_GOAL := help

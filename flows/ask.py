@@ -1,12 +1,14 @@
 """A round that the gate refused may wait for a person: the run is suspended, and its form in the UI asks."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from typing import Any
 
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import deployment
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from data.errors import AwaitsAnswer
 from data.store import Manifest
@@ -44,5 +46,10 @@ def asking(run_stage: Callable[[Stage[Any]], Manifest | AwaitsAnswer]) -> Callab
 def _asked(stage: Stage, why: str) -> Answer:
     """The form's answer. Unless there is one this does not return: the process ends, and is started anew for it."""
     form = Verdict.with_initial_data(description=f"**{stage.title}**: {why}", comment="")
-    given = suspend_flow_run(form, timeout=stage.config.gate.answer_within_s, key=f"round-{stage.round}")
+    for time_asked in count(1):
+        key = f"round-{stage.round}-{time_asked}"
+        # A question whose time ran out has no answer when the run is retried: it is asked anew.
+        with suppress(ValidationError):
+            given = suspend_flow_run(form, timeout=stage.config.gate.answer_within_s, key=key)
+            break
     return Answer(given.approve, given.comment)

@@ -142,6 +142,8 @@ def _environment(stage: Stage[Any], stage_file: Path) -> dict[str, str]:
     environment[processes.STAGE_FILE] = str(stage_file)
     if all(Path(model).is_dir() for model in stage.config.models):
         environment.setdefault("HF_HUB_OFFLINE", "1")
+    if shutil.which(os.environ.get("CXX", "g++")) is None:  # vLLM compiles small functions even where it is told not to
+        environment.setdefault("TORCHDYNAMO_DISABLE", "1")
     # A rank of an outer launcher must not make this stage believe it is one itself.
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         environment.pop(name, None)
