@@ -100,7 +100,9 @@ class Run:
         self.set_state("SCHEDULED", "AwaitingRetry")
 
     def resume(self, **answer: Any) -> Row:
-        """As the form of a suspended run in the UI does it."""
+        """As the form of a suspended run in the UI does it, and like a person no sooner than its process has ended."""
+        _until(lambda: not psutil.pid_exists(self.lock["pid"]), 60, self)
+        time.sleep(3)
         answered: Row = self.site.post(f"flow_runs/{self.id}/resume", run_input=answer)
         return answered
 
