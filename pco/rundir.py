@@ -17,6 +17,7 @@ from data import store
 from data.errors import BadInput, RunConflict
 from pco.config import RunConfig, parse
 from pco.config_file import overridden, validated
+from pco.reward_config import settings
 from pco.reward_training.config import RewardTraining
 from pco.stage import flat
 from pco.train_config import HOW_TRAINING_RUNS
@@ -35,13 +36,11 @@ _FREE = {
     "stall_timeout_s",
     "engine.kv_cache_gib",
     "engine.gpu_memory_utilization",
-    "reward.max_tokens_per_batch",
     # What they change is which stages come next, and with what: each of those has a fingerprint of its own.
     "gate.otherwise",
     "gate.patience",
     "gate.retry_learning_rate",
     "gate.answer_within_s",
-    "evaluate.second_reward.max_tokens_per_batch",
     *(f"train.{name}" for name in HOW_TRAINING_RUNS),
 }
 
@@ -145,7 +144,7 @@ def check_same(config: RunConfig | RewardTraining) -> None:
     if _is_reward_training(raw) != isinstance(config, RewardTraining):
         raise RunConflict(f"{config.folder}: holds another kind of run. Take another name (--set run=...).")
     made = validated(type(config), raw, source=str(path))
-    before, now = flat(made.model_dump(mode="json")), flat(config.model_dump(mode="json"))
+    before, now = _deciding(made), _deciding(config)
     changed = [key for key in sorted(before | now) if key not in _FREE and before.get(key) != now.get(key)]
     if changed:
         told = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
@@ -154,6 +153,16 @@ def check_same(config: RunConfig | RewardTraining) -> None:
             f"{config.folder}: this run was made with another config. {fork}take another name (--set run=...), or the "
             f"old values:\n{told}"
         )
+
+
+def _deciding(config: RunConfig | RewardTraining) -> dict[str, Any]:
+    """The config's settings by dotted name, without those of a reward that decide no result."""
+    dump = config.model_dump(mode="json")
+    if isinstance(config, RunConfig):
+        dump["reward"] = settings(config.reward)
+        second = config.evaluate.second_reward
+        dump["evaluate"]["second_reward"] = second and settings(second)
+    return flat(dump)
 
 
 def write_config(config: RunConfig | RewardTraining, folder: Path) -> None:

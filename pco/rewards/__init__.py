@@ -200,7 +200,8 @@ def _judges_candidates(config: RewardConfig) -> bool:
 def _with_baseline(candidates: Sequence[dict[str, Any]], stage: Stage) -> list[dict[str, Any]]:
     """The starting policy's own evaluation has no `start`: it is its own baseline."""
     start = stage.inputs.get("start")
-    rows = candidates if start is None else store.read_table(start.folder, "candidates").to_pylist()
+    own = store.read_parts(stage.folder, "candidates", stage.fingerprint)
+    rows = (own if start is None else store.read_table(start.folder, "candidates")).to_pylist()
     of = {(row["prompt_id"], row["mode"], row["sample"]): row["completion"] for row in rows}
     return [{**row, "baseline": of[row["prompt_id"], row["mode"], row["sample"]]} for row in candidates]
 

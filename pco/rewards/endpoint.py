@@ -18,7 +18,7 @@ FIRST_WAIT_S = 1.0  # before a request is tried again; it doubles each time
 _LONGEST_WAIT_S = 120.0  # also where the endpoint asks for more, so that the stage is not taken for one that hangs
 _TOLD = 300  # characters of what an endpoint says
 
-_ASKED_WRONGLY = (401, 403, 404, 405)  # key, address or model: true of every request
+_ASKED_WRONGLY = (401, 402, 403, 404, 405)  # key, credit, address or model: true of every request
 _TRANSIENT = (408, 409, 425, 429)  # and all from 500
 
 
@@ -140,6 +140,9 @@ async def _ask_patiently(
         except _Transient as error:
             failed = error
         if attempt < config.retries:
+            print(
+                f"judge: asks again, because {failed}", flush=True
+            )  # or a slow endpoint looks like a stage that hangs
             await asyncio.sleep(_wait_s(attempt, failed))
     raise StageFailed(
         f"{config.base_url}: a request failed {config.retries + 1} times, at last because {failed}. Answers so far are "

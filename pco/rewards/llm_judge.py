@@ -204,7 +204,7 @@ class _Answers:
     def to(self, questions: Sequence[str]) -> dict[str, Answer | Refusal]:
         """What the judge says to each question; one that stands twice in the list is asked once.
 
-        Raises what `endpoint.ask` raises, and BadInput when the endpoint refused all that it was asked.
+        Raises what `endpoint.ask` raises, and BadInput when the endpoint refused all that it was ever asked.
         """
         keys = {question: store.digest(endpoint.request(question, self._config)) for question in questions}
         missing = [question for question, key in keys.items() if key not in self._known]
@@ -223,7 +223,7 @@ class _Answers:
                 print(f"judge: {left:,} of {len(missing):,} questions left", flush=True)
 
         endpoint.ask(missing, self._config, on_answer=note, counts=self._counts)
-        if missing and len(refusals) == len(missing):
+        if missing and len(refusals) == len(missing) and not self._known:
             raise BadInput(f"{self._config.base_url}: refused every question; {refusals[missing[0]]}")
         answers = {question: self._known[key] for question, key in keys.items() if question not in refusals}
         self._count_tokens(answers.values())

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import re
 import subprocess
 import sys
@@ -307,7 +308,7 @@ def test_an_endpoint_that_is_not_there_or_hangs_fails_the_stage(serve: Serve) ->
         values(configured(serve(hangs), timeout_s=0.05, retries=1), rows("a", "bb"))
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 302])
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 302])
 def test_what_is_wrong_with_every_request_is_told_at_once_and_without_the_key(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
@@ -340,6 +341,14 @@ def test_a_comparison_counts_only_when_both_orders_can_be_read(serve: Serve) -> 
     for found, unparsable in ((reward, 2), (one_sided, 1)):
         told = rewards.metrics(found.counts)
         assert (told["judge_unread"], told["judge_unparsable"]) == (1, unparsable)
+
+
+def test_refusals_alone_are_no_fault_of_an_endpoint_that_has_answered_before(serve: Serve, tmp_path: Path) -> None:
+    config = configured(serve(lambda text: Fault(400, "too long") if "ccc" in text else longer(text)))
+    candidates = rows("a", "bb", "ccc")
+    first = values(config, candidates, tmp_path)
+    resumed = values(config, candidates, tmp_path)  # as after a kill: all but the refused questions is known
+    assert resumed[:2] == first[:2] == [0, 1] and math.isnan(resumed[2])
 
 
 def test_a_question_that_the_endpoint_refuses_is_no_readable_answer(serve: Serve) -> None:

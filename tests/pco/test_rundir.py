@@ -33,6 +33,22 @@ def test_more_rounds_and_other_limits_are_the_same_run(tmp_path: Path) -> None:
         assert read_config(tmp_path / "runs/test").rounds == 9
 
 
+def test_how_a_judge_is_reached_may_change_within_a_run(tmp_path: Path) -> None:
+    judge = {"kind": "judge", "base_url": "http://one/v1", "model": "m", "against": "reference"}
+    ensemble = {"kind": "ensemble", "members": [{"reward": {"kind": "repetition"}}, {"reward": judge}]}
+    for reward in (judge, ensemble):
+        with opened(builders.config(tmp_path, run=reward["kind"], reward=reward)):
+            pass
+        judge["base_url"], judge["retries"] = "http://other/v1", 9
+        with opened(builders.config(tmp_path, run=reward["kind"], reward=reward)):
+            pass
+    with (
+        pytest.raises(RunConflict, match="reward.model"),
+        opened(builders.config(tmp_path, run="judge", reward={**judge, "model": "another"})),
+    ):
+        pass
+
+
 def test_a_moved_run_is_read_where_it_lies(tmp_path: Path) -> None:
     config = builders.config(tmp_path)
     with opened(config):
