@@ -18,9 +18,11 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 from data.errors import BadInput, PCOError
 from pco.config import RunConfig
+from pco.reward_training.config import RewardTraining
 from pco.rundir import holder, recovering
 
 FLOW = "pco-rounds"
+REWARD_FLOW = "pco-reward"
 FOLDER = "pco.folder"  # the label of a flow run that says where it works
 _YOUNG_S = 10.0  # a flow run that says Running takes the lock of its folder much sooner
 _AGAIN_S = 2.0
@@ -58,7 +60,9 @@ def recover_runs(max_attempts: int = 3) -> None:
         get_run_logger().info(line)
 
 
-def take_over(config: RunConfig, own: str, log: "logging.LoggerAdapter[logging.Logger] | logging.Logger") -> None:
+def take_over(
+    config: RunConfig | RewardTraining, own: str, log: "logging.LoggerAdapter[logging.Logger] | logging.Logger"
+) -> None:
     """Mark what cannot be alive while the flow run `own` holds the folder: others that work there, its earlier tasks.
 
     To fail at it only leaves wrong states on the server, and is never worth failing the run.
@@ -149,7 +153,7 @@ def _mark_tasks(client: SyncPrefectClient, run: FlowRun) -> None:
 def _unfinished(client: SyncPrefectClient) -> list[FlowRun]:
     state = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=_BUSY))
     return client.read_flow_runs(
-        flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW])),
+        flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW, REWARD_FLOW])),
         flow_run_filter=filters.FlowRunFilter(state=state),
     )
 

@@ -2,19 +2,20 @@
 
 import re
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from flows.ask import asking
-from flows.rounds import outlive_the_worker
+from flows.recover import REWARD_FLOW, take_over
+from flows.rounds import introduce, outlive_the_worker
 from pco.reward_training import order
 from pco.reward_training.config import RewardTraining
 from pco.rundir import opened
 from tasks.stages import run_stage, shown_if_possible
 
 
-@flow(name="pco-reward", flow_run_name="{config.run}", persist_result=False, validate_parameters=True)
+@flow(name=REWARD_FLOW, flow_run_name="{config.run}", persist_result=False, validate_parameters=True)
 def train_reward(config: RewardTraining) -> str:
     """Train a reward model and test it on held-out pairs; returns the report's path.
 
@@ -22,6 +23,8 @@ def train_reward(config: RewardTraining) -> str:
     """
     outlive_the_worker()
     with opened(config, flow_run.id or ""):
+        introduce(config)
+        take_over(config, flow_run.id or "", get_run_logger())
         order.walk(config, asking(run_stage))
         return _publish(config)
 

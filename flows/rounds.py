@@ -25,6 +25,7 @@ from flows.ask import asking
 from flows.recover import FLOW, FOLDER, take_over
 from pco import retention, rounds
 from pco.config import RunConfig
+from pco.reward_training.config import RewardTraining
 from pco.rundir import is_held, opened, point_to_best
 from pco.stage import Artifact, Stage
 from tasks.stages import run_stage, shown_if_possible
@@ -47,7 +48,8 @@ def work(config: RunConfig, *, until: int | None = None) -> str:
     outlive_the_worker()
     _queue_if_held(config)
     with opened(config, flow_run.id or ""):
-        _introduce(config)
+        introduce(config)
+        _name_round(config, 1)
         take_over(config, flow_run.id or "", get_run_logger())
         with suppress(_Enough):
             rounds.walk(config, asking(run_stage), decided=partial(_decided, config, until, time.time()))
@@ -74,12 +76,11 @@ def _queue_if_held(config: RunConfig) -> None:
     raise Abort(told)
 
 
-def _introduce(config: RunConfig) -> None:
+def introduce(config: RunConfig | RewardTraining) -> None:
     """Tell the server where this flow run works, and let it be found by the run's name."""
     with shown_if_possible("where the run lies"), get_client(sync_client=True) as client:
         client.update_flow_run_labels(UUID(flow_run.id), {FOLDER: str(config.folder.resolve())})
         client.update_flow_run(UUID(flow_run.id), tags={*flow_run.tags, config.run})
-    _name_round(config, 1)
 
 
 def _name_round(config: RunConfig, number: int) -> None:
@@ -88,15 +89,20 @@ def _name_round(config: RunConfig, number: int) -> None:
 
 
 def _decided(config: RunConfig, until: int | None, began: float, number: int, best: Artifact) -> None:
-    point_to_best(config, best.folder)
-    for removed in retention.prune(config):
-        get_run_logger().info("Removed %s to save room (keep_last)", removed)
+    if not _is_decided(config, number + 1):  # a resumed walk comes by the earlier rounds again
+        point_to_best(config, best.folder)
+        for removed in retention.prune(config):
+            get_run_logger().info("Removed %s to save room (keep_last)", removed)
     _publish_round(config, number)
     _tell_if_refused(config, number, since=began)
     if number == until:
         raise _Enough
     if number < config.rounds:
         _name_round(config, number + 1)
+
+
+def _is_decided(config: RunConfig, number: int) -> bool:
+    return store.read_manifest(Stage("decide", number, config, {}).folder) is not None
 
 
 def outlive_the_worker() -> None:

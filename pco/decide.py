@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from data import schemas, store
-from data.errors import AwaitsAnswer, BadInput
+from data.errors import AwaitsAnswer
 from pco import answers, evaluate, measures
 from pco.gate_config import Gate, Guard, Requirement
 from pco.measures import Row
@@ -108,7 +108,8 @@ class _Look:
 
 
 def _value(measure: str, new: Sequence[Row], other: Sequence[Row], named: str) -> _Look:
-    now, each = _summary(new, measure), measures.by_prompt(new, measure)
+    now = _summary(new, measure)
+    each = measures.drifts(new) if measure == "drift" else measures.by_prompt(new, measure)
     return _Look(measure, now, (f"{measure} {now:.4g}", ""), each, lambda bound: [one - bound for one in each])
 
 
@@ -151,13 +152,7 @@ def _holds(look: _Look, rule: Requirement | Guard, bound: float, sign: int, leve
     if level is None:
         beyond = sign * (look.number - bound)
         return beyond > 0 if strictly else beyond >= 0
-    by = [sign * one for one in look.above(bound)]
-    if not by:
-        raise BadInput(
-            f"gate: `{look.rule}` has a `confidence`, but it is one number of all completions together and has no "
-            "interval. Leave the confidence out."
-        )
-    _, low, high = paired_interval(by, level=level)
+    _, low, high = paired_interval([sign * one for one in look.above(bound)], level=level)
     return low > 0 if strictly else high >= 0
 
 

@@ -1,5 +1,6 @@
 """New beginnings from a run on disk: fork it into a new one, or set its last stages aside to make them anew."""
 
+import contextlib
 import os
 import shutil
 import time
@@ -58,6 +59,7 @@ def _planned(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
     """What to share, before anything is written."""
     if at is not None:
         check_point(new, at)
+        _check_beginning(origin, at)
     made = Fork()
 
     def take_over(stage: Stage) -> store.Manifest:
@@ -135,6 +137,7 @@ def set_aside(config: RunConfig, at: Point) -> list[Path]:
     Raises BadInput when the run has no such stage.
     """
     check_point(config, at)
+    _check_beginning(config, at)
     every = points(config)
     aside = config.folder / _ASIDE / time.strftime("%Y%m%d-%H%M%S")
     moved = []
@@ -144,6 +147,25 @@ def set_aside(config: RunConfig, at: Point) -> list[Path]:
             store.move(folder, aside / folder.relative_to(config.folder))
             moved.append(folder)
     return moved
+
+
+def _check_beginning(config: RunConfig, at: Point) -> None:
+    """Raise BadInput if the policy that a point begins from was removed, before anything is moved or shared."""
+
+    def look(stage: Stage) -> store.Manifest:
+        manifest = store.read_manifest(stage.folder)
+        needed = stage.inputs["policy"].folder if "policy" in stage.inputs else None
+        if (stage.round, stage.name) == at and needed and not needed.is_dir() and retention.was_removed(needed):
+            raise BadInput(
+                f"{needed}: was removed to save room (`keep_last`), and `{at[1]}` of round {at[0]} begins from "
+                "it. Go back to a round whose beginning is kept: the first, or one after a policy that is there."
+            )
+        if (stage.round, stage.name) == at or manifest is None:
+            raise _Enough
+        return manifest
+
+    with contextlib.suppress(_Enough):
+        walk(config, look)
 
 
 def _folders(config: RunConfig, point: Point) -> list[Path]:

@@ -16,6 +16,12 @@ MEASURES = (
 )
 
 
+# One number of all completions together: there is nothing per prompt that an interval could be taken over.
+_WHOLE = ("distinct_", "lc_")
+# What compares with another policy, and so is not known of the start.
+_RELATIVE = (*(f"_vs_{rival}" for rival in _RIVALS), "kl", "drift")
+
+
 class _Rule(Section):
     min: float | None = None
     """Bound on the measure itself."""
@@ -87,6 +93,13 @@ class Gate(Section):
     answer_within_s: int = Field(7 * 24 * 3600, ge=1)
     """`ask` waits so long for an answer in the Prefect UI, in seconds; the flow run then fails, and may be retried."""
 
+    @model_validator(mode="after")
+    def _rules_can_be_held(self) -> Self:
+        for measure, rule in [*self.require.items(), *self.guards.items()]:
+            if rule is not None and (fault := _fault(measure, rule)):
+                raise ValueError(f"the rule on `{measure}` {fault}")
+        return self
+
     @field_validator("require", "guards", mode="before")
     @classmethod
     def _over_the_defaults(cls, given: Any, info: Any) -> Any:
@@ -101,3 +114,18 @@ class Gate(Section):
         return rules | {
             name: rules.get(name, {}) | rule if isinstance(rule, dict) else rule for name, rule in given.items()
         }
+
+
+def _fault(measure: str, rule: Requirement | Guard) -> str:
+    """Why a rule could never be held as it is meant; empty when it can."""
+    changes = not (rule.min_change is None and rule.max_change is None)
+    ratios = not (rule.min_ratio is None and rule.max_ratio is None)
+    if rule.confidence is not None and measure.startswith(_WHOLE):
+        return "has a `confidence`, but it is one number of all completions together and has no interval"
+    if rule.confidence is not None and measure == "perplexity" and not ratios:
+        return "has a `confidence`, which goes with min_ratio and max_ratio"
+    if ratios and measure in {"reward", "second_reward"}:
+        return "bounds a ratio, which means nothing where rewards may be negative: use min_change or max_change"
+    if (changes or ratios) and rule.against == "start" and measure.endswith(_RELATIVE):
+        return "compares with the start, of which it is not known: use min or max"
+    return ""

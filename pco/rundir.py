@@ -146,6 +146,12 @@ def check_same(config: RunConfig | RewardTraining) -> None:
     made = validated(type(config), raw, source=str(path))
     before, now = _deciding(made), _deciding(config)
     changed = [key for key in sorted(before | now) if key not in _FREE and before.get(key) != now.get(key)]
+    decided = len(list(config.folder.glob("round-*/decision/manifest.json")))
+    if isinstance(config, RunConfig) and config.rounds < decided:
+        raise RunConflict(
+            f"{config.folder}: {decided} rounds are decided; `rounds: {config.rounds}` would forget the later ones. "
+            f"Give {decided} or more; to go back, set rounds aside with `pco resume --from`, or fork the run."
+        )
     if changed:
         told = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
         fork = "" if isinstance(config, RewardTraining) else f"Fork it (`pco fork {config.run} NEW --set ...`), or "

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from data import store
 from data.errors import BadInput
-from pco import launcher, policy, rounds
-from pco.config import RunConfig, parse
+from pco import launcher, policy, retention, rounds
+from pco.config import Generate, RunConfig, parse
 from pco.progress import Progress
 from pco.rundir import find_round, opened
 from pco.stage import Stage, round_folder
@@ -30,6 +30,8 @@ def model_of(name: str, runs_dir: Path) -> str:
         prepared = store.read_manifest(Stage("prepare", 0, config, {}).folder)
         return str(policy.starting(prepared).folder) if prepared else config.policy.model
     folder = round_folder(config, number) / "policy"
+    if retention.was_removed(folder) and not folder.is_dir():
+        raise BadInput(f"{name}: that policy was removed to save room (`keep_last`).")
     if not folder.is_dir():
         raise BadInput(f"{name}: no policy of that round in {config.folder}. `pco status` shows what is done.")
     return str(folder)
@@ -41,6 +43,9 @@ def planned(settings: RunConfig, model: str, prompts: Path | None, out: Path) ->
     Its folder is named after all that decides the result, so that another result never meets it.
     """
     raw = settings.model_dump(mode="json")
+    for section in ("pair", "replay", "train", "gate", "rounds", "keep_last", "keep_best"):  # decide nothing here
+        del raw[section]
+    raw["generate"]["n"] = Generate().n
     if model != settings.policy.model:
         raw["policy"] |= {"model": model, "revision": None}
     if prompts is not None:

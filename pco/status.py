@@ -53,7 +53,9 @@ def of_all(runs_dir: Path) -> list[RunLine]:
 def _run_line(folder: Path) -> RunLine:
     try:
         if is_reward_training(folder):
-            return RunLine(folder.name, 0, 0, "a reward training", None)
+            report = folder / "report.html"
+            ended = "finished" if report.exists() else "running" if is_held(folder) else "unfinished"
+            return RunLine(folder.name, 0, 0, f"reward training, {ended}", report if report.exists() else None)
         return _read_run_line(read_config(folder))
     except PCOError as error:  # that one run is damaged is no reason to hide the others
         return RunLine(folder.name, 0, 0, f"damaged: {error}", None)
@@ -190,7 +192,8 @@ def _unfinished(config: RunConfig, number: int, name: StageName, *, is_next: boo
     if error.exists():
         why = error.read_text(encoding="utf-8").partition("\n")[0]
         if answers.how_to(config) in why:
-            return "waiting", why
+            answered = answers.read(Stage("decide", number, config, {}))
+            return ("partial", "answered") if answered else ("waiting", why)
         return "failed", f"{why} ({kept} kept)" if kept else why
     if begun and is_next and is_held(config.folder):
         return "running", kept

@@ -51,7 +51,7 @@ def test_pco_status_lists_a_reward_training_among_the_runs_and_says_how_to_go_on
     with opened(config):
         pass
     listed = runner.invoke(app, ["status", "--runs-dir", config.runs_dir])
-    assert "a reward training" in listed.output
+    assert "reward training, unfinished" in listed.output
     one = runner.invoke(app, ["status", "reward", "--runs-dir", config.runs_dir])
     assert one.exit_code == 2
     assert "pco reward train" in one.output

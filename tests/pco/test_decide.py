@@ -179,13 +179,6 @@ def test_a_ratio_is_held_with_the_confidence_of_its_prompts_or_texts(noise: floa
     assert ruling.passed != harmed
 
 
-def test_a_confidence_on_a_number_of_all_completions_together_is_refused() -> None:
-    whole = [{"measure": "distinct_2", "mode": "greedy", "prompt_id": None, "sample": None, "value": 0.5}]
-    gate = rule("distinct_2", "guards", min_change=-0.1, confidence=0.9)
-    with pytest.raises(BadInput, match="distinct_2 change` has a `confidence`, but it is one number of all"):
-        decide.judge(whole, {"start": whole}, gate)
-
-
 def test_a_win_rate_is_held_by_itself() -> None:
     gate = rule("win_vs_previous", "require", min=0.5, confidence=0.95)
     assert verdicts({"win_vs_previous": [1.0, 1.0, 1.0, 0.5] * 10}, gate=gate) == {"win_vs_previous": True}
@@ -233,6 +226,10 @@ def test_a_promotion_names_all_numbers() -> None:
             "min_ratio (2.0) is above max_ratio (1.5), so no round could pass",
         ),
         ({"guards": {"length": {"max_ration": 2.0}}}, "gate.guards.length.max_ration: unknown key. Did you mean `max_"),
+        ({"guards": {"distinct_2": {"min_change": -0.1, "confidence": 0.9}}}, "has a `confidence`, but it is one num"),
+        ({"guards": {"perplexity": {"max": 99, "max_ratio": None, "confidence": 0.9}}}, "goes with min_ratio and max"),
+        ({"require": {"reward": {"min_ratio": 1.1}}}, "means nothing where rewards may be negative: use min_change"),
+        ({"guards": {"win_vs_start": {"min_change": 0}}}, "compares with the start, of which it is not known"),
         (
             {"guards": {"second_reward": {"min_change": 0}}},
             "second_reward: nothing is measured by it: set evaluate.sec",

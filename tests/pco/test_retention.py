@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import CorruptArtifact
+from data.errors import BadInput, CorruptArtifact
 from pco import fork, policy, retention, status
 from pco.config import RunConfig
 from pco.stage import Artifact
@@ -57,6 +57,21 @@ def test_a_run_that_lost_a_policy_on_purpose_can_be_forked(tmp_path: Path) -> No
     new = builders.changed(config, run="new")
     fork.fork(config, new, (5, "decide"))
     assert present(new) == [5] and status.damage(new) == []
+
+
+def test_nothing_is_moved_or_shared_for_a_round_whose_beginning_was_removed(tmp_path: Path) -> None:
+    config = run_of(tmp_path, keep_last=1)
+    builders.played(config)
+    retention.prune(config)
+    before = sorted(config.folder.rglob("*"))
+    for begin in (
+        lambda: fork.set_aside(config, (4, "train")),
+        lambda: fork.fork(config, builders.changed(config, run="new"), (4, "train")),
+    ):
+        with pytest.raises(BadInput, match=r"round-03/policy: was removed .* `train` of round 4 begins from it"):
+            begin()
+    assert sorted(config.folder.rglob("*")) == before
+    fork.set_aside(config, (5, "decide"))
 
 
 def test_a_stage_that_needs_a_removed_policy_says_how_to_have_it_again(tmp_path: Path) -> None:

@@ -33,6 +33,16 @@ def test_more_rounds_and_other_limits_are_the_same_run(tmp_path: Path) -> None:
         assert read_config(tmp_path / "runs/test").rounds == 9
 
 
+def test_a_run_is_never_made_shorter_than_what_is_decided(tmp_path: Path) -> None:
+    builders.write_prompts(tmp_path, ["a"], ["b"])
+    builders.played(builders.config(tmp_path, rounds=3))
+    with (
+        pytest.raises(RunConflict, match="3 rounds are decided; `rounds: 2`"),
+        opened(builders.config(tmp_path, rounds=2)),
+    ):
+        pass
+
+
 def test_how_a_judge_is_reached_may_change_within_a_run(tmp_path: Path) -> None:
     judge = {"kind": "judge", "base_url": "http://one/v1", "model": "m", "against": "reference"}
     ensemble = {"kind": "ensemble", "members": [{"reward": {"kind": "repetition"}}, {"reward": judge}]}

@@ -70,6 +70,9 @@ def test_a_round_that_waits_for_a_person_says_what_is_asked(config: RunConfig) -
     assert (_line(config, 1, "decide").state, _line(config, 1, "decide").note) == ("waiting", asked)
     assert status.to_do(config) == asked
     assert (status.awaited(config).round, status.awaited(config).name) == (1, "decide")
+    answers.write(status.awaited(config), answers.Answer(approve=True))
+    assert (_line(config, 1, "decide").state, _line(config, 1, "decide").note) == ("partial", "answered")
+    assert status.to_do(config).startswith("`pco resume test` would run, in round 1: decide")
 
 
 def test_a_stage_that_failed_says_why_and_one_that_was_killed_that_it_was(config: RunConfig) -> None:
