@@ -81,7 +81,16 @@ class Tensor:
 
 def tensors(model: Path) -> dict[str, Tensor]:
     """The tensors of a model folder by name, from the headers alone."""
-    return {name: tensor for path in sorted(model.glob("*.safetensors")) for name, tensor in _header(path).items()}
+    return {name: tensor for path in _weight_files(model) for name, tensor in _header(path).items()}
+
+
+def _weight_files(model: Path) -> list[Path]:
+    """Those that the index names: the same weights may lie beside them under other names (`consolidated`)."""
+    try:
+        index = json.loads((model / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return [model / name for name in sorted(set(index["weight_map"].values()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # there is none, or it is damaged
+        return sorted(model.glob("*.safetensors"))
 
 
 def _header(path: Path) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
 """Whether weights, prompts, disk and memory suffice, told without loading a weight."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +126,7 @@ def disk(inputs: Inputs) -> Iterator[Seen]:
     """Policies of all rounds, a training's checkpoints, and tables, against what is free."""
     config = inputs.config
     policy, checkpoints = room.of_training(room.parameters(inputs.model), config.train, _pairs_at_most(inputs))
-    everything = config.rounds * (policy + _tables(inputs)) + checkpoints
+    everything = _policies_at_most(config) * policy + config.rounds * _tables(inputs) + checkpoints
     free = shutil.disk_usage(existing_folder(inputs)).free
     told = (
         f"{config.rounds} round(s) take about {everything / _GIB:,.2f} GiB (a policy {policy / _GIB:,.2f}, a "
@@ -136,6 +138,11 @@ def disk(inputs: Inputs) -> Iterator[Seen]:
         yield "warning", f"{told}. The run will stop in a later round unless you make room"
     else:
         yield "fault", f"{told}. Not even one round fits: make room, or raise train.checkpoint_steps"
+
+
+def _policies_at_most(config: RunConfig) -> int:
+    """How many are on disk at one time: older ones go only when the newest is there (`pco.retention`)."""
+    return config.rounds if config.keep_last is None else min(config.rounds, config.keep_last + config.keep_best + 1)
 
 
 def _tables(inputs: Inputs) -> int:
@@ -224,10 +231,20 @@ def machine_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
 
 
 def gpu_memory() -> int | None:
-    """Bytes of memory of the smallest GPU, asked of the driver and not of torch; None when there is no GPU."""
-    if (program := shutil.which("nvidia-smi")) is None:
+    """Bytes of memory of the smallest GPU, asked of the driver and not of torch; None when none is there or used."""
+    if not _gpus_are_used() or (program := shutil.which("nvidia-smi")) is None:
         return None
     query: Any = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     asked = subprocess.run(query, capture_output=True, text=True, check=False)
     sizes = [int(line) for line in asked.stdout.split() if line.isdigit()]
     return min(sizes) * 2**20 if asked.returncode == 0 and sizes else None
+
+
+def _gpus_are_used() -> bool:
+    """Whether torch would take them, told by its version: a check must not wait for its import."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in {"", "-1"}:
+        return False
+    try:
+        return "+cpu" not in metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return False

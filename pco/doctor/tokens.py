@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from data.errors import BadInput
 from pco.checks import Inputs
 from pco.doctor.finding import Seen
 from pco.rendering import dialogue, render
@@ -64,10 +66,19 @@ def _stop(inputs: Inputs) -> Iterator[Seen]:
 def _stops(inputs: Inputs) -> set[int]:
     """The tokens at which the engine stops: the tokenizer's end of text, and what the model's folder adds."""
     settings = inputs.model / "generation_config.json"
-    own = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else inputs.shape
-    more = own.get("eos_token_id")
+    more = (_settings(settings) if settings.exists() else inputs.shape).get("eos_token_id")
     found = more if isinstance(more, list) else [more]
     return {token for token in (inputs.tokenizer.eos_token_id, *found) if token is not None}
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        own = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: could not be read as JSON ({error}). Fetch the model anew, or mend it.") from error
+    if not isinstance(own, dict):
+        raise BadInput(f"{path}: holds {own!r:.60}, not an object of settings. Fetch the model anew, or mend it.")
+    return own
 
 
 def _told(text: str, parts: dict[str, str | None]) -> Iterator[Seen]:
@@ -87,7 +98,9 @@ def _answer(inputs: Inputs) -> Iterator[Seen]:
     asked = [*system, {"role": "user", "content": _PROMPT}]
     whole = dialogue(tokenizer, [*asked, {"role": "assistant", "content": _PLAIN_ANSWER}])
     prompt = render(tokenizer, _PROMPT, config)
-    if prompt.text == dialogue(tokenizer, asked):
+    # A template may open every answer by the end of the question (`[/INST]`), and need not be asked to.
+    opened = whole[len(prompt.text) :].lstrip().startswith(_PLAIN_ANSWER)
+    if prompt.text == dialogue(tokenizer, asked) and not opened:
         yield "warning", "the chat template opens no answer (`add_generation_prompt`): the policy must do so itself"
     elif _tokens(tokenizer, whole)[: len(prompt.token_ids)] != prompt.token_ids:
         yield (

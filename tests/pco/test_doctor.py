@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from data.errors import BadInput
-from pco import doctor, prepare
+from pco import doctor, prepare, room
 from pco.checks import Inputs
 from pco.config import RunConfig
 from pco.doctor import canary, resources
@@ -99,6 +100,12 @@ def no_opening(model: Path) -> None:
     edit_template(model, "{{ '<|assistant|>' }}", "")
 
 
+def question_opens(model: Path) -> None:
+    """As Mistral's and Llama 2's templates do: the end of the question opens the answer."""
+    edit_template(model, "{{ '<|assistant|>' }}", "")
+    edit_template(model, "'<|' + m['role'] + '|>' + ", "('<|user|>' if m['role'] == 'user' else ' ') + ")
+
+
 def other_opening(model: Path) -> None:
     edit_template(model, "{{ '<|assistant|>' }}", "{{ '<|assistant|>think: ' }}")
 
@@ -144,6 +151,22 @@ def test_an_end_that_the_models_folder_names_stops_the_engine_as_well(config: Ru
     other_end(model)
     edit_json(model / "generation_config.json", eos_token_id=[2, 5])
     assert not told(config, "fault", policy__model=str(model))
+
+
+def test_a_template_whose_questions_open_the_answer_is_sound(config: RunConfig, model: Path) -> None:
+    question_opens(model)
+    assert not told(config, "warning", policy__model=str(model)) and not told(config, "fault", policy__model=str(model))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [('{"eos_token_id": 2', "could not be read as JSON"), ("[2]", "holds [2], not an object")]
+)
+def test_generation_settings_that_are_damaged_are_at_fault(
+    config: RunConfig, model: Path, text: str, said: str
+) -> None:
+    (model / "generation_config.json").write_text(text)
+    fault = told(config, "fault", policy__model=str(model))["policy's tokens"]
+    assert f"generation_config.json: {said}" in fault and "Fetch the model anew" in fault
 
 
 def test_an_end_in_plain_text_may_be_a_stop_string(config: RunConfig, model: Path) -> None:
@@ -243,6 +266,24 @@ def test_a_disk_for_one_round_is_a_warning_and_one_for_none_a_fault(
         assert "2 round(s) take about 4." in told(config, verdict)["disk"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "policies"),
+    [
+        ({}, 6),
+        ({"keep_last": 1}, 3),
+        ({"keep_last": 2, "keep_best": 2}, 5),
+        ({"keep_last": 9}, 6),
+    ],
+)
+def test_only_the_policies_that_are_kept_take_disk(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], policies: int
+) -> None:
+    monkeypatch.setattr(resources.room, "of_training", lambda *_: (2**40, 0))
+    usage = type(shutil.disk_usage("/"))(2**50, 2**50, 2**50)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert f"take about {policies * 1024:,}." in told(config, "ok", rounds=6, **settings)["disk"]
+
+
 def test_memory_for_the_weights_alone_is_a_warning_and_for_less_a_fault(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +336,50 @@ def test_the_smallest_gpu_counts_and_a_driver_that_does_not_answer_is_none(
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(resources.metadata, "version", lambda _: "2.13.0+cu130")
     assert resources.gpu_memory() == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "visible", "used"),
+    [
+        ("2.13.0+cu130", None, True),
+        ("2.13.0", "0", True),
+        ("2.13.0+cpu", None, False),
+        ("2.13.0", "", False),
+        ("2.13.0", "-1", False),
+        (None, None, False),
+    ],
+)
+def test_a_gpu_that_torch_does_not_use_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None, visible: str | None, used: bool
+) -> None:
+    def installed(name: str) -> str:
+        if version is None:
+            raise PackageNotFoundError(name)
+        return version
+
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 24576\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(resources.metadata, "version", installed)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert (resources.gpu_memory() is not None) == used
+
+
+def test_the_same_weights_beside_those_of_the_index_are_not_counted(model: Path) -> None:
+    alone = room.parameters(model)
+    shard = (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
+    weights = load_file(shard)
+    save_file({f"other.{name}": weight for name, weight in weights.items()}, model / "consolidated.safetensors")
+    index = model / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, shard.name)}))
+    assert room.parameters(model) == alone
+    index.write_text("{")
+    assert room.parameters(model) == 2 * alone  # a damaged index names none
 
 
 # Every run.
