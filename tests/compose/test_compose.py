@@ -31,7 +31,10 @@ CONFIG = {
     "generate": {"n": 4, "temperature": 1.0, "max_tokens": 24, "shard_size": 2},
     "engine": {"kv_cache_gib": 0.1, "dtype": "float32"},
     "train": {"learning_rate": 1e-3, "precision": "fp32", "micro_batch_pairs": 4},
-    "gate": {"max_perplexity_ratio": 10.0, "min_reward_gain": -1.0, "min_length_ratio": 0.0, "max_length_ratio": 9.0},
+    "gate": {
+        "require": {"reward": {"min_change": -1.0, "confidence": None}},
+        "guards": {"perplexity": {"max_ratio": 10.0}, "length": None, "repetition": None},
+    },
 }
 
 

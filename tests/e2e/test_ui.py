@@ -4,6 +4,7 @@ a schedule.
 Needs Chromium and `pip install playwright`; is skipped without. Writes the pictures of docs/prefect.md to PCO_IMAGES.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -93,7 +94,10 @@ def _fill(site: Site, case: Case, run: str, rounds: str) -> None:
     page.get_by_label("Rounds (Optional)").fill(rounds)
     sections = ("generate", "engine", "train", "gate")
     overrides = [
-        f"{section}.{key}={value}" for section in sections for key, value in raw[section].items() if section in raw
+        f"{section}.{key}={json.dumps(value)}"
+        for section in sections
+        for key, value in raw[section].items()
+        if section in raw
     ]
     page.get_by_label("overrides (Optional)").fill("\n".join(overrides))
 
