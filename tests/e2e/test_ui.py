@@ -93,12 +93,8 @@ def _fill(site: Site, case: Case, run: str, rounds: str) -> None:
         page.get_by_label(f"{label} (Optional)", exact=True).fill(raw["prompts"][key])
     page.get_by_label("Rounds (Optional)").fill(rounds)
     sections = ("generate", "engine", "train", "gate")
-    overrides = [
-        f"{section}.{key}={json.dumps(value)}"
-        for section in sections
-        for key, value in raw[section].items()
-        if section in raw
-    ]
+    settings = [(f"{section}.{key}", value) for section in sections for key, value in raw.get(section, {}).items()]
+    overrides = [f"{key}={json.dumps(value)}" for key, value in settings]
     page.get_by_label("overrides (Optional)").fill("\n".join(overrides))
 
 
