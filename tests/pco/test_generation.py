@@ -160,8 +160,9 @@ def killed_once(parts: Callable[[], list[Path]], count: int) -> Any:
         while len(parts()) < count and not over.is_set():
             time.sleep(0.002)
         for process in psutil.Process().children():
-            if not over.is_set() and "pco.process" in process.cmdline():
-                os.killpg(process.pid, signal.SIGKILL)
+            with suppress(psutil.ZombieProcess):  # of another test
+                if not over.is_set() and "pco.process" in process.cmdline():
+                    os.killpg(process.pid, signal.SIGKILL)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
