@@ -160,7 +160,7 @@ def killed_once(parts: Callable[[], list[Path]], count: int) -> Any:
         while len(parts()) < count and not over.is_set():
             time.sleep(0.002)
         for process in psutil.Process().children():
-            with suppress(psutil.ZombieProcess):  # of another test
+            with contextlib.suppress(psutil.ZombieProcess):  # of another test
                 if not over.is_set() and "pco.process" in process.cmdline():
                     os.killpg(process.pid, signal.SIGKILL)
 
