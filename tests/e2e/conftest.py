@@ -148,6 +148,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process.wait(30)
 
 
+def asked(method: str, url: str, **body: Any) -> Any:
+    """What a Prefect server answers; while its database is busy it says 503, and its own client asks again too."""
+    deadline = time.monotonic() + 60
+    while (answer := httpx.request(method, url, timeout=30, **body)).status_code == 503:
+        assert time.monotonic() < deadline, f"{url}: its database stayed busy"
+        time.sleep(0.5)
+    return answer.raise_for_status().json()
+
+
 def _healthy(url: str) -> bool:
     try:
         return httpx.get(f"{url}/health").is_success

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 import yaml
 
 from pco import status
 from pco.rundir import holder, read_config
-from tests.e2e.conftest import Case, stage_processes
+from tests.e2e.conftest import Case, asked, stage_processes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -54,7 +53,7 @@ class Site:
         }
 
     def post(self, path: str, **body: Any) -> Any:
-        return httpx.post(f"{self.url}/{path}", json=body, timeout=30).raise_for_status().json()
+        return asked("POST", f"{self.url}/{path}", json=body)
 
     def start_run(self, case: Case) -> "Run":
         config = yaml.safe_load(case.file.read_text())
@@ -82,7 +81,7 @@ class Run:
 
     @property
     def row(self) -> Row:
-        row: Row = httpx.get(f"{self.site.url}/flow_runs/{self.id}", timeout=30).raise_for_status().json()
+        row: Row = asked("GET", f"{self.site.url}/flow_runs/{self.id}")
         return row
 
     @property
@@ -162,7 +161,7 @@ def site(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     home = tmp_path_factory.mktemp("site")
-    httpx.post(f"{server}/work_pools/", json={"name": POOL, "type": "process"}).raise_for_status()
+    asked("POST", f"{server}/work_pools/", json={"name": POOL, "type": "process"})
     with temporary_settings({PREFECT_API_URL: server}):
         loaded = flow.from_source(source=str(ROOT), entrypoint="flows/rounds.py:run_rounds")
         deployment = loaded.deploy(name="rounds", work_pool_name=POOL, print_next_steps=False)

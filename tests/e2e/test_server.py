@@ -3,10 +3,9 @@
 import time
 from collections.abc import Callable
 
-import httpx
 import pytest
 
-from tests.e2e.conftest import Case
+from tests.e2e.conftest import Case, asked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -15,7 +14,7 @@ def _ask(url: str, what: str, wanted: int) -> list[dict[str, object]]:
     """Rows arrive late: ask until they are there."""
     deadline = time.monotonic() + 60
     while True:
-        rows: list[dict[str, object]] = httpx.post(f"{url}/{what}/filter", json={}).raise_for_status().json()
+        rows: list[dict[str, object]] = asked("POST", f"{url}/{what}/filter", json={})
         if len(rows) >= wanted or time.monotonic() > deadline:
             return rows
         time.sleep(1)

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
 from tests import tiny_model
-from tests.e2e.conftest import Case
+from tests.e2e.conftest import Case, asked
 
 playwright = pytest.importorskip("playwright.sync_api", reason="not tested: pip install playwright")
 CHROMIUM = shutil.which("chromium")
@@ -50,7 +49,7 @@ class Site:
         self.page.screenshot(path=self.images / f"prefect-{name}.png")
 
     def rows(self, what: str, **body: Any) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = httpx.post(f"{self.api}/{what}/filter", json=body).raise_for_status().json()
+        found: list[dict[str, Any]] = asked("POST", f"{self.api}/{what}/filter", json=body)
         return found
 
     def id_of(self, deployment: str) -> str:
