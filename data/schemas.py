@@ -68,7 +68,11 @@ SCHEMAS: dict[str, pa.Schema] = {
     "pairs": _schema(*_PAIR),
     # Pairs of earlier rounds, and which made each; round 0 are the user's, which no reward has seen.
     "replay": _schema(*_PAIR, ("round", pa.int32()), nullable=("chosen_reward", "rejected_reward")),
-    "preferences": _schema(*_PAIR, nullable=("chosen_reward", "rejected_reward")),
+    "preferences": _schema(
+        *_PAIR,
+        ("source_prompt", pa.string()),  # as it stands in the user's file
+        nullable=("chosen_reward", "rejected_reward"),
+    ),
     "feedback": _schema(
         ("prompt_id", pa.string()),
         ("prompt", pa.string()),

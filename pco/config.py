@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from data import store
 from pco import config_file
 from pco.gate_config import Gate
-from pco.reward_config import RepetitionReward, RewardConfig, absolute, models, parts, settings
+from pco.reward_config import RepetitionReward, RewardConfig, absolute, compares_with_reference, models, parts, settings
 from pco.section import Section
 from pco.train_config import Train
 
@@ -125,6 +125,9 @@ class Replay(Section):
     """At most so many replayed pairs for each pair of the round itself."""
     half_life: float | None = Field(None, gt=0)
     """Rounds after which a pair is half as likely to be drawn; null: all are equally likely."""
+    rescore: bool = False
+    """Let the run's reward judge what is drawn: where it prefers the rejected text the two change places, and a pair
+    that it cannot tell apart is left out. For seed preferences, which no reward of the run has seen."""
 
 
 class Evaluate(Section):
@@ -177,6 +180,14 @@ class RunConfig(Section):
     def _preferences_are_used(self) -> "RunConfig":
         if self.prompts.preferences is not None and self.replay.rounds == 0:
             raise ValueError("prompts.preferences would never be trained on: set replay.rounds to 1 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _preferences_can_be_rescored(self) -> "RunConfig":
+        if self.prompts.preferences is not None and self.replay.rescore and compares_with_reference(self.reward):
+            raise ValueError(
+                "replay.rescore: the reward compares with `reference`, which seed preferences lack: leave it off"
+            )
         return self
 
     @model_validator(mode="after")

@@ -62,14 +62,13 @@ def run(stage: Stage) -> store.Manifest:
             f"{stage.title}: none of {dropped.total()} prompts gave a pair ({dict(dropped)}). Raise generate.n or "
             "generate.temperature so that candidates differ, or loosen the limits under `pair`."
         )
-    replayed = replay.write(stage, fresh=made)
     return stage.finish(
         unit="prompts",
         rows_in=prompts + dropped.total(),
         rows_out=prompts,
         dropped=dropped,
         started=started,
-        metrics={"pairs": made, "replayed": replayed},
+        metrics={"pairs": made, **replay.write(stage, fresh=made)},
     )
 
 

@@ -79,6 +79,7 @@ def _preferences(inputs: checks.Inputs, stage: Stage) -> list[dict[str, Any]]:
         rows.append(
             {
                 **row,
+                "source_prompt": row["prompt"],
                 "prompt": rendered.text,
                 "prompt_token_ids": rendered.token_ids,
                 "chosen_token_ids": written(tokenizer, row["chosen"]),

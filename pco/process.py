@@ -75,7 +75,7 @@ def _out_of_memory(stage: Stage[Any], error: Exception) -> PCOError:
                 "Less is needed with train.micro_batch_pairs=1, train.gradient_checkpointing=true or a higher "
                 "train.zero_stage, which may change within a training: add `--set train.micro_batch_pairs=1`."
             )
-        case "score" if stage.config.reward.kind in {"model", "ensemble"}:
+        case "score" | "pair" if stage.config.reward.kind in {"model", "ensemble"}:
             advice = "Lower the reward's max_tokens_per_batch, or free memory; then resume."
         case _:
             advice = "Free memory, then resume."

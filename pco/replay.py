@@ -1,26 +1,56 @@
 """Pairs of earlier rounds, mixed in with a round's own: the paper trains on each round's pairs beside those it has."""
 
 import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from data import schemas, store
+from pco import progress, rewards
+from pco.progress import Progress
+from pco.rewards import Reward
 from pco.seeds import seed_of
 from pco.stage import Stage
 
 Row = dict[str, Any]
 _UNIT = 2**31  # seeds lie below
+_SIDES = ("chosen", "rejected")
 
 
-def write(stage: Stage, *, fresh: int) -> int:
-    """Write the stage's `replay` table if its inputs hold earlier rounds; returns its number of rows.
+def write(stage: Stage, *, fresh: int) -> dict[str, float]:
+    """Write the stage's `replay` table if its inputs hold earlier rounds; returns how many pairs were `replayed`.
 
-    At most `share` pairs for each of the `fresh` ones, drawn without replacement; a pair made a rounds ago has the
-    weight 2^(-a / half_life). A pair that is there already, fresh or replayed, is not drawn.
+    At most `share` pairs for each of the `fresh` ones are drawn without replacement; a pair made a rounds ago has the
+    weight 2^(-a / half_life). A pair that is there already, fresh or replayed, is not drawn. Where the drawn ones are
+    judged anew, it is told how many `turned`, and how many were `undecided` and left out.
     """
     earlier = [(number, row) for number in range(stage.round) for row in _pairs(stage, number)]
     if not earlier:
-        return 0
+        return {"replayed": 0}
+    drawn = _drawn(stage, earlier, fresh)
+    size = stage.config.generate.shard_size
+    shards = [drawn[i : i + size] for i in range(0, len(drawn), size)] or [[]]
+
+    @cache
+    def reward() -> Reward:
+        rewards.check_unchanged(stage)
+        return rewards.load(stage.config.reward, stage.config.folder)
+
+    for i, shard in enumerate(shards):
+        if not store.has_part(stage.folder, "replay", i, stage.fingerprint):
+            rows, counts = _rescored(stage, shard, reward()) if stage.config.replay.rescore else (shard, {})
+            content = schemas.build("replay", rows)
+            store.write_part(stage.folder, "replay", i, content, stage.fingerprint, of=len(shards), counts=counts)
+        progress.report(Progress(i + 1, len(shards), "replayed shards"))
+    replayed = store.read_parts(stage.folder, "replay", stage.fingerprint).num_rows
+    return {"replayed": replayed, **_told(store.counted(stage.folder, "replay", stage.fingerprint))}
+
+
+def _drawn(stage: Stage, earlier: list[tuple[int, Row]], fresh: int) -> list[Row]:
+    """At most `share` of what earlier rounds made, by weight."""
     # Efraimidis and Spirakis: the largest u^(1/weight), here as logarithms, are a weighted sample.
     ranked = sorted(earlier, key=lambda one: -_luck(stage, *one))
     seen = {_content(row) for row in store.read_parts(stage.folder, "pairs", stage.fingerprint).to_pylist()}
@@ -31,8 +61,37 @@ def write(stage: Stage, *, fresh: int) -> int:
         if (content := _content(row)) not in seen:
             seen.add(content)
             drawn.append({**row, "round": number})
-    store.write_part(stage.folder, "replay", 0, schemas.build("replay", drawn), stage.fingerprint)
-    return len(drawn)
+    return drawn
+
+
+def _rescored(stage: Stage, pairs: list[Row], reward: Reward) -> tuple[list[Row], Mapping[str, float]]:
+    """The pairs as the run's reward has them, the better text chosen, and what was counted on the way."""
+    reward.counts.clear()
+    scores = iter(rewards.judge(reward, stage, [_candidate(pair, side) for pair in pairs for side in _SIDES]))
+    rows, counts = [], Counter[str](turned=0, undecided=0)
+    for pair, chosen, rejected in zip(pairs, scores, scores, strict=True):
+        if chosen.dropped or rejected.dropped or chosen.value == rejected.value:
+            counts["undecided"] += 1
+            continue
+        scored = {**pair, "chosen_reward": chosen.value, "rejected_reward": rejected.value}
+        counts["turned"] += chosen.value < rejected.value
+        rows.append(_turned(scored) if chosen.value < rejected.value else scored)
+    return rows, {**counts, **reward.counts}
+
+
+def _candidate(pair: Row, side: str) -> Row:
+    """One text of a pair as a row of `candidates`, as far as rewards look."""
+    own = {"completion": pair[side], "token_ids": pair[f"{side}_token_ids"], "sample": pair[f"{side}_sample"]}
+    return {name: pair[name] for name in ("prompt_id", "prompt", "prompt_token_ids", "policy")} | own
+
+
+def _turned(pair: Row) -> Row:
+    other = dict(zip(_SIDES, reversed(_SIDES), strict=True))
+    return {re.sub(r"^(chosen|rejected)", lambda side: other[side[0]], name): value for name, value in pair.items()}
+
+
+def _told(counts: Mapping[str, float]) -> dict[str, float]:
+    return {name: counts[name] for name in ("turned", "undecided") if name in counts} | rewards.metrics(counts)
 
 
 def rows_of(folder: Path) -> list[Row]:

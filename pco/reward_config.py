@@ -227,6 +227,14 @@ def parts(reward: RewardConfig) -> list[Single]:
     return [member.reward for member in reward.members] if isinstance(reward, EnsembleReward) else [reward]
 
 
+def compares_with_reference(reward: RewardConfig) -> bool:
+    """Whether a reward has nothing to say of a prompt without a `reference`."""
+    return any(
+        isinstance(part, ExactAnswerReward) or (isinstance(part, JudgeReward) and part.against == "reference")
+        for part in parts(reward)
+    )
+
+
 # Where and how fast a reward is computed, not what it is.
 _HOW_SCORING_RUNS = (
     "max_tokens_per_batch",

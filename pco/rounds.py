@@ -45,6 +45,10 @@ def walk(
         earlier = {replay.input_name(one): pairs_of[one] for one in every if one in pairs_of}
         if config.pair.strategy == "reference_worst":
             earlier |= {"prompts": prompts, "policy": current}
+        if config.replay.rescore:
+            earlier |= rewards.inputs(Stage("pair", number, config, {})) | (
+                {"prompts": prompts} if with_prompts else {}
+            )
         pairs = pairs_of[number] = done("pair", number, candidates=candidates, scores=scores, **earlier)
         learned = {"policy": current, "pairs": pairs}
         if config.prompts.feedback is not None:

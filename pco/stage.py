@@ -239,7 +239,8 @@ def _settings(name: str, config: RunConfig) -> dict[str, Any]:
         case "score":
             return {"reward": reward_config.settings(config.reward)}
         case "pair":
-            return {"pair": dump["pair"], "replay": dump["replay"], "seed": config.seed}
+            judging = {"reward": reward_config.settings(config.reward)} if config.replay.rescore else {}
+            return {"pair": dump["pair"], "replay": dump["replay"], "seed": config.seed, **judging}
         case "refer":
             return {"precision": config.train.precision}
         case "train":

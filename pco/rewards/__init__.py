@@ -189,8 +189,14 @@ def judge(reward: Reward, stage: Stage, candidates: Sequence[dict[str, Any]]) ->
 
 @lru_cache(maxsize=1)
 def _prompts(prepared: Artifact) -> dict[str, dict[str, Any]]:
-    """The run's frozen prompts by their id."""
-    return {row["prompt_id"]: row for row in store.read_table(prepared.folder, "prompts").to_pylist()}
+    """The run's frozen prompts by their id, those of seed preferences too."""
+    seeds = (
+        store.read_table(prepared.folder, "preferences") if store.has_table(prepared.folder, "preferences") else None
+    )
+    return {
+        row["prompt_id"]: {"prompt": row["source_prompt"], "reference": None}
+        for row in (seeds.select(["prompt_id", "source_prompt"]).to_pylist() if seeds else [])
+    } | {row["prompt_id"]: row for row in store.read_table(prepared.folder, "prompts").to_pylist()}
 
 
 def _judges_candidates(config: RewardConfig) -> bool:

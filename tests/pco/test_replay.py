@@ -1,9 +1,12 @@
 """Pairs of earlier rounds are mixed in by age and share, each at most once, and learnt from like the round's own."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from data import store
 from pco import batches, pair, replay
@@ -116,28 +119,113 @@ def test_a_round_is_given_the_pairs_of_as_many_earlier_rounds_as_the_config_says
     assert set(last.inputs) == {"candidates", "scores", *map(replay.input_name, given)}
 
 
-def test_seed_preferences_are_replayed_as_of_a_round_before_the_first(tmp_path: Path) -> None:
-    row = {
-        "prompt_id": "seed",
-        "prompt": "a prompt",
+def _seed(i: int, chosen: Sequence[int], rejected: Sequence[int]) -> dict[str, Any]:
+    """A seed preference for a prompt of its own."""
+    return {
+        "prompt_id": f"seed {i}",
+        "source_prompt": f"prompt {i}",
+        "prompt": f"<user>prompt {i}",
         "chosen": "good",
         "rejected": "bad",
         "prompt_token_ids": [1],
-        "chosen_token_ids": [2],
-        "rejected_token_ids": [3],
-        "chosen_sample": 0,
-        "rejected_sample": 1,
+        "chosen_token_ids": list(chosen),
+        "rejected_token_ids": list(rejected),
+        "chosen_sample": 2 * i,
+        "rejected_sample": 2 * i + 1,
         "chosen_reward": None,
         "rejected_reward": None,
         "policy": "digest of the file",
     }
+
+
+def test_seed_preferences_are_replayed_as_of_a_round_before_the_first(tmp_path: Path) -> None:
+    row = _seed(0, [2], [3])
     seed = builders.finished(tmp_path / "prompts", {"preferences": [row]}, "prepare")
     stage = _pair_stage(tmp_path, 1, {replay.input_name(0): seed})
     assert pair.run(stage).metrics["replayed"] == 1
     (replayed,) = store.read_table(stage.folder, "replay").to_pylist()
-    assert replayed == {**row, "round": 0}
+    assert replayed == {name: row[name] for name in row if name != "source_prompt"} | {"round": 0}
     names = [batches.pair_id(one) for one in replay.rows_of(stage.folder)]
     assert len(set(names)) == len(names) == FRESH + 1
+
+
+FRESH_TEXT, WORN_TEXT = (2, 3, 4, 5), (2, 2, 2, 2)  # the reward of these tests is for little repetition
+
+
+def _rescored(folder: Path, **settings: object) -> Stage:
+    """A round's pair stage that judges seed preferences anew: one as the reward has it, one against it, one it cannot
+    tell apart.
+    """
+    pairs = [(FRESH_TEXT, WORN_TEXT), (WORN_TEXT, FRESH_TEXT), (FRESH_TEXT, FRESH_TEXT[::-1])]
+    rows = [_seed(i, *pair) for i, pair in enumerate(pairs)]
+    seed = builders.finished(folder / "prompts", {"preferences": rows, "prompts": []}, "prepare")
+    return _pair_stage(folder, 1, {replay.input_name(0): seed, "prompts": seed}, replay__rescore=True, **settings)
+
+
+def test_pairs_that_are_judged_anew_stand_as_the_reward_has_them(tmp_path: Path) -> None:
+    stage = _rescored(tmp_path)
+    assert pair.run(stage).metrics == {"pairs": FRESH, "replayed": 2, "turned": 1, "undecided": 1}
+    found = {row["prompt_id"]: row for row in store.read_table(stage.folder, "replay").to_pylist()}
+    for i, (name, chosen) in enumerate({"seed 0": "good", "seed 1": "bad"}.items()):
+        row = found[name]
+        assert (row["chosen_token_ids"], row["rejected_token_ids"]) == (list(FRESH_TEXT), list(WORN_TEXT))
+        assert row["chosen_reward"] > row["rejected_reward"]
+        assert row["chosen"] == chosen
+        assert {row["chosen_sample"], row["rejected_sample"]} == {2 * i, 2 * i + 1}
+
+
+def test_a_stage_that_died_while_it_judged_anew_goes_on_with_the_next_shard(tmp_path: Path) -> None:
+    stage = _rescored(tmp_path, generate__shard_size=1)
+    finished = pair.run(stage)
+    whole, parts = store.read_table(stage.folder, "replay"), sorted(stage.folder.glob("replay-*.parquet"))
+    kept = parts[0].stat().st_mtime_ns
+    (stage.folder / "manifest.json").unlink()
+    parts[1].unlink()
+    assert pair.run(stage).metrics == finished.metrics
+    assert store.read_table(stage.folder, "replay").equals(whole)
+    assert parts[0].stat().st_mtime_ns == kept
+
+
+def test_a_reward_is_given_the_prompt_of_a_seed_preference_as_the_user_wrote_it(tmp_path: Path) -> None:
+    told = "float(row['source_prompt'] == 'prompt 1') * (row['completion'] == 'bad')"
+    (tmp_path / "asks_prompt.py").write_text(f"def judge(rows): return [{told} for row in rows]")
+    reward = {"kind": "python", "function": "asks_prompt:judge", "folder": str(tmp_path)}
+    assert pair.run(_rescored(tmp_path, reward=reward)).metrics == {
+        "pairs": FRESH,
+        "replayed": 1,
+        "turned": 1,
+        "undecided": 2,
+    }
+
+
+@pytest.mark.parametrize("rescore", [False, True])
+def test_what_a_reward_is_made_of_is_an_input_where_pairs_are_judged_anew(tmp_path: Path, rescore: bool) -> None:
+    builders.write_prompts(tmp_path, ["train"], ["heldout"])
+    (tmp_path / "my_reward.py").write_text("def judge(rows): return [0.0] * len(rows)")
+    reward = {"kind": "python", "function": "my_reward:judge", "folder": str(tmp_path)}
+    config = builders.config(tmp_path, rounds=1, reward=reward, replay__rescore=rescore)
+    builders.played(config)
+    found: list[Stage] = []
+    walk(config, lambda stage: found.append(stage) or _finished(stage))  # type: ignore[func-returns-value]
+    (made,) = [stage for stage in found if stage.name == "pair"]
+    assert ({"reward", "prompts"} <= set(made.inputs)) == rescore
+    assert ("reward" in made.settings) == rescore
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        {"kind": "exact_answer", "pattern": "([0-9]+)"},
+        {"kind": "judge", "against": "reference", "base_url": "http://localhost/v1", "model": "m"},
+    ],
+)
+def test_seed_preferences_cannot_be_judged_by_a_reward_that_needs_references(
+    tmp_path: Path, reward: dict[str, str]
+) -> None:
+    settings = {"reward": reward, "prompts__preferences": "seed.jsonl", "replay__rounds": 1}
+    builders.config(tmp_path, **settings)
+    with pytest.raises(ValidationError, match=r"replay\.rescore: the reward compares with `reference`"):
+        builders.config(tmp_path, **settings, replay__rescore=True)
 
 
 def test_the_first_round_is_given_the_seed_preferences_and_later_ones_as_far_back_as_they_look(tmp_path: Path) -> None:
