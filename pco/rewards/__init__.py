@@ -24,6 +24,7 @@ from pco.reward_config import (
     RepetitionReward,
     RewardConfig,
     Single,
+    compares_with_reference,
     parts,
     settings,
 )
@@ -91,16 +92,14 @@ def check(config: RewardConfig, prompts: Mapping[str, Sequence[Mapping[str, Any]
         match part:
             case JsonSchemaReward():
                 programs.schema(part)
-            case ExactAnswerReward():
-                _check_references(prompts)
             case PythonReward():
                 functions.function(part)
             case ModelReward():
                 model.check(part)
             case JudgeReward():
                 llm_judge.check(part)
-                if part.against == "reference":
-                    _check_references(prompts)
+    if compares_with_reference(config):
+        _check_references(prompts)
 
 
 def _check_references(prompts: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
