@@ -11,7 +11,7 @@ UV := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS=$(PIP_FIND_LINKS),UV_TORCH_BACKEND=cp
 LOCKED := requirements/cpu.txt requirements/dev.txt requirements/quickstart.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test e2e test-ui chaos test-compose lint format lock clean
+.PHONY: help setup quickstart test e2e test-ui chaos test-tasks test-compose lint format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,14 @@ test-ui: setup ## the form, Retry and a schedule in Prefect's UI; needs chromium
 chaos: setup ## kill a run with SIGKILL at 50 and more moments; it must end as one left alone
 	$(BIN)/pytest -m chaos -s
 
+# Not in .venv: transformers imports scikit-learn wherever it finds it, and every stage process would start later.
+$(VENV)/tasks: requirements/tasks.txt | $(VENV)/.installed
+	$(UV) pip install --python $(BIN)/python --quiet --no-deps --target $@ -r $<
+	touch $@
+
+test-tasks: setup $(VENV)/tasks ## tasks of lm-eval in an evaluation
+	PYTHONPATH=$(VENV)/tasks $(BIN)/pytest -m tasks
+
 test-compose: setup ## docker compose on a real engine: a run that outlives kills and restarts
 	$(BIN)/pytest -m compose -s -rs
 
@@ -66,8 +74,10 @@ lock: setup ## resolve the pinned lists anew, keeping what is pinned where possi
 	@# For GPUs neither the overrides nor a folder's CPU build of torch.
 	$(filter-out UV_FIND_LINKS=%,$(UV)) $(COMPILE) --extra gpu -o requirements/gpu.txt
 	$(CPU_COMPILE) --extra dev -c requirements/cpu.txt -o requirements/dev.txt
-	sed -i 's/+cpu$$//' requirements/cpu.txt requirements/dev.txt
+	$(CPU_COMPILE) --extra tasks -c requirements/cpu.txt -c requirements/dev.txt -o requirements/tasks.txt
+	sed -i 's/+cpu$$//' requirements/cpu.txt requirements/dev.txt requirements/tasks.txt
 	grep -vxFf <(grep -v '^#' requirements/cpu.txt) requirements/dev.txt > requirements/dev.tmp && mv requirements/dev.tmp requirements/dev.txt
+	grep -vxFf <(cat requirements/cpu.txt requirements/dev.txt | grep -v '^#') requirements/tasks.txt > requirements/tasks.tmp && mv requirements/tasks.tmp requirements/tasks.txt
 
 clean: ## remove .venv, caches and the quickstart's model (runs stay)
 	rm -rf $(VENV) models .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -23,7 +23,6 @@ from pco.rundir import CONFIG
 from pco.stage import Stage
 
 RESULTS = Path(__file__).parent / "results" / "reward_training"
-DOUBLE = "falcon-7b-instruct"  # in AlpacaEval its answers are those of falcon-40b-instruct
 CONFIG_FILE = """run: reward
 model: model
 preferences: preferences
@@ -56,22 +55,17 @@ def _arguments() -> argparse.Namespace:
 def _import(source: Path) -> None:
     if not source.exists():
         sys.exit(f"{source}: no such file. --help tells where it comes from.")
-    sides = {name: RESULTS / f"all-{name}.parquet" for name in ("train", "heldout")}
-    if not all(path.exists() for path in sides.values()):
+    if not (RESULTS / "heldout.parquet").exists():
         RESULTS.mkdir(parents=True, exist_ok=True)
-        held = ["--heldout-share", "0.1", "--heldout-out", str(sides["heldout"])]
-        _pco("data", "import", str(source), "--kind", "preferences", "--out", str(sides["train"]), *held)
+        held = ["--heldout-share", "0.1", "--heldout-out", str(RESULTS / "heldout.parquet")]
+        _pco("data", "import", str(source), "--kind", "preferences", "--out", str(RESULTS / "all.parquet"), *held)
 
 
 def _draw(pairs: int) -> None:
-    """All held-out pairs and some to train on, without the model that is in the data twice."""
-    for name, path in ((name, RESULTS / f"all-{name}.parquet") for name in ("train", "heldout")):
-        table = pq.read_table(path)
-        generators = zip(*(table[f"{side}_generator"].to_pylist() for side in ("chosen", "rejected")), strict=True)
-        kept = [i for i, pair in enumerate(generators) if DOUBLE not in pair]
-        if name == "train" and len(kept) > pairs:
-            kept = sorted(random.Random(0).sample(kept, pairs))
-        pq.write_table(table.take(kept), RESULTS / f"{name}.parquet")
+    """Of the pairs that are not held out, those to train on."""
+    table = pq.read_table(RESULTS / "all.parquet")
+    drawn = sorted(random.Random(0).sample(range(table.num_rows), min(pairs, table.num_rows)))
+    pq.write_table(table.take(drawn), RESULTS / "train.parquet")
 
 
 def _pco(*words: str) -> None:
@@ -82,7 +76,7 @@ def _tell(folder: Path) -> None:
     config = load(folder / CONFIG)
     trained = store.read_manifest(Stage("train_reward", 0, config, {}).folder).metrics
     tested = store.read_manifest(Stage("test_reward", 0, config, {}).folder).metrics
-    path = folder.with_suffix(".json")
+    path = folder.with_name(f"{folder.name}.json")
     path.write_text(json.dumps({"training": trained, "test": tested}, indent=1))
     print(f"{trained['steps'] / trained['training_s']:.2f} steps/s, {trained['tokens_per_s']:,.0f} tok/s")
     print(f"Written to {path}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from data import readers, store
 from data.errors import BadInput
-from pco import hub, rewards
+from pco import harness, hub, rewards
 from pco.config import RunConfig
 from pco.rendering import load_tokenizer, render
 from pco.train_config import PairwiseCringe
@@ -156,6 +156,12 @@ def _reward(inputs: Inputs) -> str:
     return f"`{config.kind}` and `{second.kind}` have what they need"
 
 
+def _tasks(inputs: Inputs) -> str:
+    tasks = inputs.config.evaluate.tasks
+    harness.check(tasks)
+    return f"lm-eval is there for {', '.join(tasks)}" if tasks else "none of lm-eval"
+
+
 def _model(inputs: Inputs) -> str:
     _check_plain_logits(inputs)
     _check_k(inputs.config, inputs.shape["vocab_size"])
@@ -242,6 +248,7 @@ CHECKS: dict[str, Callable[[Inputs], str]] = {
     "prompts": _prompts,
     "leakage": _leakage,
     "reward": _reward,
+    "tasks": _tasks,
     "model": _model,
     "lengths": _lengths,
 }

@@ -6,6 +6,7 @@ from statistics import fmean, stdev
 
 from data.errors import BadInput
 from pco import measures
+from pco.gate_config import TASK
 from pco.measures import Row
 from pco.statistics import adjusted, detectable_difference, paired_interval, sign_test
 
@@ -43,7 +44,7 @@ class Difference:
 
 def means(rows: Sequence[Row], *, level: float = 0.95) -> list[Mean]:
     """What one evaluation says, measure by measure."""
-    found = {name: measures.by_prompt(rows, name) for name in MEASURES}
+    found = {name: measures.by_prompt(rows, name) for name in _names(rows)}
     return [Mean(name, *paired_interval(values, level=level)) for name, values in found.items() if values]
 
 
@@ -52,7 +53,7 @@ def compare(first: Sequence[Row], second: Sequence[Row], *, level: float = 0.95)
 
     Raises BadInput when they share no prompt.
     """
-    paired = {name: measures.gains(second, first, measure=name) for name in MEASURES}
+    paired = {name: measures.gains(second, first, measure=name) for name in _names(second)}
     paired = {name: found for name, found in paired.items() if found}
     if not paired:
         raise BadInput("The two evaluations share no held-out prompt, so nothing can be compared.")
@@ -68,3 +69,8 @@ def compare(first: Sequence[Row], second: Sequence[Row], *, level: float = 0.95)
         least = detectable_difference(spread, len(found), level=level)
         lines.append(Difference(name, len(found), before[name], after[name], mean, low, high, p, least))
     return lines
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """The common measures, then the tasks in the order of the rows."""
+    return [*MEASURES, *dict.fromkeys(row["measure"] for row in rows if row["measure"].startswith(TASK))]

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data import store
 from pco import config_file
-from pco.gate_config import Gate
+from pco.gate_config import TASK, Gate
 from pco.reward_config import RepetitionReward, RewardConfig, absolute, compares_with_reference, models, parts, settings
 from pco.section import Section
 from pco.train_config import Train
@@ -137,6 +137,10 @@ class Evaluate(Section):
     """Sampled completions per held-out prompt."""
     second_reward: RewardConfig | None = None
     """A reward that makes no labels: one that stays behind while the first climbs tells that the first is gamed."""
+    tasks: list[str] = []
+    """Tasks of lm-eval that each policy is put to, as a regression suite; `task_NAME` is what the gate calls them."""
+    task_limit: int | None = Field(200, ge=1)
+    """The first so many documents of each task; null takes all."""
 
 
 class RunConfig(Section):
@@ -206,6 +210,8 @@ class RunConfig(Section):
         for where, name in rules.items():
             if "second" in name and self.evaluate.second_reward is None:
                 raise ValueError(f"{where}: nothing is measured by it: set evaluate.second_reward")
+            if name.startswith(TASK) and name.removeprefix(TASK) not in self.evaluate.tasks:
+                raise ValueError(f"{where}: no such task is evaluated: name it under evaluate.tasks")
         return self
 
     @property

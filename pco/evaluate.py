@@ -8,7 +8,7 @@ from typing import Any
 
 from data import schemas, store
 from data.errors import BadInput
-from pco import generate, measures, policy, rewards
+from pco import generate, harness, measures, policy, rewards
 from pco.engine import Request, Sampler, free_memory
 from pco.measures import Row
 from pco.rendering import load_tokenizer, render, written
@@ -45,10 +45,8 @@ def run(stage: Stage) -> store.Manifest:
         engine.cache_clear()
         free_memory()  # for the reward model
         counts: Counter[str] = Counter()
-        rows = _measured(stage, candidates, tokenizer, counts) + rows
-        marked = [{**row, "policy": current.fingerprint} for row in rows]
-        table = schemas.build("evaluations", marked)
-        store.write_part(stage.folder, "evaluations", 0, table, stage.fingerprint, counts=counts)
+        _commit(stage, 0, _measured(stage, candidates, tokenizer, counts) + rows, counts)
+    _put_to_tasks(stage, current.folder)
     rows = store.read_parts(stage.folder, "evaluations", stage.fingerprint).to_pylist()
     unscored = len(candidates) - sum(row["measure"] == "reward" for row in rows)
     return stage.finish(
@@ -64,6 +62,25 @@ def run(stage: Stage) -> store.Manifest:
             **rewards.metrics(store.counted(stage.folder, "evaluations", stage.fingerprint)),
         },
     )
+
+
+def _put_to_tasks(stage: Stage, policy: Path) -> None:
+    """Each task of lm-eval is a shard of its own: none is done again after a kill."""
+
+    @cache
+    def model() -> Any:
+        return harness.model(policy)
+
+    for shard, task in enumerate(stage.config.evaluate.tasks, start=1):
+        if not store.has_part(stage.folder, "evaluations", shard, stage.fingerprint):
+            print(f"lm-eval: {task}", flush=True)
+            _commit(stage, shard, harness.rows(model(), task, stage.config.evaluate.task_limit))
+
+
+def _commit(stage: Stage, shard: int, rows: list[Row], counts: Counter[str] | None = None) -> None:
+    marked = [{**row, "policy": stage.inputs["policy"].fingerprint} for row in rows]
+    table, of = schemas.build("evaluations", marked), 1 + len(stage.config.evaluate.tasks)
+    store.write_part(stage.folder, "evaluations", shard, table, stage.fingerprint, of=of, counts=counts)
 
 
 def _read(stage: Stage, engine: Sampler) -> list[Row]:

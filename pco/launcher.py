@@ -140,7 +140,8 @@ def _process(stage: Stage[Any], log: Path) -> Iterator[subprocess.Popen[bytes]]:
 def _environment(stage: Stage[Any], stage_file: Path) -> dict[str, str]:
     environment = {**ENVIRONMENT, **os.environ, LAUNCHED: repr(time.time()), PARENT: str(os.getpid())}
     environment[processes.STAGE_FILE] = str(stage_file)
-    if all(Path(model).is_dir() for model in stage.config.models):
+    asks_hub = stage.name == "evaluate" and stage.config.evaluate.tasks  # for their data
+    if not asks_hub and all(Path(model).is_dir() for model in stage.config.models):
         environment.setdefault("HF_HUB_OFFLINE", "1")
     if shutil.which(os.environ.get("CXX", "g++")) is None:  # vLLM compiles small functions even where it is told not to
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pco import harness
 from pco.report import wording
 from pco.report.cells import Cell, Column, Table, Tone
 from pco.report.numbers import RoundReport, RunReport
@@ -52,10 +53,17 @@ def measures(report: RunReport, shown: Sequence[RoundReport] | None = None) -> T
         [Column("Measure", number=False), *(_round_column(report, one) for one in rounds)],
         [
             [Cell(measure.label, measure.meaning), *(_measured(measure, one, report.start) for one in rounds)]
-            for measure in _MEASURES
+            for measure in (*_MEASURES, *_tasks(report))
             if any(measure.key in (one.summary or {}) for one in rounds)
         ],
     )
+
+
+def _tasks(report: RunReport) -> list[_Measure]:
+    names = report.config.evaluate.tasks
+    return [
+        _Measure(harness.measure(name), f"Task {name}", "by lm-eval, its first metric", "plain", 1) for name in names
+    ]
 
 
 def headlines(report: RunReport) -> list[tuple[str, Cell]]:

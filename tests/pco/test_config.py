@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from data.errors import BadInput
 from pco import config
@@ -334,3 +334,10 @@ def test_a_wrong_override_is_refused_with_its_key(tmp_path: Path, override: str,
     with pytest.raises(BadInput) as caught:
         config.load(path, [override])
     assert told in str(caught.value)
+
+
+def test_a_rule_on_a_task_needs_that_task(tmp_path: Path) -> None:
+    rule = {"gate__guards": {"task_arc_easy": {"min_change": -0.05}}}
+    with pytest.raises(ValidationError, match=r"gate\.guards\.task_arc_easy: no such task is evaluated"):
+        builders.config(tmp_path, **rule)
+    builders.config(tmp_path, **rule, evaluate__tasks=["arc_easy"])
