@@ -31,12 +31,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/quickstart.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for `pco run`")
+    parser.add_argument("--name", default=time.strftime("%Y%m%d-%H%M%S"), help="the same again resumes")
     arguments = parser.parse_args()
-    runs = RESULTS / time.strftime("%Y%m%d-%H%M%S")
+    runs = RESULTS / arguments.name
     _pco("run", arguments.config, settings=[f"runs_dir={runs}", f"run={GOOD}", "rounds=1", *arguments.set])
     rows = [_row(runs / GOOD)]
     for name, settings in _bad(read_config((runs / GOOD).resolve()).train.learning_rate).items():
-        _pco("fork", str(runs / GOOD), name, settings=settings)
+        if not (runs / name).exists():
+            _pco("fork", str(runs / GOOD), name, settings=settings)
         _pco("resume", str(runs / name))
         rows.append(_row(runs / name))
     _print(rows)

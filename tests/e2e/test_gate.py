@@ -131,7 +131,7 @@ def test_a_retry_that_is_killed_ends_as_one_left_alone(retried: Case) -> None:
 
 def test_a_run_that_continues_anyway_trains_the_refused_policy_and_keeps_the_best(good: Case) -> None:
     settings = ("gate.require.reward.min_change=1.0", "gate.otherwise=continue_anyway", "rounds=2")
-    case = _run(good.forked("on", "--from", "decide", "--round", "1", *_set(*settings)))
+    case = _run(good.forked("anyway", "--from", "decide", "--round", "1", *_set(*settings)))
     assert _broken(case, 1) == {"reward change"}
     assert _sampled_from(case, 2) == _trained(case, 1).outputs["policy"]
     assert _best(case) == _start(case)
