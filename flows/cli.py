@@ -1,6 +1,7 @@
 """The `pco` command."""
 
 import getpass
+import json
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -170,7 +171,8 @@ def fork(
         if (stage is None) != (number is None):
             raise BadInput("--from STAGE and --round N name one point together; give both or neither.")
         origin = _find(name, runs_dir)
-        forked = _find(name, runs_dir, [f"run={new}", *(overrides or [])])
+        # Quoted, or YAML would read the names `on` and `7` as something else than text.
+        forked = _find(name, runs_dir, [f"run={json.dumps(new)}", *(overrides or [])])
         made = fork_run(origin, forked, None if stage is None or number is None else (number, stage))
         say(f"{forked.folder}: shares {len(made.shared)} stages with {origin.run}.")
         for line in made.differing:

@@ -33,7 +33,7 @@ class StageLine:
 
     `state` is `done`, `running`, `partial`, `interrupted` (with nothing kept), `failed`, `waiting` (for a person's
     answer), `stale`, `damaged` or `not started`, and `note` says the rest: what is kept, why it failed, what changed,
-    what cannot be read.
+    what cannot be read, what the gate decided.
     """
 
     round: int
@@ -180,8 +180,15 @@ def _read_stage_line(config: RunConfig, number: int, name: StageName, reached: d
         return StageLine(number, name, "stale", "a stage before it is not done", *account)
     if changes := reached[number, name].changes(manifest):
         return StageLine(number, name, "stale", "; ".join(changes), *account)
+    return StageLine(number, name, "done", _found(folder, manifest), *account)
+
+
+def _found(folder: Path, manifest: store.Manifest) -> str:
+    """The run that a fork took a finished stage from, and what the gate said."""
     source = store.origin(folder)
-    return StageLine(number, name, "done", f"from {source}" if source else "", *account)
+    refused = manifest.outputs.get("promoted") == "no"
+    verdict = manifest.outputs["reason"] if refused else "promoted" if manifest.stage == "decide" else ""
+    return "; ".join(told for told in (f"from {source}" if source else "", verdict) if told)
 
 
 def _unfinished(config: RunConfig, number: int, name: StageName, *, is_next: bool) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pco.config import RunConfig
-from pco.rundir import read_config
+from pco.rundir import CONFIG, read_config
 from tests import builders, tiny_model
 
 EPOCHS = 3
@@ -68,6 +68,25 @@ class Case:
     def output(self) -> Path:
         """What the last `pco run` printed."""
         return self.file.with_name("output.txt")
+
+    def kill_at(self, moment: str) -> None:
+        """Run until a file of the run is there, then kill the command, as the system does when memory runs out."""
+        process, deadline = self.start(), time.monotonic() + 300
+        while not (self.folder / moment).exists():
+            assert process.poll() is None, self.output.read_text()
+            assert time.monotonic() < deadline, f"{moment} never came"
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 10
+        while stage_processes(self.folder):
+            assert time.monotonic() < deadline, "a stage process outlived its parent"
+            time.sleep(0.1)
+
+    def forked(self, name: str, *words: str) -> "Case":
+        """A new run that shares the stages of this one, not yet begun; `words` are those of `pco fork`."""
+        self.tell("fork", str(self.folder), name, *words)
+        return replace(self, file=self.folder.with_name(name) / CONFIG)
 
     def tell(self, *arguments: str) -> str:
         """What a command prints that ends well."""

@@ -1,9 +1,6 @@
 """`pco run` from the first prompt to the report, killed and resumed on the way."""
 
-import os
-import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +11,7 @@ import pytest
 from data import store
 from pco.config import RunConfig
 from pco.stage import ROUND_STAGES, START_STAGES, Stage, StageName
-from tests.e2e.conftest import EPOCHS, Case, stage_processes
+from tests.e2e.conftest import EPOCHS, Case
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -121,14 +118,6 @@ def _servers(home: str) -> list[str]:
     return [line for line in listed.stdout.splitlines() if "create_app" in line and f"PREFECT_HOME={home} " in line]
 
 
-def _wait_for(path: Path, process: subprocess.Popen[str], case: Case) -> None:
-    deadline = time.monotonic() + 300
-    while not path.exists():
-        assert process.poll() is None, case.output.read_text()
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.05)
-
-
 MOMENTS = [
     "round-00/evaluation/candidates-00000.parquet",
     "round-01/candidates/candidates-00001.parquet",
@@ -142,16 +131,8 @@ def test_a_run_killed_again_and_again_resumes_to_the_same_tables(
     make_case: Callable[..., Case], finished: Case
 ) -> None:
     case = make_case()
-    folder = case.file.parent / "runs" / "test"
     for moment in MOMENTS:
-        process = case.start()
-        _wait_for(folder / moment, process, case)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        deadline = time.monotonic() + 10
-        while stage_processes(folder):
-            assert time.monotonic() < deadline, "a stage process outlived its parent"
-            time.sleep(0.1)
+        case.kill_at(moment)
     status, output = case.run()
     assert status == 0, output
     assert _servers(case.environment["PREFECT_HOME"]) == []

@@ -187,6 +187,12 @@ def test_a_fork_says_what_it_shares_what_it_takes_as_it_is_and_how_to_go_on(fini
     assert "`pco resume gentle` would run, in round 2: train, evaluate, decide." in told
 
 
+@pytest.mark.parametrize("name", ["on", "7", "1e3"])
+def test_a_fork_has_the_very_name_it_is_given(finished: RunConfig, name: str) -> None:
+    _told("fork", str(finished.folder), name)
+    assert (finished.folder.with_name(name) / "config.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -167,6 +167,14 @@ def test_a_finished_stage_tells_its_rows_and_what_was_dropped(config: RunConfig)
     assert (line.state, line.rows, line.dropped) == ("done", "1 rows", "")
 
 
+def test_a_round_that_the_gate_refused_says_so_even_where_the_run_went_on(config: RunConfig) -> None:
+    retried = builders.changed(config, gate__otherwise="roll_back")
+    builders.played(retried, refused=1)
+    assert [_line(retried, number, "decide").note for number in (1, 2)] == ["round 1 no", "promoted"]
+    fork.fork(retried, forked := builders.changed(retried, run="forked"), None)
+    assert _line(forked, 1, "decide").note == "from test; round 1 no"
+
+
 def test_what_changed_since_a_stage_was_made_is_told_and_with_it_all_that_follows(
     config: RunConfig, tmp_path: Path
 ) -> None:
