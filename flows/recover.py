@@ -23,6 +23,7 @@ from pco.rundir import holder, recovering
 
 FLOW = "pco-rounds"
 REWARD_FLOW = "pco-reward"
+EVALUATE_FLOW = "pco-evaluate"
 FOLDER = "pco.folder"  # the label of a flow run that says where it works
 _YOUNG_S = 10.0  # a flow run that says Running takes the lock of its folder much sooner
 _AGAIN_S = 2.0
@@ -153,7 +154,7 @@ def _mark_tasks(client: SyncPrefectClient, run: FlowRun) -> None:
 def _unfinished(client: SyncPrefectClient) -> list[FlowRun]:
     state = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=_BUSY))
     return client.read_flow_runs(
-        flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW, REWARD_FLOW])),
+        flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW, REWARD_FLOW, EVALUATE_FLOW])),
         flow_run_filter=filters.FlowRunFilter(state=state),
     )
 
