@@ -71,7 +71,7 @@ def evaluate_policies(
     prompts: str = "",
     overrides: str = "",
     level: Level = 0.95,
-    out: str = "evaluations",
+    out: str = "runs/evaluations",
     runs_dir: str = "runs",
 ) -> None:
     """Evaluate policies outside of a run, all on the same prompts and seeds; the tables are an artifact.

@@ -42,7 +42,7 @@ def evaluate(
         Path | None,
         typer.Option(help="JSONL or Parquet with a `prompt` a row; by default the config's held-out prompts."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("evaluations"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("runs/evaluations"),
     overrides: Overrides = None,
     level: Level = 0.95,
     runs_dir: RunsDir = Path("runs"),
