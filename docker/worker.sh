@@ -3,11 +3,12 @@
 set -eu
 POOL=${POOL:-pco}
 
-pco deploy --pool "$POOL" --wait-for-server 300
+ATTEMPTS=${RECOVER_ATTEMPTS:-5}
+pco deploy --pool "$POOL" --wait-for-server 300 --resume-crashed "$ATTEMPTS"
 
 # Whether a run is dead is told by the lock in its folder: so here, where the folders are.
 while true; do
-    pco recover --resume --max-attempts "${RECOVER_ATTEMPTS:-5}" || true
+    pco recover --resume --max-attempts "$ATTEMPTS" || true
     sleep "${RECOVER_SECONDS:-60}"
 done &
 

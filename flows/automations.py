@@ -1,29 +1,51 @@
-"""What the Prefect server does by itself: it calls an address when the gate has refused a round."""
+"""What the Prefect server does by itself: it tells of refused rounds, and resumes what crashed."""
 
+from datetime import timedelta
 from typing import cast
 
 from prefect.automations import Automation
 from prefect.blocks.webhook import Webhook
-from prefect.events.actions import CallWebhook
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.events.actions import CallWebhook, RunDeployment
 from prefect.events.schemas.automations import EventTrigger, Posture
 from pydantic import SecretStr
 
+from flows.recover import OURS
 from flows.rounds import REFUSED
 
-_NAME = "pco: a round was refused"
 _BLOCK = "pco-refused"
+_AFTER_CRASH = timedelta(seconds=10)  # the worker reports a crash a second time, and that would overwrite a retry
 
 
 def call_when_refused(url: str) -> None:
     """Make the automation, or bring it up to date; the server POSTs run, round and reason as JSON to `url`."""
     block = Webhook(method="POST", url=SecretStr(url), allow_private_urls=True).save(_BLOCK, overwrite=True)
-    wanted = Automation(
-        name=_NAME,
-        trigger=EventTrigger(expect={REFUSED}, posture=Posture.Reactive, threshold=1),
-        actions=[CallWebhook(block_document_id=block, payload="{{ event.payload | tojson }}")],
+    _apply(
+        Automation(
+            name="pco: a round was refused",
+            trigger=EventTrigger(expect={REFUSED}, posture=Posture.Reactive, threshold=1),
+            actions=[CallWebhook(block_document_id=block, payload="{{ event.payload | tojson }}")],
+        )
     )
+
+
+def resume_when_crashed(client: SyncPrefectClient, max_attempts: int) -> None:
+    """Make the automation, or bring it up to date: the deployment `recover` resumes a flow run that has crashed."""
+    crashed = EventTrigger(
+        expect={"prefect.flow-run.Crashed"},
+        match_related={"prefect.resource.role": "flow", "prefect.resource.name": OURS},
+        posture=Posture.Reactive,
+        threshold=1,
+    )
+    said = {"max_attempts": max_attempts, "crashed": "{{ flow_run.id }}"}
+    recover = client.read_deployment_by_name("pco-recover/recover").id
+    resume = RunDeployment(deployment_id=recover, parameters=said, schedule_after=_AFTER_CRASH)
+    _apply(Automation(name="pco: a flow run crashed", trigger=crashed, actions=[resume]))
+
+
+def _apply(wanted: Automation) -> None:
     try:
-        wanted.id = cast(Automation, Automation.read(name=_NAME)).id
+        wanted.id = cast(Automation, Automation.read(name=wanted.name)).id
         wanted.update()
     except ValueError:  # there is none of this name
         wanted.create()

@@ -1,15 +1,27 @@
-"""Two policies side by side as a flow, so that a form or a schedule can ask for it."""
+"""Policies side by side as flows, so that a form or a schedule can ask for it: evaluated before, or now."""
 
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, cast
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 from pydantic import Field
 
-from pco import compare, evaluate, status
+from data.store import Manifest
+from flows.form import Given, lines
+from flows.holding import holding
+from flows.recover import EVALUATE_FLOW
+from pco import evaluate, standalone, status
+from pco.report import comparison
 from pco.rundir import read_config
 from pco.section import Section
+from pco.stage import Stage
+from pco.statistics import LEVELS
+from tasks.stages import run_stage
+
+Level = Annotated[float, Field(ge=LEVELS[0], le=LEVELS[1])]
 
 
 class Evaluated(Section):
@@ -20,12 +32,13 @@ class Evaluated(Section):
     round: int = Field(ge=0)
     """The round that trained the policy; 0 is the starting policy."""
 
+    def __str__(self) -> str:
+        return f"{self.run}:{self.round}"
 
-@flow(
-    name="pco-compare", flow_run_name="{first.run}:{first.round} and {second.run}:{second.round}", persist_result=False
-)
-def compare_policies(first: Evaluated, second: Evaluated, level: float = 0.95, runs_dir: str = "runs") -> None:
-    """Compare two evaluated policies on the held-out prompts that both have answered; the table is an artifact.
+
+@flow(name="pco-compare", flow_run_name="{first} and {second}", persist_result=False)
+def compare_policies(first: Evaluated, second: Evaluated, level: Level = 0.95, runs_dir: str = "runs") -> None:
+    """Compare two evaluated policies on the held-out prompts that both have answered; the tables are an artifact.
 
     Args:
         first: The policy to compare with.
@@ -34,11 +47,62 @@ def compare_policies(first: Evaluated, second: Evaluated, level: float = 0.95, r
         runs_dir: Folder that holds all runs, from the folder that `pco deploy` named.
 
     """
-    rows = [evaluate.read(_folder(one, Path(runs_dir))) for one in (first, second)]
-    lines = compare.compare(rows[0], rows[1], level=level)
-    create_table_artifact([asdict(line) for line in lines], key="pco-compare", description="Second less first, paired")
+    _publish("pco-compare", {str(one): _folder(one, Path(runs_dir)) for one in (first, second)}, level)
 
 
 def _folder(one: Evaluated, runs_dir: Path) -> Path:
     config = read_config((runs_dir / one.run).resolve())
     return status.folders_with(config, "evaluations", one.round)[-1][1]
+
+
+def _publish(key: str, folders: dict[str, Path], level: float) -> None:
+    text = comparison.as_markdown({name: evaluate.read(folder) for name, folder in folders.items()}, level=level)
+    create_markdown_artifact(text, key=key, description=" and ".join(folders))
+
+
+def _named_after_policies() -> str:
+    return " and ".join(lines(flow_run.parameters["policies"]))
+
+
+@flow(name=EVALUATE_FLOW, flow_run_name=_named_after_policies, persist_result=False)
+def evaluate_policies(
+    policies: Given,
+    config: str = "",
+    prompts: str = "",
+    overrides: str = "",
+    level: Level = 0.95,
+    out: str = "runs/evaluations",
+    runs_dir: str = "runs",
+) -> None:
+    """Evaluate policies outside of a run, all on the same prompts and seeds; the tables are an artifact.
+
+    Args:
+        policies: RUN:ROUND, model folders or hub ids, one a line; the first is what the others are held against.
+        config: YAML file whose settings are used, e.g. configs/quickstart.yaml. Empty: that of the first policy's run.
+        prompts: JSONL or Parquet file with a `prompt` a row. Empty: the config's held-out prompts.
+        overrides: Other settings as KEY=VALUE, one a line, e.g. evaluate.samples=4. They have the last word.
+        level: Confidence level of the intervals.
+        out: Folder for the results, from the folder that `pco deploy` named.
+        runs_dir: Folder that holds all runs, from the folder that `pco deploy` named.
+
+    """
+    named = lines(policies)
+    settings = standalone.settings(_path(config), named, Path(runs_dir), lines(overrides))
+    plans = standalone.plans(settings, named, prompts=_path(prompts), out=Path(out), runs_dir=Path(runs_dir))
+    with holding(*plans.values()):
+        folders = {name: standalone.walk(plan, _doing(name)) for name, plan in plans.items()}
+        _publish("pco-evaluate", folders, level)
+
+
+def _doing(policy: str) -> Callable[[Stage], Manifest]:
+    """A task for each stage, named after the policy."""
+
+    def do(stage: Stage) -> Manifest:
+        named = run_stage.with_options(task_run_name=lambda: f"{policy} · {stage.name}")
+        return cast(Manifest, named(stage))  # only `decide` may await an answer
+
+    return do
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.errors import AwaitsAnswer, PCOError
+
+if TYPE_CHECKING:
+    from pco.report import cells
 
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.", envvar="PCO_RUNS_DIR")]
 Overrides = Annotated[
@@ -42,6 +45,15 @@ def clear_errors(interrupted: str) -> Iterator[None]:
 def say(line: str) -> None:
     """A line as it is, however wide."""
     console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def print_table(content: "cells.Table") -> None:
+    """A table of a report."""
+    labels = [escape(column.label) for column in content.columns]
+    table = Table(*labels, title=escape(content.caption), title_justify="left")
+    for row in content.rows:
+        table.add_row(*(escape(cell.text) for cell in row))
+    console.print(table)
 
 
 def print_rows(rows: Iterable[Mapping[str, Any]]) -> None:

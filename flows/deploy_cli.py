@@ -19,6 +19,10 @@ def deploy(
     webhook: Annotated[
         str | None, typer.Option(metavar="URL", help="The server calls it when a round is refused (POST, JSON).")
     ] = None,
+    resume_crashed: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="ATTEMPTS", help="The server resumes what crashed, up to so many starts of a run."),
+    ] = None,
 ) -> None:
     """Register work pool and deployments of `prefect.yaml` on the server that `PREFECT_API_URL` names.
 
@@ -36,5 +40,7 @@ def deploy(
                 say(f"{name}: {PREFECT_UI_URL.value()}/deployments/deployment/{made}")
             if webhook is not None:
                 automations.call_when_refused(webhook)
+            if resume_crashed is not None:
+                automations.resume_when_crashed(client, resume_crashed)
         say(f"Start a worker: prefect worker start --pool {pool} --type process")
         say("Then open a deployment and choose Run > Custom run: the form.")

@@ -1,21 +1,22 @@
 """`pco evaluate`, `pco compare`, `pco export`: policies held against each other."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from data.errors import BadInput
-from flows.console import Overrides, RunsDir, clear_errors, console, errors, say
+from data.store import Manifest
+from flows.console import Overrides, RunsDir, clear_errors, errors, print_table, say
 from pco import status
-from pco.config import RunConfig, load
-from pco.rundir import find_round
+from pco.config import RunConfig
+from pco.progress import Progress
+from pco.rundir import find_round, opened
+from pco.stage import Stage
+from pco.statistics import LEVELS
 
 app = typer.Typer(rich_markup_mode="markdown")
 
-Level = Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")]
+Level = Annotated[float, typer.Option(min=LEVELS[0], max=LEVELS[1], help="Confidence level of the intervals.")]
 Rows = list[dict[str, Any]]
 
 _KEPT = "What is finished is kept; the same command goes on."
@@ -31,13 +32,17 @@ def evaluate(
         ),
     ],
     config: Annotated[
-        Path, typer.Option(help="Config whose settings are used: policy format, generate, engine, reward, evaluate.")
-    ],
+        Path | None,
+        typer.Option(
+            help="Config whose settings are used: policy format, generate, engine, reward, evaluate; by default that "
+            "of the first policy's run."
+        ),
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(help="JSONL or Parquet with a `prompt` a row; by default the config's held-out prompts."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("evaluations"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("runs/evaluations"),
     overrides: Overrides = None,
     level: Level = 0.95,
     runs_dir: RunsDir = Path("runs"),
@@ -48,7 +53,7 @@ def evaluate(
     and `pco export` read like a run's. What is finished there is not done again.
 
     Examples:
-    - `pco evaluate quickstart:0 quickstart:2 --config configs/quickstart.yaml --prompts other.jsonl`
+    - `pco evaluate quickstart:0 quickstart:2 --prompts other.jsonl`
 
     - `pco evaluate HuggingFaceTB/SmolLM2-135M-Instruct runs/mine/round-03/policy --config mine.yaml --out compared`
 
@@ -56,50 +61,33 @@ def evaluate(
     with clear_errors(_KEPT):
         from pco import standalone
 
-        if len(set(policies)) < len(policies):
-            raise BadInput(f"{' '.join(policies)}: names a policy twice, and it would be compared with itself.")
-        settings = load(config, overrides)
-        models = [standalone.model_of(name, runs_dir) for name in policies]
-        plans = [standalone.planned(settings, model, prompts, out) for model in models]
-        found = [_evaluated(name, plan) for name, plan in zip(policies, plans, strict=True)]
-        short = [Path(name).name for name in policies]
-        names = short if len(set(short)) == len(short) else policies
-        _print(names, found, level)
+        settings = standalone.settings(config, policies, runs_dir, overrides)
+        plans = standalone.plans(settings, policies, prompts=prompts, out=out, runs_dir=runs_dir)
+        _print({name: _evaluated(name, plan) for name, plan in plans.items()}, level)
 
 
 def _evaluated(name: str, plan: RunConfig) -> Rows:
-    from pco import evaluate, measures, standalone
+    from pco import evaluate, launcher, standalone
 
-    with errors.status(f"{name}: prepare") as shown:
-        folder = standalone.run(
-            plan, lambda stage, done: shown.update(f"{name}: {stage.name}, {done.done} of {done.total} {done.unit}")
-        )
-    rows = evaluate.read(folder)
-    say(f"{name}: perplexity {measures.summarise(rows)['perplexity']:.1f} on human text; tables in {plan.folder}")
-    return rows
+    with errors.status(f"{name}: prepare") as shown, opened(plan):
 
+        def do(stage: Stage) -> Manifest:
+            return launcher.run(stage, on_progress=lambda done: shown.update(_told(name, stage, done)))
 
-def _print(names: Sequence[str], evaluations: Sequence[Rows], level: float) -> None:
-    """The means of all, then the differences of each from the first."""
-    from pco import compare
-
-    means = [{line.measure: line for line in compare.means(rows, level=level)} for rows in evaluations]
-    table = Table("measure", *names, title=f"Means over prompts, {level:.0%} intervals", title_justify="left")
-    for measure in dict.fromkeys(measure for lines in means for measure in lines):
-        found = [lines.get(measure) for lines in means]
-        table.add_row(measure, *(_interval(line.mean, line.low, line.high) if line else "-" for line in found))
-    console.print(table)
-    for name, rows in zip(names[1:], evaluations[1:], strict=True):
-        columns = ("measure", "prompts", f"difference, {level:.0%} interval", "p", "detectable")
-        table = Table(*columns, title=f"{name} less {names[0]}", title_justify="left")
-        for line in compare.compare(evaluations[0], rows, level=level):
-            difference = _interval(line.mean, line.low, line.high, sign="+")
-            table.add_row(line.measure, str(line.prompts), difference, f"{line.p:.3f}", f"{line.detectable:.4f}")
-        console.print(table)
+        folder = standalone.walk(plan, do)
+    say(f"{name}: tables in {plan.folder}")
+    return evaluate.read(folder)
 
 
-def _interval(mean: float, low: float, high: float, sign: str = "") -> str:
-    return f"{mean:{sign}.4f} ({low:{sign}.4f} to {high:{sign}.4f})"
+def _told(name: str, stage: Stage, done: Progress) -> str:
+    return f"{name}: {stage.name}, {done.done} of {done.total} {done.unit}"
+
+
+def _print(evaluations: dict[str, Rows], level: float) -> None:
+    from pco.report import comparison
+
+    for table in comparison.tables(evaluations, level=level):
+        print_table(table)
 
 
 @app.command()
@@ -118,10 +106,11 @@ def compare(
     Example: `pco compare quickstart:1 quickstart:2`
     """
     with clear_errors(_KEPT):
-        from pco import evaluate
+        from pco import evaluate, standalone
 
-        one, other = (evaluate.read(_evaluation(name, runs_dir)[1]) for name in (first, second))
-        _print((Path(first).name, Path(second).name), (one, other), level)
+        names = standalone.short_names([first, second])
+        rows = [evaluate.read(_evaluation(name, runs_dir)[1]) for name in (first, second)]
+        _print(dict(zip(names, rows, strict=True)), level)
 
 
 @app.command()

@@ -1,22 +1,26 @@
 """The flows that people start by a form in the Prefect UI. Their parameters are the form: flat groups, no unions."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from prefect import flow
 from pydantic import Field
 
+from flows import reward
 from flows.deployments import home
-from flows.recover import FLOW
+from flows.recover import FLOW, REWARD_FLOW
 from flows.rounds import work
 from pco.config import RunConfig, load
+from pco.reward_training import config as reward_training
 from pco.rundir import read_config
 from pco.section import Section
 from pco.status import verdicts
 
 Preset = Literal["quickstart", "repetition", "instructions"]
 RunName = Annotated[str, Field(pattern=RunConfig.model_fields["run"].metadata[0].pattern)]
+Given = Annotated[str, Field(pattern=r"\S")]  # a required text that is left empty is sent as ""
 
 
 class PolicyChoice(Section):
@@ -76,16 +80,60 @@ def start(
         "rounds": extent.rounds,
         "seed": extent.seed,
     }
-    return work(configured(preset, said, overrides.split("\n")))
+    return work(load(preset_file(preset), sets(said, overrides)))
 
 
-def configured(preset: Preset, said: dict[str, str | int], overrides: list[str]) -> RunConfig:
-    """The preset, then what the form says and does not leave empty, then the overrides.
+def preset_file(name: str) -> Path:
+    """A config of `configs/`."""
+    return home() / "configs" / f"{name}.yaml"
 
-    Raises BadInput that names each fault with its key.
+
+def sets(said: Mapping[str, str | float], overrides: str) -> list[str]:
+    """What a form says and does not leave empty, then its overrides, as of `pco run --set`."""
+    return [*(f"{key}={json.dumps(value)}" for key, value in said.items() if value != ""), *lines(overrides)]
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a field that holds several values."""
+    return list(filter(None, map(str.strip, text.splitlines())))
+
+
+class Learning(Section):
+    """How it learns. Everything else: overrides."""
+
+    epochs: int = Field(1, ge=1)
+    """Passes over the pairs."""
+    length_penalty: float = Field(1.0, ge=0)
+    """How much of what length alone tells is kept out of the reward: 0 nothing, 1 all that a fit on length finds."""
+
+
+@flow(name=REWARD_FLOW, flow_run_name="{run}", persist_result=False)
+def train_reward(
+    run: RunName,
+    preferences: Given,
+    heldout: str = "",
+    model: str = "",
+    train: Learning = Learning(),  # noqa: B008  frozen
+    overrides: str = "",
+    runs_dir: str = "runs",
+) -> str:
+    """Train a reward model and test it on held-out pairs, or resume that; returns the report's path.
+
+    Args:
+        run: Name of the training and of its folder. The name of one that is there resumes it, with the same settings.
+        preferences: JSONL or Parquet file on the worker's machine with `prompt`, `chosen`, `rejected` a row.
+        heldout: Such a file that only the test sees. Empty: a tenth of the prompts is held out.
+        model: What it begins as: folder or hub id of a language, encoder or reward model. Empty: that of
+            configs/reward.yaml.
+        train: How it learns.
+        overrides: Any other settings as KEY=VALUE, one a line, e.g. train.learning_rate=1e-5. They have the last word.
+        runs_dir: Folder that holds all runs, from the folder that `pco deploy` named.
+
     """
-    sets = [f"{key}={json.dumps(value)}" for key, value in said.items() if value != ""]
-    return load(home() / "configs" / f"{preset}.yaml", [*sets, *filter(None, map(str.strip, overrides))])
+    files = {"preferences": preferences, "heldout": heldout}
+    learning = {f"train.{name}": value for name, value in train}
+    said = {"run": run, "runs_dir": runs_dir, "model": model, **files, **learning}
+    return reward.work(reward_training.load(preset_file("reward"), sets(said, overrides)))
 
 
 @flow(name=FLOW, flow_run_name="{run}", persist_result=False)

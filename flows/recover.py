@@ -23,6 +23,8 @@ from pco.rundir import holder, recovering
 
 FLOW = "pco-rounds"
 REWARD_FLOW = "pco-reward"
+EVALUATE_FLOW = "pco-evaluate"
+OURS = [FLOW, REWARD_FLOW, EVALUATE_FLOW]  # flows that work in a folder
 FOLDER = "pco.folder"  # the label of a flow run that says where it works
 _YOUNG_S = 10.0  # a flow run that says Running takes the lock of its folder much sooner
 _AGAIN_S = 2.0
@@ -49,15 +51,45 @@ def recover(*, resume: bool, max_attempts: int) -> Iterator[str]:
 
 
 @flow(name="pco-recover", persist_result=False)
-def recover_runs(max_attempts: int = 3) -> None:
+def recover_runs(max_attempts: int = 3, crashed: str = "") -> None:
     """Mark flow runs that died with their worker, and schedule their retry.
 
     Args:
         max_attempts: A flow run that began this often is marked, but not resumed.
+        crashed: Id of a flow run to look at alone, which has crashed while its worker lived; the server's automation
+            fills it in.
 
     """
-    for line in recover(resume=True, max_attempts=max_attempts):
+    told = resume_crashed(UUID(crashed), max_attempts) if crashed else recover(resume=True, max_attempts=max_attempts)
+    for line in told:
         get_run_logger().info(line)
+
+
+def resume_crashed(run_id: UUID, max_attempts: int) -> Iterator[str]:
+    """Schedule the retry of a flow run whose worker told that it crashed, and yield what came of it.
+
+    More than one may tell of the same crash: the state, read while `recovering`, lets only the first resume it.
+    """
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(run_id)
+        yield f"{run.name} ({run.id}): {_crash_resumed(client, run, max_attempts)}"
+
+
+def _crash_resumed(client: SyncPrefectClient, run: FlowRun, max_attempts: int) -> str:
+    folder = folder_of(run)
+    if folder is None:
+        return "left alone: it never said where it works."
+    try:
+        with recovering(folder):
+            run = client.read_flow_run(run.id)
+            if run.state_type != StateType.CRASHED:
+                return f"{run.state_name} by now"
+            if holder(folder) is not None:
+                return "left alone: in work"
+            _mark_tasks(client, run)
+            return resumed(client, run, folder, max_attempts)
+    except PCOError as error:
+        return f"left alone: {error}"
 
 
 def take_over(
@@ -153,7 +185,7 @@ def _mark_tasks(client: SyncPrefectClient, run: FlowRun) -> None:
 def _unfinished(client: SyncPrefectClient) -> list[FlowRun]:
     state = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=_BUSY))
     return client.read_flow_runs(
-        flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW, REWARD_FLOW])),
+        flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=OURS)),
         flow_run_filter=filters.FlowRunFilter(state=state),
     )
 

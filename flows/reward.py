@@ -2,16 +2,14 @@
 
 import re
 
-from prefect import flow, get_run_logger
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.runtime import flow_run
 
 from flows.ask import asking
-from flows.recover import REWARD_FLOW, take_over
-from flows.rounds import introduce, outlive_the_worker
+from flows.holding import holding
+from flows.recover import REWARD_FLOW
 from pco.reward_training import order
 from pco.reward_training.config import RewardTraining
-from pco.rundir import opened
 from tasks.stages import run_stage, shown_if_possible
 
 
@@ -21,10 +19,12 @@ def train_reward(config: RewardTraining) -> str:
 
     What is finished on disk is not done again, so the same call resumes a training that died.
     """
-    outlive_the_worker()
-    with opened(config, flow_run.id or ""):
-        introduce(config)
-        take_over(config, flow_run.id or "", get_run_logger())
+    return work(config)
+
+
+def work(config: RewardTraining) -> str:
+    """The body of every flow that trains a reward model."""
+    with holding(config):
         order.walk(config, asking(run_stage))
         return _publish(config)
 

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from flows import private_server
-from flows.console import KEPT, Overrides, clear_errors, console, say
+from flows.console import KEPT, Overrides, clear_errors, console, print_table, say
 from pco.reward_training import order
 from pco.reward_training.config import RewardTraining, load
 from pco.rundir import check_same, report_path
@@ -78,11 +77,7 @@ def _train(config: RewardTraining) -> None:
 def _conclude(config: RewardTraining) -> None:
     from pco.report import reward
 
-    content = reward.accuracies(reward.read(config))
-    table = Table(*(column.label for column in content.columns), title=content.caption, title_justify="left")
-    for row in content.rows:
-        table.add_row(*(cell.text for cell in row))
-    console.print(table)
+    print_table(reward.accuracies(reward.read(config)))
     for line in reward.sentences(reward.read(config)):
         say(line)
     say(f"Model: {config.folder / 'model'}")

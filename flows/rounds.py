@@ -1,37 +1,28 @@
 """The multi-round run as a Prefect flow: every stage of `pco.rounds` as a task, a report after each round."""
 
-import logging
-import os
 import re
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from uuid import UUID
 
 from prefect import flow, get_client, get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
-from prefect.client.schemas.objects import State
 from prefect.events import emit_event
-from prefect.exceptions import Abort
-from prefect.logging.handlers import PrefectConsoleHandler
-from prefect.runtime import deployment, flow_run
-from prefect.states import Scheduled
+from prefect.runtime import flow_run
 
 from data import store
 from flows.ask import asking
-from flows.recover import FLOW, FOLDER, take_over
+from flows.holding import holding
+from flows.recover import FLOW
 from pco import retention, rounds
 from pco.config import RunConfig
-from pco.reward_training.config import RewardTraining
-from pco.rundir import is_held, opened, point_to_best
+from pco.rundir import point_to_best
 from pco.stage import Artifact, Stage
 from tasks.stages import run_stage, shown_if_possible
 
 REFUSED = "pco.round.refused"  # the event; flows/automations.py answers it
-_ASK_AGAIN_S = 120.0  # each time costs the start of a process
 
 
 @flow(name=FLOW, flow_run_name="{config.run}", persist_result=False, validate_parameters=True)
@@ -45,12 +36,8 @@ def run_rounds(config: RunConfig) -> str:
 
 def work(config: RunConfig, *, until: int | None = None) -> str:
     """The body of every flow that makes rounds: all of them, or those up to a number."""
-    outlive_the_worker()
-    _queue_if_held(config)
-    with opened(config, flow_run.id or ""):
-        introduce(config)
+    with holding(config):
         _name_round(config, 1)
-        take_over(config, flow_run.id or "", get_run_logger())
         with suppress(_Enough):
             rounds.walk(config, asking(run_stage), decided=partial(_decided, config, until, time.time()))
         return str(_publish_run(config))
@@ -58,29 +45,6 @@ def work(config: RunConfig, *, until: int | None = None) -> str:
 
 class _Enough(Exception):
     """The last round that is wanted is decided."""
-
-
-def _queue_if_held(config: RunConfig) -> None:
-    """Give the worker back while another flow run works on this run; the server starts this one again later.
-
-    A process that waited for the lock itself would say Running, and be taken for a dead one.
-    """
-    if not deployment.id or not is_held(config.folder):
-        return
-    told = f"Another flow run works on {config.folder}. This one starts again when it is through."
-    later = datetime.now(UTC) + timedelta(seconds=_ASK_AGAIN_S)
-    waiting: State[None] = Scheduled(scheduled_time=later, name="AwaitingConcurrencySlot", message=told)
-    get_run_logger().info(told)
-    with get_client(sync_client=True) as client:
-        client.set_flow_run_state(UUID(flow_run.id), waiting, force=True)
-    raise Abort(told)
-
-
-def introduce(config: RunConfig | RewardTraining) -> None:
-    """Tell the server where this flow run works, and let it be found by the run's name."""
-    with shown_if_possible("where the run lies"), get_client(sync_client=True) as client:
-        client.update_flow_run_labels(UUID(flow_run.id), {FOLDER: str(config.folder.resolve())})
-        client.update_flow_run(UUID(flow_run.id), tags={*flow_run.tags, config.run})
 
 
 def _name_round(config: RunConfig, number: int) -> None:
@@ -103,17 +67,6 @@ def _decided(config: RunConfig, until: int | None, began: float, number: int, be
 
 def _is_decided(config: RunConfig, number: int) -> bool:
     return store.read_manifest(Stage("decide", number, config, {}).folder) is not None
-
-
-def outlive_the_worker() -> None:
-    """A worker reads this process's output from a pipe; once it is dead, Rich answers the next line with SystemExit."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, PrefectConsoleHandler):
-            handler.console.on_broken_pipe = partial(_silence, handler.console.file.fileno)  # type: ignore[method-assign]
-
-
-def _silence(descriptor: Callable[[], int]) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor())
 
 
 def _tell_if_refused(config: RunConfig, number: int, *, since: float) -> None:

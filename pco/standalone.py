@@ -7,10 +7,9 @@ from pathlib import Path
 
 from data import store
 from data.errors import BadInput
-from pco import launcher, policy, retention, rounds
-from pco.config import Generate, RunConfig, parse
-from pco.progress import Progress
-from pco.rundir import find_round, opened
+from pco import policy, retention, rounds
+from pco.config import Generate, RunConfig, load, parse
+from pco.rundir import find, find_round
 from pco.stage import Stage, round_folder
 
 
@@ -18,12 +17,53 @@ class _Evaluated(Exception):
     """The start is through, and no round is wanted."""
 
 
+def settings(config: Path | None, policies: list[str], runs_dir: Path, overrides: list[str] | None) -> RunConfig:
+    """The config whose settings evaluate policies: a file's, or else that of the run which the first is named after.
+
+    Raises BadInput when no file is given and the first policy is of no run.
+    """
+    if config is not None:
+        return load(config, overrides)
+    if not _is_of_a_run(policies[0]):
+        raise BadInput(f"config: none given, and {policies[0]} is not RUN:ROUND, whose config would do.")
+    return find(policies[0].rpartition(":")[0], runs_dir, overrides)
+
+
+def plans(
+    settings: RunConfig, policies: list[str], *, prompts: Path | None, out: Path, runs_dir: Path
+) -> dict[str, RunConfig]:
+    """For each policy, by a short name, the config under which it is evaluated.
+
+    Raises BadInput for a policy that is not there, or is named twice.
+    """
+    names = short_names(policies)
+    made = [planned(settings, model_of(name, runs_dir), prompts, out) for name in policies]
+    _check_distinct(policies, [str(plan.folder) for plan in made])
+    return dict(zip(names, made, strict=True))
+
+
+def short_names(policies: list[str]) -> list[str]:
+    """The last part of each one's path, where that tells them apart; raises BadInput for one that is named twice."""
+    _check_distinct(policies, policies)
+    short = [Path(name).name for name in policies]
+    return short if len(set(short)) == len(short) else policies
+
+
+def _check_distinct(policies: list[str], found: list[str]) -> None:
+    if len(set(found)) < len(found):
+        raise BadInput(f"policies: {', '.join(policies)} names one twice, and it would be compared with itself.")
+
+
+def _is_of_a_run(name: str) -> bool:
+    return ":" in name and not store.exists(Path(name))
+
+
 def model_of(name: str, runs_dir: Path) -> str:
     """The folder or hub id of a policy: `RUN:ROUND` stands for the policy that a round trained, 0 for the starting one.
 
     Raises BadInput when the run is not there, or has no such policy.
     """
-    if store.exists(Path(name)) or ":" not in name:
+    if not _is_of_a_run(name):
         return name
     config, number = find_round(name, runs_dir)
     if not number:
@@ -43,8 +83,10 @@ def planned(settings: RunConfig, model: str, prompts: Path | None, out: Path) ->
     Its folder is named after all that decides the result, so that another result never meets it.
     """
     raw = settings.model_dump(mode="json")
-    for section in ("pair", "replay", "train", "gate", "rounds", "keep_last", "keep_best"):  # decide nothing here
+    for section in ("pair", "train", "gate", "rounds", "keep_last", "keep_best"):  # decide nothing here
         del raw[section]
+    # Nor does how pairs are replayed; but what is trained on is named, since no prompt of it may be evaluated on.
+    raw["replay"] = {"rounds": int(settings.prompts.preferences is not None)}
     raw["generate"]["n"] = Generate().n
     if model != settings.policy.model:
         raw["policy"] |= {"model": model, "revision": None}
@@ -56,17 +98,19 @@ def planned(settings: RunConfig, model: str, prompts: Path | None, out: Path) ->
     return config.model_copy(update={"run": f"{slug or 'policy'}-{store.digest({'of': decides})[:8]}"})
 
 
-def run(config: RunConfig, on_progress: Callable[[Stage, Progress], None]) -> Path:
-    """Evaluate the policy of a config, or find it done; returns the evaluation's folder."""
+def walk(config: RunConfig, do: Callable[[Stage], store.Manifest]) -> Path:
+    """Hand the stages that evaluate the policy of a config to `do`, which makes sure that each is finished; returns the
+    evaluation's folder.
+    """
     folder = Path()
 
-    def do(stage: Stage) -> store.Manifest:
+    def of_the_start(stage: Stage) -> store.Manifest:
         nonlocal folder
         if stage.round:
             raise _Evaluated
         folder = stage.folder  # of the last stage of the start, which is the evaluation
-        return launcher.run(stage, on_progress=lambda progress: on_progress(stage, progress))
+        return do(stage)
 
-    with opened(config), contextlib.suppress(_Evaluated):
-        rounds.walk(config, do)
+    with contextlib.suppress(_Evaluated):
+        rounds.walk(config, of_the_start)
     return folder

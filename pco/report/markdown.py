@@ -23,7 +23,7 @@ def table(content: Table) -> str:
     """A Markdown table under its caption; only the caption if it has no rows."""
     if not content.rows:
         return f"{content.caption}\n\nNothing yet."
-    heading = [column.label for column in content.columns]
+    heading = [escape(column.label) for column in content.columns]
     rule = ["---:" if column.number else "---" for column in content.columns]
     rows = [[_cell(cell) for cell in row] for row in content.rows]
     lines = [f"| {' | '.join(cells)} |" for cells in (heading, rule, *rows)]

@@ -88,6 +88,11 @@ class Stack:
         made = self.ask(f"/api/deployments/{deployment}/create_flow_run", {"parameters": {"config": config}})
         return str(made["id"])
 
+    def runs(self) -> list[Row]:
+        """The flow runs of rounds."""
+        found: list[Row] = self.ask("/api/flow_runs/filter", {"flows": {"name": {"any_": ["pco-rounds"]}}})
+        return found
+
     def becomes(self, flow_run: str, state: str) -> Row:
         def there() -> Row | None:
             row: Row = self.ask(f"/api/flow_runs/{flow_run}")

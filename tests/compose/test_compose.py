@@ -96,6 +96,10 @@ def test_a_run_survives_the_death_of_each_service_and_a_restart_of_all(stack: St
     finished = stack.finished(RUN)
     stack.kill("worker")
 
+    stack.comes_to(f"{RUN}/round-01/logs/pair.log")
+    finished |= stack.finished(RUN)
+    stack.inside("sh", "-c", f"kill -9 $(grep -o '\"pid\": [0-9]*' {RUNS}/{RUN}/.lock | cut -d ' ' -f 2)")
+
     stack.comes_to(f"{RUN}/round-01/logs/train.log")
     finished |= stack.finished(RUN)
     stack.kill("server")
@@ -110,7 +114,7 @@ def test_a_run_survives_the_death_of_each_service_and_a_restart_of_all(stack: St
     stack.call("restart")
 
     row = stack.becomes(flow_run, "Completed")
-    assert row["run_count"] == 3, "once after the worker's death, once after the restart"
+    assert row["run_count"] == 4, "after the deaths of the worker and of the run's process, and after the restart"
     after = stack.finished(RUN)
     assert {path: after.get(path) for path in finished} == finished
     _is_whole(stack, tmp_path)
@@ -135,7 +139,7 @@ def test_after_down_and_up_runs_and_history_are_there_and_one_variable_asks_for_
     stack.call("down")
     stack.auth = ("admin", "not a word for the world")
     stack.up()
-    (row,) = stack.ask("/api/flow_runs/filter", {})
+    (row,) = stack.runs()
     assert (row["parameters"]["config"]["run"], row["state_name"]) == (RUN, "Completed")
     assert stack.finished(RUN) == finished
     stranger = httpx.get(f"{stack.url}/api/admin/version")
@@ -146,7 +150,6 @@ def test_one_command_makes_a_run_that_the_server_shows(stack: Stack) -> None:
     made = stack.call("run", "--rm", "pco", "run", "/data/config.yaml", "--set", "run=single", "--set", "rounds=1")
     assert "round 1 " in made
     assert f"Report: {RUNS}/single/report.html" in made
-    rows = stack.ask("/api/flow_runs/filter", {})
-    states = {row["parameters"]["config"]["run"]: row["state_name"] for row in rows}
+    states = {row["parameters"]["config"]["run"]: row["state_name"] for row in stack.runs()}
     assert states == {RUN: "Completed", "single": "Completed"}
     assert "Nothing is left to do." in stack.inside("pco", "status", "single")

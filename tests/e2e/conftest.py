@@ -157,14 +157,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {**ENVIRONMENT, "PREFECT_HOME": str(home), "PREFECT_SERVER_UI_API_URL": url}
     with (home / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not _healthy(url):
-        assert process.poll() is None, (home / "log").read_text()
-        assert time.monotonic() < deadline, "the server never came up"
-        time.sleep(0.5)
-    yield url
-    os.killpg(process.pid, 15)
-    process.wait(30)
+    try:
+        deadline = time.monotonic() + 300
+        while not _healthy(url):
+            assert process.poll() is None, (home / "log").read_text()
+            assert time.monotonic() < deadline, "the server never came up"
+            time.sleep(0.5)
+        yield url
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(30)
 
 
 def asked(method: str, url: str, **body: Any) -> Any:

@@ -2,19 +2,24 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.comparison import evaluate_policies
+from flows.recover import FOLDER
 from tests.e2e.conftest import Case, asked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
-def _ask(url: str, what: str, wanted: int) -> list[dict[str, object]]:
+def _ask(url: str, what: str, wanted: int, **body: Any) -> list[dict[str, Any]]:
     """Rows arrive late: ask until they are there."""
     deadline = time.monotonic() + 60
     while True:
-        rows: list[dict[str, object]] = asked("POST", f"{url}/{what}/filter", json={})
+        rows: list[dict[str, Any]] = asked("POST", f"{url}/{what}/filter", json=body)
         if len(rows) >= wanted or time.monotonic() > deadline:
             return rows
         time.sleep(1)
@@ -44,3 +49,18 @@ def test_a_failed_stage_gives_its_cause_as_the_runs_state_message(make_case: Cal
     assert "ran out of time" in output
     runs = [run for run in _ask(server, "flow_runs", 2) if str(run["name"]).startswith("late")]
     assert "ran out of time" in str(runs[0]["state"])
+
+
+def test_policies_are_evaluated_as_a_flow_with_a_task_for_each_stage_of_each(
+    make_case: Callable[..., Case], server: str, tiny: Path, tmp_path: Path, one_thread: None
+) -> None:
+    case = make_case(evaluate__samples=1)
+    with temporary_settings({PREFECT_API_URL: server}):
+        evaluate_policies(policies=f"{tiny}\n", config=str(case.file), out=str(tmp_path))
+    (run,) = [run for run in _ask(server, "flow_runs", 1) if run["name"] == str(tiny)]
+    (made,) = tmp_path.iterdir()
+    assert (run["state_type"], run["labels"][FOLDER]) == ("COMPLETED", str(made))
+    own = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+    assert {task["name"] for task in _ask(server, "task_runs", 2, **own)} == {"tiny · prepare", "tiny · evaluate"}
+    artifacts = {str(artifact["key"]): artifact["data"] for artifact in _ask(server, "artifacts", 1, **own)}
+    assert "perplexity of human text" in artifacts["pco-evaluate"]

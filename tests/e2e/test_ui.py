@@ -1,5 +1,5 @@
-"""`make test-ui`: Prefect's UI in a browser: fill the form, watch a stage fail, press Retry, open the report, switch on
-a schedule.
+"""`make test-ui`: Prefect's UI in a browser: fill the forms, watch a stage fail, press Retry, open the reports, switch
+on a schedule.
 
 Needs Chromium and `pip install playwright`; is skipped without. Writes the pictures of docs/prefect.md to PCO_IMAGES.
 """
@@ -20,6 +20,7 @@ import yaml
 
 from tests import tiny_model
 from tests.e2e.conftest import Case, asked
+from tests.pco.reward_training.conftest import preferences
 
 playwright = pytest.importorskip("playwright.sync_api", reason="not tested: pip install playwright")
 CHROMIUM = shutil.which("chromium")
@@ -97,6 +98,11 @@ def _fill(site: Site, case: Case, run: str, rounds: str) -> None:
     page.get_by_label("overrides (Optional)").fill("\n".join(overrides))
 
 
+def _refusal(field: Any) -> str:
+    """What the browser says of a field."""
+    return str(field.evaluate("field => field.validationMessage"))
+
+
 def _submit(site: Site) -> str:
     """Returns the id of the flow run; a server on SQLite may be too busy for a moment."""
     for _ in range(5):
@@ -116,11 +122,16 @@ def _come(rows: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return found
 
 
+def _row(site: Site, run: str) -> dict[str, Any]:
+    found: dict[str, Any] = asked("GET", f"{site.api}/flow_runs/{run}")
+    return found
+
+
 def _becomes(site: Site, run: str, state: str) -> None:
     """Wait for the server to say so, then for the page: no browser need draw for all that time."""
     site.page.goto("about:blank")
     deadline = time.monotonic() + LONG_S
-    while (row := site.rows("flow_runs")[0])["state_name"] != state:
+    while (row := _row(site, run))["state_name"] != state:
         assert time.monotonic() < deadline, row["state"]
         time.sleep(1)
     site.open(f"runs/flow-run/{run}")
@@ -138,8 +149,7 @@ def test_a_run_goes_from_the_form_over_a_failed_stage_and_retry_to_its_report(
     case = make_case(engine__max_model_len=tiny_model.CONTEXT)
     _fill(site, case, "pictured", "0")
     page.get_by_role("button", name="Submit").click()
-    refusal = page.get_by_label("Rounds (Optional)").evaluate("field => field.validationMessage")
-    assert refusal == "Value must be greater than or equal to 1."
+    assert _refusal(page.get_by_label("Rounds (Optional)")) == "Value must be greater than or equal to 1."
     assert site.rows("flow_runs") == []
     site.shoot("refused")
 
@@ -151,7 +161,7 @@ def test_a_run_goes_from_the_form_over_a_failed_stage_and_retry_to_its_report(
     obstacle.touch()
     run = _submit(site)
     _becomes(site, run, "Failed")
-    assert "round-01/scores" in site.rows("flow_runs")[0]["state"]["message"]
+    assert "round-01/scores" in _row(site, run)["state"]["message"]
     site.shoot("failed")
 
     finished = _written(folder)
@@ -164,7 +174,7 @@ def test_a_run_goes_from_the_form_over_a_failed_stage_and_retry_to_its_report(
     after = _written(folder)
     assert {path: after[path] for path in finished} == finished
     assert len(after) > len(finished) > 2
-    assert site.rows("flow_runs")[0]["name"] == "pictured · round 2 of 2"
+    assert _row(site, run)["name"] == "pictured · round 2 of 2"
     site.shoot("run")
 
     artifacts = {one["key"]: one["id"] for one in site.rows("artifacts")}
@@ -176,6 +186,34 @@ def test_a_run_goes_from_the_form_over_a_failed_stage_and_retry_to_its_report(
     image.wait_for()
     assert image.evaluate("image => image.naturalWidth") > 0
     site.shoot("plot", 620)
+    _evaluate(site, "pictured:0\npictured:2")
+
+
+def _evaluate(site: Site, policies: str) -> None:
+    site.open(f"deployments/deployment/{site.id_of('evaluate')}/run")
+    site.page.get_by_label("policies", exact=True).fill(policies)
+    _becomes(site, _submit(site), "Completed")
+    (found,) = site.rows("artifacts", artifacts={"key": {"any_": ["pco-evaluate"]}})
+    site.open(f"artifacts/artifact/{found['id']}")
+    site.page.get_by_text("pictured:2 less pictured:0").wait_for()
+    site.shoot("evaluation", 900)
+
+
+def test_a_reward_model_is_trained_from_a_form_that_refuses_what_is_missing(
+    site: Site, tiny: Path, tmp_path: Path
+) -> None:
+    page = site.page
+    site.open(f"deployments/deployment/{site.id_of('reward')}/run")
+    page.get_by_label("run", exact=True).fill("judge")
+    page.get_by_role("button", name="Submit").click()
+    assert _refusal(page.get_by_label("preferences", exact=True)), "an empty field was taken"
+    page.get_by_label("preferences", exact=True).fill(str(preferences(tmp_path)))
+    page.get_by_label("model (Optional)", exact=True).fill(str(tiny))
+    page.get_by_label("overrides (Optional)").fill("heldout_share=0.3\ntrain.micro_batch_pairs=4")
+    site.shoot("reward", 1250)
+    run = _submit(site)
+    _becomes(site, run, "Completed")
+    assert (tmp_path / "runs/judge/model/model.safetensors").exists()
 
 
 def test_a_schedule_that_is_switched_on_makes_its_runs(site: Site) -> None:

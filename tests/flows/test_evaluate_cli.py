@@ -73,7 +73,8 @@ def test_policies_are_evaluated_on_other_prompts_once_and_held_against_the_first
     command = ("evaluate", tiny, f"{finished.folder}:2", "--config", config_file, "--prompts", other)
     first = told(*command, "--out", tmp_path / "out")
     assert launched == ["prepare", "evaluate"] * 2
-    assert "test:2 less" in first and "-1.0000 (-1.0000 to -1.0000)" in first  # a token longer than the first's
+    assert "test:2 less" in first
+    assert "−1.0000 (−1.0000 to −1.0000)" in first  # a token longer than the first's
     again = told(*command, "--out", tmp_path / "out")
     assert again.partition("Means")[2] == first.partition("Means")[2]
     assert launched == ["prepare", "evaluate"] * 2
@@ -95,6 +96,21 @@ def test_another_reward_is_another_evaluation_and_disturbs_none(
     assert launched == ["prepare", "evaluate"] * 2
 
 
+def test_the_settings_are_by_default_those_of_the_first_policy_s_run(finished: RunConfig, tmp_path: Path) -> None:
+    settings = standalone.settings(None, [f"{finished.folder}:2", "some/model"], tmp_path, ["seed=5"])
+    assert settings == finished.model_copy(update={"seed": 5})
+
+
+def test_a_model_of_no_run_needs_a_config() -> None:
+    assert "config: none given, and some/model is not RUN:ROUND" in told("evaluate", "some/model", status=2)
+
+
+def test_seed_preferences_of_a_config_are_no_fault(tiny: Path, tmp_path: Path) -> None:
+    settings = builders.config(tmp_path, prompts__preferences="pairs.jsonl", replay__rounds=3)
+    plan = standalone.planned(settings, str(tiny), None, tmp_path)
+    assert plan.prompts.preferences == str(Path("pairs.jsonl").resolve())
+
+
 def test_prompts_that_were_trained_on_are_refused(launched: list[str], config_file: Path, tmp_path: Path) -> None:
     train = tmp_path / "train.jsonl"
     message = told("evaluate", "any", "--config", config_file, "--prompts", train, "--out", tmp_path, status=2)
@@ -104,7 +120,8 @@ def test_prompts_that_were_trained_on_are_refused(launched: list[str], config_fi
 @pytest.mark.parametrize(
     ("policies", "message"),
     [
-        (["a", "a"], "names a policy twice"),
+        (["a", "a"], "names one twice"),
+        (["{run}:2", "{run}/round-02/policy"], "names one twice"),
         (["nowhere:1"], "no run here"),
         (["{run}:1"], "no policy of that round"),
         (["{run}:one"], "expected RUN:ROUND"),

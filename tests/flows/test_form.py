@@ -10,37 +10,42 @@ from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 
 from data.errors import BadInput
-from flows.comparison import compare_policies
-from flows.form import Preset, configured, next_round, start
+from flows.comparison import compare_policies, evaluate_policies
+from flows.form import Learning, Preset, next_round, preset_file, sets, start, train_reward
+from pco.config import RunConfig, load
+from pco.reward_training import config as reward_training
 from pco.rundir import opened
 from tests import builders
 
-FORMS = [start, next_round, compare_policies]
+FORMS = [start, next_round, train_reward, evaluate_policies, compare_policies]
+
+
+def configured(preset: Preset, said: dict[str, str | float], overrides: str = "") -> RunConfig:
+    return load(preset_file(preset), sets(said, overrides))
 
 
 @pytest.mark.parametrize("preset", get_args(Preset))
 def test_every_preset_is_a_whole_config(preset: Preset) -> None:
-    assert configured(preset, {"run": "mine"}, []).run == "mine"
+    assert configured(preset, {"run": "mine"}).run == "mine"
 
 
 def test_what_a_form_leaves_empty_is_the_preset_s() -> None:
-    said: dict[str, str | int] = {"run": "mine", "policy.model": "", "rounds": 7}
-    config = configured("quickstart", said, [])
+    config = configured("quickstart", {"run": "mine", "policy.model": "", "rounds": 7})
     assert config.policy.model.endswith("smollm2-135m-instruct")
     assert config.rounds == 7
 
 
 def test_overrides_have_the_last_word() -> None:
-    assert configured("quickstart", {"run": "mine", "seed": 1}, ["", " seed=2 "]).seed == 2
+    assert configured("quickstart", {"run": "mine", "seed": 1}, "\n seed=2 \n").seed == 2
 
 
 def test_a_name_that_looks_like_a_number_stays_a_name() -> None:
-    assert configured("quickstart", {"run": "2026"}, []).run == "2026"
+    assert configured("quickstart", {"run": "2026"}).run == "2026"
 
 
 def test_a_wrong_override_is_refused_by_its_key() -> None:
     with pytest.raises(BadInput, match=r"train\.learning_rat: unknown key. Did you mean `learning_rate`"):
-        configured("quickstart", {"run": "mine"}, ["train.learning_rat=1"])
+        configured("quickstart", {"run": "mine"}, "train.learning_rat=1")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -72,3 +77,31 @@ def test_one_more_round_needs_a_run(tmp_path: Path) -> None:
         pass
     with pytest.raises(BadInput, match="no run here. Runs in .*: there"):
         next_round.fn("elsewhere", str(tmp_path / "runs"))
+
+
+def test_what_the_reward_s_form_begins_with_is_its_preset_s() -> None:
+    preset = reward_training.load(preset_file("reward")).train
+    assert dict(Learning()) == {name: getattr(preset, name) for name in Learning.model_fields}
+
+
+@pytest.mark.parametrize(
+    ("form", "said", "told"),
+    [
+        (train_reward, {"run": "mine", "preferences": " "}, "preferences"),
+        (train_reward, {"run": "mine", "preferences": "pairs.jsonl", "train": {"epochs": 0}}, r"train\.epochs"),
+        (evaluate_policies, {"policies": "\n"}, "policies"),
+        (evaluate_policies, {"policies": "weekly:1", "level": 95}, "level"),
+        (compare_policies, {"first": {"run": "a", "round": 0}, "second": {"run": "b", "round": -1}}, r"second\.round"),
+    ],
+)
+def test_a_bad_value_is_refused_by_the_field_s_name(form: Flow[Any, Any], said: dict[str, Any], told: str) -> None:
+    with pytest.raises(ParameterTypeError, match=told):
+        form.validate_parameters(said)
+
+
+def test_what_only_the_config_knows_is_told_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="train.epoch: unknown key"):
+        train_reward.fn("mine", "pairs.jsonl", overrides="train.epoch=2", runs_dir=str(tmp_path))
+    with pytest.raises(BadInput, match="policies: a, a names one twice"):
+        evaluate_policies.fn("a\n\na", str(preset_file("quickstart")), runs_dir=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []

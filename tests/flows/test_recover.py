@@ -1,20 +1,21 @@
 """Which flow runs are dead, and what the command says when it cannot know."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
 from data.errors import BadInput
 from flows import recover
 from flows.cli import app
-from flows.recover import FOLDER, folder_of, is_dead, resumed
+from flows.recover import FOLDER, folder_of, is_dead, resume_crashed, resumed
 from pco.rundir import holder, opened
 from tests import builders
 
@@ -67,6 +68,49 @@ def test_what_began_too_often_or_has_no_deployment_is_not_resumed() -> None:
     assert "`pco resume /runs/a`" in resumed(never_asked, dead, Path("/runs/a"), 3)
     deployed = dead.model_copy(update={"deployment_id": uuid4()})
     assert "not resumed after 3 attempts" in resumed(never_asked, deployed, Path("/runs/a"), 3)
+
+
+class OneRun:
+    """A server that knows one flow run."""
+
+    def __init__(self, run: FlowRun) -> None:
+        self.run = run
+        self.asked: list[str | None] = []
+
+    def read_flow_run(self, _: UUID) -> FlowRun:
+        return self.run
+
+    def read_task_runs(self, **_: object) -> list[TaskRun]:
+        return []
+
+    def set_flow_run_state(self, _: UUID, state: State) -> None:
+        self.run = self.run.model_copy(update={"state_type": state.type, "state_name": state.name})
+        self.asked.append(state.name)
+
+
+@pytest.fixture
+def crashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OneRun:
+    """A flow run of a deployment that crashed once, and left its folder."""
+    config = builders.config(tmp_path)
+    with opened(config):
+        labels = {FOLDER: str(config.folder)}
+    run = FlowRun(flow_id=uuid4(), labels=labels, deployment_id=uuid4(), run_count=1, state_type="CRASHED")
+    server = OneRun(run)
+    monkeypatch.setattr(recover, "get_client", lambda **_: nullcontext(server))
+    return server
+
+
+def test_a_crash_that_is_told_twice_is_resumed_once(crashed: OneRun) -> None:
+    told = [*resume_crashed(crashed.run.id, 3), *resume_crashed(crashed.run.id, 3)]
+    assert told[0].endswith("resumes as attempt 2") and told[1].endswith("AwaitingRetry by now")
+    assert crashed.asked == ["AwaitingRetry"]
+
+
+def test_a_crash_is_not_resumed_where_another_works_or_after_too_many_attempts(crashed: OneRun, tmp_path: Path) -> None:
+    with opened(builders.config(tmp_path), "another"):
+        assert [line.endswith("left alone: in work") for line in resume_crashed(crashed.run.id, 3)] == [True]
+    assert ["after 1 attempts" in line for line in resume_crashed(crashed.run.id, 1)] == [True]
+    assert crashed.asked == []
 
 
 def test_without_a_server_the_command_says_what_to_set() -> None:

@@ -1,0 +1,76 @@
+"""How a flow run holds the folders that it writes to: waits its turn, says where it works, outlives its worker."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from uuid import UUID
+
+from prefect import get_client, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort
+from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.runtime import deployment, flow_run
+from prefect.states import Scheduled
+
+from flows.recover import FOLDER, take_over
+from pco.config import RunConfig
+from pco.reward_training.config import RewardTraining
+from pco.rundir import is_held, opened
+from tasks.stages import shown_if_possible
+
+_ASK_AGAIN_S = 120.0  # each time costs the start of a process
+
+
+@contextmanager
+def holding(config: RunConfig | RewardTraining, *others: RunConfig) -> Iterator[None]:
+    """Hold the folders of these configs for this flow run, all the while: the first stands for all to `pco recover`.
+
+    Raises RunConflict when another process holds one, or one was made with another config; a deployment's run is
+    rather started again later than be told that a folder is held.
+    """
+    _outlive_the_worker()
+    for one in (config, *others):
+        _queue_if_held(one)
+    with ExitStack() as held:
+        for one in (config, *others):
+            held.enter_context(opened(one, flow_run.id or ""))
+        _introduce(config)
+        take_over(config, flow_run.id or "", get_run_logger())
+        yield
+
+
+def _outlive_the_worker() -> None:
+    """A worker reads this process's output from a pipe; once it is dead, Rich answers the next line with SystemExit."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.console.on_broken_pipe = partial(_silence, handler.console.file.fileno)  # type: ignore[method-assign]
+
+
+def _silence(descriptor: Callable[[], int]) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor())
+
+
+def _queue_if_held(config: RunConfig | RewardTraining) -> None:
+    """Give the worker back while another flow run works there; the server starts this one again later.
+
+    A process that waited for the lock itself would say Running, and be taken for a dead one.
+    """
+    if not deployment.id or not is_held(config.folder):
+        return
+    told = f"Another flow run works on {config.folder}. This one starts again when it is through."
+    later = datetime.now(UTC) + timedelta(seconds=_ASK_AGAIN_S)
+    waiting: State[None] = Scheduled(scheduled_time=later, name="AwaitingConcurrencySlot", message=told)
+    get_run_logger().info(told)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(flow_run.id), waiting, force=True)
+    raise Abort(told)
+
+
+def _introduce(config: RunConfig | RewardTraining) -> None:
+    """Tell the server where this flow run works, and let it be found by the run's name."""
+    with shown_if_possible("where the run lies"), get_client(sync_client=True) as client:
+        client.update_flow_run_labels(UUID(flow_run.id), {FOLDER: str(config.folder.resolve())})
+        client.update_flow_run(UUID(flow_run.id), tags={*flow_run.tags, config.run})
