@@ -37,7 +37,9 @@ def resume_when_crashed(client: SyncPrefectClient, max_attempts: int) -> None:
         posture=Posture.Reactive,
         threshold=1,
     )
-    said = {"max_attempts": max_attempts, "crashed": "{{ flow_run.id }}"}
+    # A bare "{{ flow_run.id }}" would be turned into JSON, which Prefect 3.7.7 cannot make of an id.
+    template = {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}
+    said = {"max_attempts": max_attempts, "crashed": template}
     recover = client.read_deployment_by_name("pco-recover/recover").id
     resume = RunDeployment(deployment_id=recover, parameters=said, schedule_after=_AFTER_CRASH)
     _apply(Automation(name="pco: a flow run crashed", trigger=crashed, actions=[resume]))

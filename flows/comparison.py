@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Literal, cast
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -18,10 +18,9 @@ from pco.report import comparison
 from pco.rundir import read_config
 from pco.section import Section
 from pco.stage import Stage
-from pco.statistics import LEVELS
 from tasks.stages import run_stage
 
-Level = Annotated[float, Field(ge=LEVELS[0], le=LEVELS[1])]
+Level = Literal["0.9", "0.95", "0.99"]
 
 
 class Evaluated(Section):
@@ -37,7 +36,7 @@ class Evaluated(Section):
 
 
 @flow(name="pco-compare", flow_run_name="{first} and {second}", persist_result=False)
-def compare_policies(first: Evaluated, second: Evaluated, level: Level = 0.95, runs_dir: str = "runs") -> None:
+def compare_policies(first: Evaluated, second: Evaluated, level: Level = "0.95", runs_dir: str = "runs") -> None:
     """Compare two evaluated policies on the held-out prompts that both have answered; the tables are an artifact.
 
     Args:
@@ -55,8 +54,9 @@ def _folder(one: Evaluated, runs_dir: Path) -> Path:
     return status.folders_with(config, "evaluations", one.round)[-1][1]
 
 
-def _publish(key: str, folders: dict[str, Path], level: float) -> None:
-    text = comparison.as_markdown({name: evaluate.read(folder) for name, folder in folders.items()}, level=level)
+def _publish(key: str, folders: dict[str, Path], level: Level) -> None:
+    evaluations = {name: evaluate.read(folder) for name, folder in folders.items()}
+    text = comparison.as_markdown(evaluations, level=float(level))
     create_markdown_artifact(text, key=key, description=" and ".join(folders))
 
 
@@ -70,7 +70,7 @@ def evaluate_policies(
     config: str = "",
     prompts: str = "",
     overrides: str = "",
-    level: Level = 0.95,
+    level: Level = "0.95",
     out: str = "runs/evaluations",
     runs_dir: str = "runs",
 ) -> None:

@@ -12,11 +12,10 @@ from pco.config import RunConfig
 from pco.progress import Progress
 from pco.rundir import find_round, opened
 from pco.stage import Stage
-from pco.statistics import LEVELS
 
 app = typer.Typer(rich_markup_mode="markdown")
 
-Level = Annotated[float, typer.Option(min=LEVELS[0], max=LEVELS[1], help="Confidence level of the intervals.")]
+Level = Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")]
 Rows = list[dict[str, Any]]
 
 _KEPT = "What is finished is kept; the same command goes on."

@@ -1,4 +1,7 @@
-"""The flows that people start by a form in the Prefect UI. Their parameters are the form: flat groups, no unions."""
+"""The flows that people start by a form in the Prefect UI. Their parameters are the form: flat groups, no unions.
+
+No fractions either: the pages at /v2 of Prefect 3.7.7 take whole numbers only, be the field's own default another.
+"""
 
 import json
 from collections.abc import Mapping
@@ -103,8 +106,8 @@ class Learning(Section):
 
     epochs: int = Field(1, ge=1)
     """Passes over the pairs."""
-    length_penalty: float = Field(1.0, ge=0)
-    """How much of what length alone tells is kept out of the reward: 0 nothing, 1 all that a fit on length finds."""
+    length_penalty: str = Field("", pattern=r"^\d*\.?\d*$")
+    """How much of what length alone tells is kept out of the reward: 0 nothing, 1 all of it. Empty: the preset's."""
 
 
 @flow(name=REWARD_FLOW, flow_run_name="{run}", persist_result=False)

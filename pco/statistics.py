@@ -8,7 +8,6 @@ import numpy as np
 
 from data.errors import BadInput
 
-LEVELS = (0.5, 0.999)  # least and highest confidence level that one may ask for
 _RESAMPLES = 2000
 _ROUNDING = 1e-9  # a spread of so small a share of the sample's is that of equal values
 _RESAMPLED_AT_ONCE = 2**22  # numbers in memory at a time

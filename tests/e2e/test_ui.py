@@ -98,11 +98,6 @@ def _fill(site: Site, case: Case, run: str, rounds: str) -> None:
     page.get_by_label("overrides (Optional)").fill("\n".join(overrides))
 
 
-def _refusal(field: Any) -> str:
-    """What the browser says of a field."""
-    return str(field.evaluate("field => field.validationMessage"))
-
-
 def _submit(site: Site) -> str:
     """Returns the id of the flow run; a server on SQLite may be too busy for a moment."""
     for _ in range(5):
@@ -149,7 +144,8 @@ def test_a_run_goes_from_the_form_over_a_failed_stage_and_retry_to_its_report(
     case = make_case(engine__max_model_len=tiny_model.CONTEXT)
     _fill(site, case, "pictured", "0")
     page.get_by_role("button", name="Submit").click()
-    assert _refusal(page.get_by_label("Rounds (Optional)")) == "Value must be greater than or equal to 1."
+    refusal = page.get_by_label("Rounds (Optional)").evaluate("field => field.validationMessage")
+    assert refusal == "Value must be greater than or equal to 1."
     assert site.rows("flow_runs") == []
     site.shoot("refused")
 
@@ -180,12 +176,12 @@ def test_a_run_goes_from_the_form_over_a_failed_stage_and_retry_to_its_report(
     artifacts = {one["key"]: one["id"] for one in site.rows("artifacts")}
     site.open(f"artifacts/artifact/{artifacts['pictured-round-1']}")
     page.get_by_role("heading", name="Run pictured, round 1").wait_for()
-    site.shoot("report", 1250)
+    site.shoot("report", 1500)
     site.open(f"artifacts/artifact/{artifacts['pictured-reward']}")
     image = page.locator("img[src^='data:image/svg+xml']")
     image.wait_for()
     assert image.evaluate("image => image.naturalWidth") > 0
-    site.shoot("plot", 620)
+    site.shoot("plot", 720)
     _evaluate(site, "pictured:0\npictured:2")
 
 
@@ -206,9 +202,10 @@ def test_a_reward_model_is_trained_from_a_form_that_refuses_what_is_missing(
     site.open(f"deployments/deployment/{site.id_of('reward')}/run")
     page.get_by_label("run", exact=True).fill("judge")
     page.get_by_role("button", name="Submit").click()
-    assert _refusal(page.get_by_label("preferences", exact=True)), "an empty field was taken"
+    page.get_by_text("'preferences' is a required property", exact=True).wait_for()
     page.get_by_label("preferences", exact=True).fill(str(preferences(tmp_path)))
     page.get_by_label("model (Optional)", exact=True).fill(str(tiny))
+    page.get_by_label("Length Penalty (Optional)").fill("0.5")
     page.get_by_label("overrides (Optional)").fill("heldout_share=0.3\ntrain.micro_batch_pairs=4")
     site.shoot("reward", 1250)
     run = _submit(site)
