@@ -403,6 +403,6 @@ def test_a_stage_that_does_not_even_answer_is_ended(stage: Stage, stage_does: Ca
 def test_a_stage_that_says_something_now_and_then_is_left_alone(
     stage: Stage, stage_does: Callable[[str], None]
 ) -> None:
-    stage_does("for i in range(30): print(i, flush=True); time.sleep(0.1)\n" + FINISH)
-    busy = builders.stage("score", builders.changed(stage.config, stall_timeout_s=2), dict(stage.inputs))
+    stage_does("for i in range(35): print(i, flush=True); time.sleep(0.2)\n" + FINISH)
+    busy = builders.stage("score", builders.changed(stage.config, stall_timeout_s=6), dict(stage.inputs))
     assert launcher.run(busy).fingerprint == stage.fingerprint
