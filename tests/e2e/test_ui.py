@@ -191,7 +191,7 @@ def _evaluate(site: Site, policies: str) -> None:
     _becomes(site, _submit(site), "Completed")
     (found,) = site.rows("artifacts", artifacts={"key": {"any_": ["pco-evaluate"]}})
     site.open(f"artifacts/artifact/{found['id']}")
-    site.page.get_by_text("pictured:2 less pictured:0").wait_for()
+    site.page.get_by_text("pictured:2 less pictured:0").first.wait_for()
     site.shoot("evaluation", 900)
 
 
