@@ -187,7 +187,9 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _preferences_can_be_rescored(self) -> "RunConfig":
+    def _replayed_pairs_can_be_rescored(self) -> "RunConfig":
+        if self.pair.strategy == "reference_worst" and self.replay.rescore:
+            raise ValueError("replay.rescore: reference_worst prefers the reference whatever a reward says of it")
         if self.prompts.preferences is not None and self.replay.rescore and compares_with_reference(self.reward):
             raise ValueError(
                 "replay.rescore: the reward compares with `reference`, which seed preferences lack: leave it off"

@@ -228,6 +228,11 @@ def test_seed_preferences_cannot_be_judged_by_a_reward_that_needs_references(
         builders.config(tmp_path, **settings, replay__rescore=True)
 
 
+def test_human_answers_are_not_judged_anew(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="reference_worst prefers the reference whatever a reward says"):
+        builders.config(tmp_path, pair__strategy="reference_worst", replay__rescore=True)
+
+
 def test_the_first_round_is_given_the_seed_preferences_and_later_ones_as_far_back_as_they_look(tmp_path: Path) -> None:
     builders.write_prompts(tmp_path, ["train"], ["heldout"])
     (tmp_path / "seed.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}')
