@@ -1,6 +1,7 @@
 """Evaluations beside each other, as tables: what each says, and by how much the others differ from the first."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 
 from pco import compare, measures
 from pco.measures import Row
@@ -31,7 +32,7 @@ def _means(evaluations: Evaluations, level: float) -> Table:
         lines = [means.get(measure) for means in found]
         shown = [_interval(line.mean, line.low, line.high) if line else wording.ABSENT for line in lines]
         rows.append([measure, *shown])
-    perplexities = [measures.summarise(rows)["perplexity"] for rows in evaluations.values()]
+    perplexities = [measures.summarise(rows).get("perplexity", nan) for rows in evaluations.values()]
     rows.append(["perplexity of human text", *(wording.decimal(value, 1) for value in perplexities)])
     return Table(
         f"Means over prompts, {wording.percent(level, 0)} intervals",
