@@ -1,6 +1,7 @@
 """Evaluations beside each other, as tables: what each says, and by how much the others differ from the first."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 
 from pco import compare, measures
 from pco.measures import Row
@@ -31,9 +32,8 @@ def _means(evaluations: Evaluations, level: float) -> Table:
         lines = [means.get(measure) for means in found]
         shown = [_interval(line.mean, line.low, line.high) if line else wording.ABSENT for line in lines]
         rows.append([measure, *shown])
-    perplexities = [measures.summarise(rows).get("perplexity") for rows in evaluations.values()]
-    shown = [wording.ABSENT if value is None else wording.decimal(value, 1) for value in perplexities]
-    rows.append(["perplexity of human text", *shown])
+    perplexities = [measures.summarise(rows).get("perplexity", nan) for rows in evaluations.values()]
+    rows.append(["perplexity of human text", *(wording.decimal(value, 1) for value in perplexities)])
     return Table(
         f"Means over prompts, {wording.percent(level, 0)} intervals",
         [Column("measure", number=False), *map(Column, evaluations)],

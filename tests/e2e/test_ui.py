@@ -181,7 +181,7 @@ def test_a_run_goes_from_the_form_over_a_failed_stage_and_retry_to_its_report(
     image = page.locator("img[src^='data:image/svg+xml']")
     image.wait_for()
     assert image.evaluate("image => image.naturalWidth") > 0
-    site.shoot("plot", 720)
+    site.shoot("plot", 700)
     _evaluate(site, "pictured:0\npictured:2")
 
 
