@@ -8,7 +8,7 @@ from typing import Any
 from data import sources
 from data.errors import BadInput
 from data.importing import Written, content_key
-from data.readers import prompt_id, prompt_key
+from data.readers import margin, prompt_id, prompt_key
 from data.shapes import Kind
 
 _TEXTS: dict[Kind, tuple[str, ...]] = {
@@ -90,8 +90,10 @@ def _check_row(kind: Kind, row: Mapping[str, Any], where: str) -> None:
             raise BadInput(
                 f"{where}: expected a non-empty text under `{column}`; found {_brief(text)}. Correct the row."
             )
-    if kind == "preferences" and row["chosen"] == row["rejected"]:
-        raise BadInput(f"{where}: chosen equals rejected, so nothing is preferred. Remove the row.")
+    if kind == "preferences":
+        margin(row.get("margin"), where)
+        if row["chosen"] == row["rejected"]:
+            raise BadInput(f"{where}: chosen equals rejected, so nothing is preferred. Remove the row.")
     if kind == "feedback" and not isinstance(row.get("good"), bool):
         raise BadInput(
             f"{where}: expected true or false under `good`; found {_brief(row.get('good'))}. Correct the row."

@@ -82,11 +82,12 @@ def _preference_row(raw: dict[str, Any], where: str) -> dict[str, Any]:
         "prompt": prompt,
         "chosen": chosen,
         "rejected": rejected,
-        "margin": _margin(raw.get("margin"), where),
+        "margin": margin(raw.get("margin"), where),
     }
 
 
-def _margin(found: object, where: str) -> float | None:
+def margin(found: object, where: str) -> float | None:
+    """By how much chosen is better, if the row tells. Raises BadInput."""
     if found is None:
         return None
     if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):

@@ -71,7 +71,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "preferences": _schema(
         *_PAIR,
         ("source_prompt", pa.string()),  # as it stands in the user's file
-        nullable=("chosen_reward", "rejected_reward"),
+        nullable=("chosen_reward", "rejected_reward", "source_prompt"),
     ),
     "feedback": _schema(
         ("prompt_id", pa.string()),
@@ -198,7 +198,12 @@ IMPORTED: dict[str, pa.Schema] = {
 
 
 # Columns that a table was given later: in a file that was written before, they are empty.
-_ADDED = {"prompts": ("reference",), "scores": ("members",), "decisions": ("low", "high")}
+_ADDED = {
+    "prompts": ("reference",),
+    "scores": ("members",),
+    "preferences": ("source_prompt",),
+    "decisions": ("low", "high"),
+}
 
 
 def completed(table: str, content: pa.Table) -> pa.Table:

@@ -252,11 +252,13 @@ def _truth(value: Any, column: str, where: str) -> bool:
 
 
 def _number(value: Any, column: str, where: str) -> float | None:
-    """A number, also as CSV writes it; None for nothing and NaN."""
+    """A number, also as CSV writes it; None for nothing, and for NaN, which is how CSV writes nothing, too."""
     if value is None or value == "":
         return None
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise BadInput(f"{where}: `{column}` is {value!r}. Expected a number or nothing.") from None
+    if math.isinf(number):
+        raise BadInput(f"{where}: `{column}` is infinite. Expected a finite number or nothing: correct the row.")
     return None if math.isnan(number) else number

@@ -8,7 +8,7 @@ pco deploy --pool "$POOL" --wait-for-server 300 --resume-crashed "$ATTEMPTS"
 
 # Whether a run is dead is told by the lock in its folder: so here, where the folders are.
 while true; do
-    pco recover --resume --max-attempts "$ATTEMPTS" || true
+    if [ "$ATTEMPTS" -gt 0 ]; then pco recover --resume --max-attempts "$ATTEMPTS"; else pco recover; fi || true
     sleep "${RECOVER_SECONDS:-60}"
 done &
 

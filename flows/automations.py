@@ -14,6 +14,7 @@ from flows.recover import OURS
 from flows.rounds import REFUSED
 
 _BLOCK = "pco-refused"
+_CRASHED = "pco: a flow run crashed"
 _AFTER_CRASH = timedelta(seconds=10)  # the worker reports a crash a second time, and that would overwrite a retry
 
 
@@ -30,7 +31,14 @@ def call_when_refused(url: str) -> None:
 
 
 def resume_when_crashed(client: SyncPrefectClient, max_attempts: int) -> None:
-    """Make the automation, or bring it up to date: the deployment `recover` resumes a flow run that has crashed."""
+    """Make the automation, or bring it up to date: the deployment `recover` resumes a flow run that has crashed.
+
+    With 0 attempts it is removed.
+    """
+    if not max_attempts:
+        if found := _found(_CRASHED):
+            found.delete()
+        return
     crashed = EventTrigger(
         expect={"prefect.flow-run.Crashed"},
         match_related={"prefect.resource.role": "flow", "prefect.resource.name": OURS},
@@ -42,12 +50,20 @@ def resume_when_crashed(client: SyncPrefectClient, max_attempts: int) -> None:
     said = {"max_attempts": max_attempts, "crashed": template}
     recover = client.read_deployment_by_name("pco-recover/recover").id
     resume = RunDeployment(deployment_id=recover, parameters=said, schedule_after=_AFTER_CRASH)
-    _apply(Automation(name="pco: a flow run crashed", trigger=crashed, actions=[resume]))
+    _apply(Automation(name=_CRASHED, trigger=crashed, actions=[resume]))
 
 
 def _apply(wanted: Automation) -> None:
-    try:
-        wanted.id = cast(Automation, Automation.read(name=wanted.name)).id
+    """One that is there keeps its switch as somebody left it in the UI."""
+    if found := _found(wanted.name):
+        wanted.id, wanted.enabled = found.id, found.enabled
         wanted.update()
-    except ValueError:  # there is none of this name
+    else:
         wanted.create()
+
+
+def _found(name: str) -> Automation | None:
+    try:
+        return cast(Automation, Automation.read(name=name))
+    except ValueError:  # there is none of this name
+        return None

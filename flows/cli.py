@@ -185,23 +185,12 @@ def _dry_run(config: RunConfig) -> None:
 
     inputs, warnings = doctor.check(config)
     say(f"Checked: {inputs.summary()}.")
-    say(f"{_power(len(inputs.heldout))}.")
+    say(f"{doctor.power(len(inputs.heldout))}.")
     for warning in warnings:
         say(f"Warning: {warning.name}: {warning.told}.")
     check_same(config)
     stages = "generate, score, pair, train, evaluate, decide"
     say(f"Would run {config.rounds} round(s) ({stages}) into {config.folder}.")
-
-
-def _power(prompts: int) -> str:
-    """What an evaluation cannot find, told before it is paid for; a prompt's win rate spreads by 0.5 at most."""
-    from pco.statistics import detectable_difference
-
-    points = min(100.0, 100 * detectable_difference(0.5, prompts))
-    return (
-        f"{prompts} held-out prompts: a difference in win rate of less than {points:.0f} points may not be told from "
-        "noise (95 % intervals, found four times out of five)"
-    )
 
 
 def _run(config: RunConfig) -> None:

@@ -14,7 +14,7 @@ from flows.form import Given, lines
 from flows.holding import holding
 from flows.recover import EVALUATE_FLOW
 from pco import evaluate, standalone, status
-from pco.report import comparison
+from pco.report import comparison, markdown
 from pco.rundir import read_config
 from pco.section import Section
 from pco.stage import Stage
@@ -57,7 +57,7 @@ def _folder(one: Evaluated, runs_dir: Path) -> Path:
 def _publish(key: str, folders: dict[str, Path], level: Level) -> None:
     evaluations = {name: evaluate.read(folder) for name, folder in folders.items()}
     text = comparison.as_markdown(evaluations, level=float(level))
-    create_markdown_artifact(text, key=key, description=" and ".join(folders))
+    create_markdown_artifact(text, key=key, description=markdown.escape(" and ".join(folders)))
 
 
 def _named_after_policies() -> str:
@@ -71,7 +71,7 @@ def evaluate_policies(
     prompts: str = "",
     overrides: str = "",
     level: Level = "0.95",
-    out: str = "runs/evaluations",
+    out: str = "",
     runs_dir: str = "runs",
 ) -> None:
     """Evaluate policies outside of a run, all on the same prompts and seeds; the tables are an artifact.
@@ -82,13 +82,13 @@ def evaluate_policies(
         prompts: JSONL or Parquet file with a `prompt` a row. Empty: the config's held-out prompts.
         overrides: Other settings as KEY=VALUE, one a line, e.g. evaluate.samples=4. They have the last word.
         level: Confidence level of the intervals.
-        out: Folder for the results, from the folder that `pco deploy` named.
+        out: Folder for the results. Empty: `evaluations` in the folder that holds all runs.
         runs_dir: Folder that holds all runs, from the folder that `pco deploy` named.
 
     """
-    named = lines(policies)
+    named, folder = lines(policies), _path(out) or Path(runs_dir) / standalone.FOLDER
     settings = standalone.settings(_path(config), named, Path(runs_dir), lines(overrides))
-    plans = standalone.plans(settings, named, prompts=_path(prompts), out=Path(out), runs_dir=Path(runs_dir))
+    plans = standalone.plans(settings, named, prompts=_path(prompts), out=folder, runs_dir=Path(runs_dir))
     with holding(*plans.values()):
         folders = {name: standalone.walk(plan, _doing(name)) for name, plan in plans.items()}
         _publish("pco-evaluate", folders, level)

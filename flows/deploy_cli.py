@@ -21,7 +21,11 @@ def deploy(
     ] = None,
     resume_crashed: Annotated[
         int | None,
-        typer.Option(min=1, metavar="ATTEMPTS", help="The server resumes what crashed, up to so many starts of a run."),
+        typer.Option(
+            min=0,
+            metavar="ATTEMPTS",
+            help="The server resumes what crashed, up to so many starts of a run; 0: no more.",
+        ),
     ] = None,
 ) -> None:
     """Register work pool and deployments of `prefect.yaml` on the server that `PREFECT_API_URL` names.

@@ -41,7 +41,10 @@ def evaluate(
         Path | None,
         typer.Option(help="JSONL or Parquet with a `prompt` a row; by default the config's held-out prompts."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("runs/evaluations"),
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the results; by default `evaluations` in the one of all runs."),
+    ] = None,
     overrides: Overrides = None,
     level: Level = 0.95,
     runs_dir: RunsDir = Path("runs"),
@@ -61,7 +64,8 @@ def evaluate(
         from pco import standalone
 
         settings = standalone.settings(config, policies, runs_dir, overrides)
-        plans = standalone.plans(settings, policies, prompts=prompts, out=out, runs_dir=runs_dir)
+        folder = out or runs_dir / standalone.FOLDER
+        plans = standalone.plans(settings, policies, prompts=prompts, out=folder, runs_dir=runs_dir)
         _print({name: _evaluated(name, plan) for name, plan in plans.items()}, level)
 
 

@@ -11,15 +11,17 @@ from typing import Annotated, Literal
 from prefect import flow
 from pydantic import Field
 
+from data.errors import BadInput
 from flows import reward
 from flows.deployments import home
 from flows.recover import FLOW, REWARD_FLOW
 from flows.rounds import work
+from pco import status
 from pco.config import RunConfig, load
 from pco.reward_training import config as reward_training
+from pco.rounds import is_over
 from pco.rundir import read_config
 from pco.section import Section
-from pco.status import verdicts
 
 Preset = Literal["quickstart", "repetition", "instructions"]
 RunName = Annotated[str, Field(pattern=RunConfig.model_fields["run"].metadata[0].pattern)]
@@ -47,8 +49,8 @@ class PromptFiles(Section):
 class Extent(Section):
     """How much is made."""
 
-    rounds: int = Field(2, ge=1)
-    """Rounds of generate, score, pair, train, evaluate, decide."""
+    rounds: int = Field(0, ge=0)
+    """Rounds of generate, score, pair, train, evaluate, decide. 0: as many as the preset's."""
     seed: int = Field(0, ge=0)
     """Every random choice follows from it."""
 
@@ -80,7 +82,7 @@ def start(
         "runs_dir": runs_dir,
         "policy.model": policy.model,
         **{f"prompts.{name}": path for name, path in prompts},
-        "rounds": extent.rounds,
+        "rounds": extent.rounds or "",
         "seed": extent.seed,
     }
     return work(load(preset_file(preset), sets(said, overrides)))
@@ -143,11 +145,21 @@ def train_reward(
 def next_round(run: RunName, runs_dir: str = "runs") -> str:
     """Make one more round of a run that is there, and its report; returns the report's path.
 
+    Raises BadInput where the gate has ended the run: no round follows a refused one, or as many as it is patient with.
+
     Args:
         run: Name of the run.
         runs_dir: Folder that holds all runs, from the folder that `pco deploy` named.
 
     """
     config = read_config((Path(runs_dir) / run).resolve())
-    number = len(verdicts(config)) + 1
-    return work(config.model_copy(update={"rounds": max(config.rounds, number)}), until=number)
+    promoted = status.promotions(config)
+    number = len(promoted) + 1
+    config = config.model_copy(update={"rounds": max(config.rounds, number)})
+    if is_over(config, promoted):
+        change = "otherwise=roll_back" if config.gate.otherwise in {"stop", "ask"} else "patience=N"
+        raise BadInput(
+            f"{config.folder}: {status.verdicts(config)[-1]}. The gate lets no round follow. To try again from "
+            f"the best policy: `pco resume {config.folder} --set gate.{change}`."
+        )
+    return work(config, until=number)

@@ -27,7 +27,8 @@ def run(stage: Stage) -> store.Manifest:
     started = stage.launched()
     current = policy.verified(stage)
     rewards.check_unchanged(stage)
-    # Before the sampling: a fork takes over the prompts of another run, which were checked with that run's reward.
+    # Before the sampling: a fork takes over the prompts of another run, which were checked with that run's settings.
+    harness.check_names(stage.config.evaluate.tasks)
     heldout = {"the run's held-out prompts": generate.read_prompts(stage, "heldout")}
     for _, reward in _judging(stage):
         rewards.check(reward, heldout)

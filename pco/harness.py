@@ -25,6 +25,15 @@ def check(tasks: list[str]) -> None:
         raise BadInput("evaluate.tasks: needs lm-eval, which is not installed: `pip install 'pco-pipeline[tasks]'`.")
 
 
+def check_names(tasks: list[str]) -> None:
+    """Refuse tasks that lm-eval does not know. Raises BadInput."""
+    check(tasks)
+    for task in tasks:
+        if task not in (known := manager().all_tasks):
+            near = difflib.get_close_matches(task, known, n=3)
+            raise BadInput(f"evaluate.tasks: lm-eval knows no task `{task}`. Near: {', '.join(near) or 'nothing'}.")
+
+
 @cache
 def manager() -> Any:
     """All tasks that lm-eval knows."""
@@ -45,14 +54,10 @@ def model(folder: Path) -> Any:
 def rows(policy: Any, task: str, limit: int | None) -> list[Row]:
     """What the first metric of a task, or of each task of a group, says of its first `limit` documents.
 
-    Raises BadInput for a task that lm-eval does not know, or whose metric has no number for each document.
+    Raises BadInput for a task whose metric has no number for each document.
     """
     from lm_eval import simple_evaluate
 
-    known = manager().all_tasks
-    if task not in known:
-        near = difflib.get_close_matches(task, known, n=3)
-        raise BadInput(f"evaluate.tasks: lm-eval knows no task `{task}`. Near: {', '.join(near) or 'nothing'}.")
     found = simple_evaluate(policy, tasks=[task], limit=limit, bootstrap_iters=0, task_manager=manager())
     return [_row(task, name, sample) for name, samples in found["samples"].items() for sample in _first(samples)]
 

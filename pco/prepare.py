@@ -52,6 +52,7 @@ def run(stage: Stage) -> store.Manifest:
     inputs, warnings = doctor.check(stage.config)
     for warning in warnings:
         print(f"warning: {warning.name}: {warning.told}.", flush=True)
+    print(f"{doctor.power(len(inputs.heldout))}.", flush=True)
     splits = {"train": inputs.train, "heldout": inputs.heldout, "text": inputs.heldout_text}
     rows = [{"split": split, **row} for split, group in splits.items() for row in group]
     store.write_part(stage.folder, "prompts", 0, schemas.build("prompts", rows), stage.fingerprint)

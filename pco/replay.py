@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from data import schemas, store
 from pco import progress, rewards
 from pco.progress import Progress
 from pco.rewards import Reward
+from pco.rewards.scores import Score
 from pco.seeds import seed_of
 from pco.stage import Stage
 
@@ -53,12 +54,13 @@ def _drawn(stage: Stage, earlier: list[tuple[int, Row]], fresh: int) -> list[Row
     """At most `share` of what earlier rounds made, by weight."""
     # Efraimidis and Spirakis: the largest u^(1/weight), here as logarithms, are a weighted sample.
     ranked = sorted(earlier, key=lambda one: -_luck(stage, *one))
-    seen = {_content(row) for row in store.read_parts(stage.folder, "pairs", stage.fingerprint).to_pylist()}
+    content_of = _content_either_way if stage.config.replay.rescore else _content
+    seen = {content_of(row) for row in store.read_parts(stage.folder, "pairs", stage.fingerprint).to_pylist()}
     drawn: list[Row] = []
     for number, row in ranked:
         if len(drawn) >= int(stage.config.replay.share * fresh):
             break
-        if (content := _content(row)) not in seen:
+        if (content := content_of(row)) not in seen:
             seen.add(content)
             drawn.append({**row, "round": number})
     return drawn
@@ -67,9 +69,8 @@ def _drawn(stage: Stage, earlier: list[tuple[int, Row]], fresh: int) -> list[Row
 def _rescored(stage: Stage, pairs: list[Row], reward: Reward) -> tuple[list[Row], Mapping[str, float]]:
     """The pairs as the run's reward has them, the better text chosen, and what was counted on the way."""
     reward.counts.clear()
-    scores = iter(rewards.judge(reward, stage, [_candidate(pair, side) for pair in pairs for side in _SIDES]))
     rows, counts = [], Counter[str](turned=0, undecided=0)
-    for pair, chosen, rejected in zip(pairs, scores, scores, strict=True):
+    for pair, (chosen, rejected) in _judged(stage, pairs, reward):
         if chosen.dropped or rejected.dropped or chosen.value == rejected.value:
             counts["undecided"] += 1
             continue
@@ -79,10 +80,22 @@ def _rescored(stage: Stage, pairs: list[Row], reward: Reward) -> tuple[list[Row]
     return rows, {**counts, **reward.counts}
 
 
+def _judged(stage: Stage, pairs: list[Row], reward: Reward) -> Iterator[tuple[Row, tuple[Score, Score]]]:
+    """Each pair with the scores of its texts. A judge compares all texts of a prompt: so it sees one pair of each."""
+    before, turns = Counter[str](), defaultdict[int, list[Row]](list)
+    for pair in pairs:
+        turns[before[pair["prompt_id"]]].append(pair)
+        before[pair["prompt_id"]] += 1
+    for turn in turns.values():
+        scores = iter(rewards.judge(reward, stage, [_candidate(pair, side) for pair in turn for side in _SIDES]))
+        yield from zip(turn, zip(scores, scores, strict=True), strict=True)
+
+
 def _candidate(pair: Row, side: str) -> Row:
-    """One text of a pair as a row of `candidates`, as far as rewards look."""
+    """One text of a pair as a row of `candidates`; what a pair does not tell of it (how it was sampled) is None."""
+    told = {name: pair[name] for name in ("prompt_id", "prompt", "prompt_token_ids", "policy")}
     own = {"completion": pair[side], "token_ids": pair[f"{side}_token_ids"], "sample": pair[f"{side}_sample"]}
-    return {name: pair[name] for name in ("prompt_id", "prompt", "prompt_token_ids", "policy")} | own
+    return dict.fromkeys(schemas.SCHEMAS["candidates"].names) | told | own
 
 
 def _turned(pair: Row) -> Row:
@@ -120,5 +133,10 @@ def _luck(stage: Stage, number: int, row: Row) -> float:
     return math.log(uniform) / weight
 
 
-def _content(row: Row) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+def _content(row: Row) -> Hashable:
     return row["prompt_id"], tuple(row["chosen_token_ids"]), tuple(row["rejected_token_ids"])
+
+
+def _content_either_way(row: Row) -> Hashable:
+    """Pairs that are judged anew say the same whichever text was preferred before."""
+    return row["prompt_id"], frozenset(tuple(row[f"{side}_token_ids"]) for side in _SIDES)

@@ -239,20 +239,24 @@ def _settings(name: str, config: RunConfig) -> dict[str, Any]:
         case "score":
             return {"reward": reward_config.settings(config.reward)}
         case "pair":
-            judging = {"reward": reward_config.settings(config.reward)} if config.replay.rescore else {}
-            return {"pair": dump["pair"], "replay": dump["replay"], "seed": config.seed, **judging}
+            # What decides nothing stays out: a run that was made before the setting was there is not made again.
+            replay, judging = _without(dump["replay"], ("rescore",)), {}
+            if config.replay.rescore:
+                replay, judging = dump["replay"], {"reward": reward_config.settings(config.reward)}
+            return {"pair": dump["pair"], "replay": replay, "seed": config.seed, **judging}
         case "refer":
             return {"precision": config.train.precision}
         case "train":
             return {"train": deciding(config.train), "seed": config.seed}
         case "evaluate":
             second = config.evaluate.second_reward
+            measuring = _without(dump["evaluate"], () if config.evaluate.tasks else ("tasks", "task_limit"))
             return {
                 "rendering": rendering,
                 "generate": _without(dump["generate"], ("n",)),
                 "engine": engine,
                 "reward": reward_config.settings(config.reward),
-                "evaluate": {**dump["evaluate"], "second_reward": second and reward_config.settings(second)},
+                "evaluate": {**measuring, "second_reward": second and reward_config.settings(second)},
                 "seed": config.seed,
             }
         case "decide":

@@ -12,6 +12,8 @@ from pco.config import Generate, RunConfig, load, parse
 from pco.rundir import find, find_round
 from pco.stage import Stage, round_folder
 
+FOLDER = "evaluations"  # in the folder of all runs
+
 
 class _Evaluated(Exception):
     """The start is through, and no round is wanted."""

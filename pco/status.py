@@ -82,6 +82,11 @@ def verdicts(config: RunConfig) -> list[str]:
     return [manifest.outputs["reason"] for manifest in _decisions(config)]
 
 
+def promotions(config: RunConfig) -> list[bool]:
+    """Whether the gate promoted each round."""
+    return [manifest.outputs["promoted"] == "yes" for manifest in _decisions(config)]
+
+
 def of_run(config: RunConfig) -> list[StageLine]:
     """Every stage of every round, in the order in which they run."""
     reached, _ = _reached(config)

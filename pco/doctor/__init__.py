@@ -8,6 +8,7 @@ from pco.checks import Inputs
 from pco.config import RunConfig
 from pco.doctor import canary, resources, tokens
 from pco.doctor.finding import Finding, Seen
+from pco.statistics import detectable_difference
 
 __all__ = ["Finding", "check", "examine"]
 
@@ -71,3 +72,12 @@ def check(config: RunConfig) -> tuple[Inputs, list[Finding]]:
         if finding.verdict == "fault":
             raise BadInput(f"{finding.name}: {finding.told}.")
     return inputs, [finding for finding in findings if finding.verdict == "warning"]
+
+
+def power(prompts: int) -> str:
+    """What an evaluation cannot find, told before it is paid for; a prompt's win rate spreads by 0.5 at most."""
+    points = min(100.0, 100 * detectable_difference(0.5, prompts))
+    return (
+        f"{prompts} held-out prompts: a difference in win rate of less than {points:.0f} points may not be told from "
+        "noise (95 % intervals, found four times out of five)"
+    )

@@ -22,12 +22,12 @@ def escape(text: str) -> str:
 def table(content: Table) -> str:
     """A Markdown table under its caption; only the caption if it has no rows."""
     if not content.rows:
-        return f"{content.caption}\n\nNothing yet."
+        return f"{escape(content.caption)}\n\nNothing yet."
     heading = [escape(column.label) for column in content.columns]
     rule = ["---:" if column.number else "---" for column in content.columns]
     rows = [[_cell(cell) for cell in row] for row in content.rows]
     lines = [f"| {' | '.join(cells)} |" for cells in (heading, rule, *rows)]
-    return f"{content.caption}\n\n" + "\n".join(lines)
+    return f"{escape(content.caption)}\n\n" + "\n".join(lines)
 
 
 def _cell(cell: Cell) -> str:

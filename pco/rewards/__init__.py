@@ -212,4 +212,10 @@ def _with_baseline(candidates: Sequence[dict[str, Any]], stage: Stage) -> list[d
 
 
 def _with_prompt(candidate: dict[str, Any], prompt: Mapping[str, Any]) -> dict[str, Any]:
+    if prompt["prompt"] is None:
+        raise BadInput(
+            "prompts.preferences: this run was prepared by a version that did not keep its prompts as they stand in "
+            "the file, and the reward reads them. Prepare it anew with `pco resume RUN --from prepare --round 0`, or "
+            "fork it with --set replay.rescore=false."
+        )
     return {**candidate, "source_prompt": prompt["prompt"], "reference": prompt["reference"]}
