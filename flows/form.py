@@ -159,7 +159,7 @@ def next_round(run: RunName, runs_dir: str = "runs") -> str:
     if is_over(config, promoted):
         change = "otherwise=roll_back" if config.gate.otherwise in {"stop", "ask"} else "patience=N"
         raise BadInput(
-            f"{config.folder}: {status.verdicts(config)[-1]}. The gate lets no round follow. To try again from "
-            f"the best policy: `pco resume {config.folder} --set gate.{change}`."
+            f"{config.folder}: {status.verdicts(config)[-1]}. The gate lets no round follow. To go on "
+            f"all the same: `pco resume {config.folder} --set gate.{change}`."
         )
     return work(config, until=number)

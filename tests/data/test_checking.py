@@ -44,11 +44,13 @@ def test_files_written_by_hand_may_have_columns_of_their_own(tmp_path: Path) -> 
         (PAIR | {"rejected": None}, "row 2: expected a non-empty text under `rejected`; found None"),
         (PAIR | {"prompt": " "}, "row 2: expected a non-empty text under `prompt`"),
         (PAIR | {"chosen": "bad"}, "row 2: chosen equals rejected"),
+        (PAIR | {"margin": float("inf")}, "row 2: expected a finite number or nothing under `margin`; found inf"),
+        (PAIR | {"margin": float("nan")}, "row 2: expected a finite number or nothing under `margin`; found nan"),
         (PAIR | {"prompt_id": "0123456789abcdef"}, "row 2: `prompt_id` is '0123456789abcdef', but its prompt's is"),
     ],
 )
 def test_a_row_that_cannot_be_right_is_named(tmp_path: Path, row: Row, told: str) -> None:
-    pq.write_table(pa.Table.from_pylist([PAIR | {"prompt_id": None}, row]), tmp_path / "a.parquet")
+    pq.write_table(pa.Table.from_pylist([PAIR | {"prompt_id": None, "margin": None}, row]), tmp_path / "a.parquet")
     with pytest.raises(BadInput, match=told):
         check_file(tmp_path / "a.parquet")
 

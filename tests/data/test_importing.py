@@ -131,6 +131,15 @@ def test_scores_become_a_margin_and_generators_go_with_their_answers(tmp_path: P
     assert (row["chosen_generator"], row["rejected_generator"], row["margin"]) == ("two", "one", None)
 
 
+@pytest.mark.parametrize("column", ["margin", "score_chosen", "score_rejected"])
+def test_an_infinite_score_is_refused_by_row_and_column(tmp_path: Path, column: str) -> None:
+    source = tmp_path / "a.csv"
+    source.write_text(f"prompt,chosen,rejected,{column}\na,b,c,1\nd,e,f,-inf\n")
+    with pytest.raises(BadInput, match=f"a.csv, line 3: `{column}` is infinite"):
+        import_data(Request(str(source), "preferences", tmp_path / "out.parquet"))
+    assert not (tmp_path / "out.parquet").exists()
+
+
 def test_a_preference_between_1_and_2_says_also_how_sure_it_is(tmp_path: Path) -> None:
     _, (row,) = imported(tmp_path, [PAIR_SHAPES["AlpacaEval"] | {"preference": 1.75}], "preferences")
     assert (row["chosen"], row["margin"]) == (BETTER, 0.5)

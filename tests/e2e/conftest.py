@@ -175,7 +175,8 @@ def asked(method: str, url: str, **body: Any) -> Any:
     while (answer := httpx.request(method, url, timeout=30, **body)).status_code == 503:
         assert time.monotonic() < deadline, f"{url}: its database stayed busy"
         time.sleep(0.5)
-    return answer.raise_for_status().json()
+    answer.raise_for_status()
+    return answer.json() if answer.content else None
 
 
 def _healthy(url: str) -> bool:

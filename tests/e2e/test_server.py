@@ -64,3 +64,23 @@ def test_policies_are_evaluated_as_a_flow_with_a_task_for_each_stage_of_each(
     assert {task["name"] for task in _ask(server, "task_runs", 2, **own)} == {"tiny · prepare", "tiny · evaluate"}
     artifacts = {str(artifact["key"]): artifact["data"] for artifact in _ask(server, "artifacts", 1, **own)}
     assert "perplexity of human text" in artifacts["pco-evaluate"]
+
+
+def test_the_automation_for_crashed_runs_is_made_once_keeps_its_switch_and_goes_when_told(
+    make_case: Callable[..., Case], server: str
+) -> None:
+    made = make_case()
+    case = Case(made.file, {**made.environment, "PREFECT_API_URL": server})
+
+    def deployed(attempts: int) -> list[dict[str, Any]]:
+        case.tell("deploy", "--resume-crashed", str(attempts))
+        found: list[dict[str, Any]] = asked("POST", f"{server}/automations/filter", json={})
+        return found
+
+    (one,) = deployed(3)
+    assert one["enabled"]
+    asked("PATCH", f"{server}/automations/{one['id']}", json={"enabled": False})
+    (same,) = deployed(2)
+    assert (same["id"], same["enabled"]) == (one["id"], False)
+    assert same["actions"][0]["parameters"]["max_attempts"] == 2
+    assert deployed(0) == []

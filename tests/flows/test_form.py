@@ -11,7 +11,7 @@ from prefect.utilities.callables import parameter_schema
 
 from data.errors import BadInput
 from flows.comparison import compare_policies, evaluate_policies
-from flows.form import Learning, Preset, next_round, preset_file, sets, start, train_reward
+from flows.form import Extent, Learning, Preset, next_round, preset_file, sets, start, train_reward
 from pco.config import RunConfig, load
 from pco.reward_training import config as reward_training
 from pco.rundir import opened
@@ -68,11 +68,31 @@ def test_every_field_of_a_form_is_described(form: Flow[Any, Any]) -> None:
     assert all(group["description"] for group in schema["definitions"].values())
 
 
-def test_a_round_below_one_and_a_name_with_a_slash_are_refused_by_the_field_s_name() -> None:
+def test_a_negative_number_of_rounds_and_a_name_with_a_slash_are_refused_by_the_field_s_name() -> None:
     with pytest.raises(ParameterTypeError, match=r"extent\.rounds"):
-        start.validate_parameters({"run": "mine", "extent": {"rounds": 0}})
+        start.validate_parameters({"run": "mine", "extent": {"rounds": -1}})
     with pytest.raises(ParameterTypeError, match="run"):
         start.validate_parameters({"run": "my/run"})
+
+
+@pytest.mark.parametrize("preset", get_args(Preset))
+def test_an_untouched_form_makes_as_many_rounds_as_its_preset(preset: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[RunConfig] = []
+    monkeypatch.setattr("flows.form.work", made.append)
+    start.fn("mine", preset)
+    start.fn("mine", preset, extent=Extent(rounds=7))
+    assert [config.rounds for config in made] == [load(preset_file(preset)).rounds, 7]
+
+
+@pytest.mark.parametrize(("otherwise", "change"), [("stop", "otherwise=roll_back"), ("continue_anyway", "patience=N")])
+def test_no_round_follows_where_the_gate_ended_the_run_and_the_cause_is_told(
+    tmp_path: Path, otherwise: str, change: str
+) -> None:
+    builders.write_prompts(tmp_path, ["train"], ["heldout"])
+    config = builders.config(tmp_path, run="ended", rounds=2, gate={"otherwise": otherwise, "patience": 1})
+    builders.played(config, refused=1)
+    with pytest.raises(BadInput, match=rf"round 1 no.*pco resume .*ended --set gate\.{change}"):
+        next_round.fn("ended", str(config.folder.parent))
 
 
 def test_one_more_round_needs_a_run(tmp_path: Path) -> None:

@@ -105,6 +105,14 @@ def test_a_killed_evaluation_goes_on_with_the_task_it_was_at(
     assert evaluate.read(stage.folder) == whole
 
 
+def test_a_task_that_is_not_known_is_refused_before_anything_is_sampled(
+    evaluated: Callable[..., Stage], tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="knows no task `frist`"):
+        evaluated(evaluate__tasks=["frist"])
+    assert not list(tmp_path.rglob("candidates-*.parquet"))
+
+
 @pytest.mark.parametrize(
     ("task", "message"), [("frist", "knows no task `frist`. Near: first"), ("prose", "no number for each document")]
 )

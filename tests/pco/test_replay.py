@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from data import store
+from data.errors import BadInput
 from pco import batches, pair, replay
 from pco.config import RunConfig
 from pco.rounds import walk
@@ -172,6 +173,37 @@ def test_pairs_that_are_judged_anew_stand_as_the_reward_has_them(tmp_path: Path)
         assert row["chosen_reward"] > row["rejected_reward"]
         assert row["chosen"] == chosen
         assert {row["chosen_sample"], row["rejected_sample"]} == {2 * i, 2 * i + 1}
+
+
+@pytest.mark.parametrize(("rescore", "replayed"), [(False, 2), (True, 1)])
+def test_the_same_two_texts_in_both_orders_are_one_pair_where_they_are_judged_anew(
+    tmp_path: Path, rescore: bool, replayed: int
+) -> None:
+    rows = [_seed(0, FRESH_TEXT, WORN_TEXT), _seed(0, WORN_TEXT, FRESH_TEXT)]
+    seed = builders.finished(tmp_path / "prompts", {"preferences": rows, "prompts": []}, "prepare")
+    stage = _pair_stage(tmp_path, 1, {replay.input_name(0): seed, "prompts": seed}, replay__rescore=rescore)
+    assert pair.run(stage).metrics["replayed"] == replayed
+
+
+def test_a_reward_sees_one_pair_of_a_prompt_at_a_time_with_all_columns_of_candidates(tmp_path: Path) -> None:
+    told = "[float(len(rows) == 2 and row['finish_reason'] is None and row['completion'] == 'good') for row in rows]"
+    (tmp_path / "asks_rows.py").write_text(f"def judge(rows): return {told}")
+    rows = [_seed(0, FRESH_TEXT, WORN_TEXT), _seed(0, FRESH_TEXT[::-1], WORN_TEXT)]
+    seed = builders.finished(tmp_path / "prompts", {"preferences": rows, "prompts": []}, "prepare")
+    reward = {"kind": "python", "function": "asks_rows:judge", "folder": str(tmp_path)}
+    inputs = {replay.input_name(0): seed, "prompts": seed}
+    metrics = pair.run(_pair_stage(tmp_path, 1, inputs, replay__rescore=True, reward=reward)).metrics
+    assert (metrics["replayed"], metrics["undecided"]) == (2, 0)
+
+
+def test_preferences_prepared_without_the_users_prompt_are_refused_where_a_reward_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "asks_nothing.py").write_text("def judge(rows): return [0.0 for row in rows]")
+    rows = [_seed(0, FRESH_TEXT, WORN_TEXT) | {"source_prompt": None}]
+    seed = builders.finished(tmp_path / "prompts", {"preferences": rows, "prompts": []}, "prepare")
+    reward = {"kind": "python", "function": "asks_nothing:judge", "folder": str(tmp_path)}
+    inputs = {replay.input_name(0): seed, "prompts": seed}
+    with pytest.raises(BadInput, match="--from prepare --round 0"):
+        pair.run(_pair_stage(tmp_path, 1, inputs, replay__rescore=True, reward=reward))
 
 
 def test_a_stage_that_died_while_it_judged_anew_goes_on_with_the_next_shard(tmp_path: Path) -> None:

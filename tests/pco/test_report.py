@@ -11,7 +11,8 @@ from data import store
 from data.errors import BadInput, CorruptArtifact
 from pco import measures, report
 from pco.config import RunConfig
-from pco.report import gather, page, wording
+from pco.report import gather, markdown, page, wording
+from pco.report.cells import Column, Table
 from pco.report.numbers import Interval
 from pco.stage import ROUND_STAGES, StageName
 from pco.statistics import paired_interval
@@ -139,6 +140,11 @@ def test_hostile_text_stays_text_on_the_page(config: RunConfig) -> None:
     assert "<script>alert(1)</script></table></td> | a | b |" in parsed.text
     assert "{{ 7 * 7 }}" in parsed.text and "\U0001f600" in parsed.text
     assert "␀␛[31m" in parsed.text and not set("\x00\x1b\u202e") & set(loud)
+
+
+def test_a_table_s_caption_is_no_markup() -> None:
+    shown = markdown.table(Table("<b>_x_ less y", [Column("measure")], []))
+    assert shown.startswith(r"\<b\>\_x\_ less y")
 
 
 def test_hostile_text_stays_within_its_markdown_cell(config: RunConfig) -> None:

@@ -105,7 +105,8 @@ HALVED = {
     "engine.gpu_memory_utilization",
     "pair.max_similarity",
 }
-CONFIG = builders.config(Path("/somewhere"), replay__rounds=1)  # without which preferences would be refused
+# Without a round that is replayed preferences would be refused; without a task its limit decides nothing.
+CONFIG = builders.config(Path("/somewhere"), replay__rounds=1, evaluate__tasks=["hellaswag"])
 SETTINGS = [name for name, (annotation, _) in leaves(CONFIG).items() if not is_only_choice(annotation)]
 
 
@@ -121,6 +122,13 @@ def test_every_setting_either_decides_some_stage_or_is_known_to_decide_none(dott
     assert changed != CONFIG
     before, after = fingerprints(CONFIG), fingerprints(changed)
     assert (before == after) == (dotted in NEUTRAL)
+
+
+def test_what_is_not_used_stays_out_so_that_runs_made_before_it_was_there_are_still_finished() -> None:
+    plain = builders.config(Path("/somewhere"))
+    settings = {name: builders.stage(name, plain, {"policy": builders.PRETEND}).settings for name in STAGES}
+    assert "rescore" not in settings["pair"]["replay"]
+    assert not {"tasks", "task_limit"} & settings["evaluate"]["evaluate"].keys()
 
 
 @pytest.mark.parametrize(
