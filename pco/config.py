@@ -101,7 +101,7 @@ class Pair(Section):
     best against the worst, the second best against the second worst, and so on. `reference_worst`: the prompt's
     `reference` against its lowest."""
     max_pairs: int = Field(1, ge=1)
-    """At most so many pairs of one prompt; `best_worst` gives one."""
+    """At most so many pairs of one prompt, of candidates that differ; `best_worst` gives one."""
     min_margin: float = Field(0.0, ge=0)
     """Drop pairs whose rewards differ by less. Ties are always dropped."""
     max_length_ratio: float | None = Field(None, ge=1)

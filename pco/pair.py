@@ -112,10 +112,12 @@ def _paired(
     """The pairs of one shard, and why prompts gave none."""
     config, reasons, chosen = stage.config, Counter[str](), list[Chosen]()
     by_reference = config.pair.strategy == "reference_worst"
-    rows = _rows(candidates, scores, texts=config.pair.max_similarity < 1 or by_reference)
+    several = config.pair.max_pairs > 1
+    rows = _rows(candidates, scores, texts=config.pair.max_similarity < 1 or by_reference or several)
     candidates, answers = _with_references(candidates, references)
     for prompt, group in groupby(rows, key=lambda one: one[0]):
         own = [scored for _, scored in group if scored is not None]
+        own = _distinct(own) if several else own
         if by_reference:
             made = pairs_with(answers.get(prompt), own, config.pair)
         else:
@@ -139,6 +141,12 @@ def _rows(candidates: pa.Table, scores: pa.Table, *, texts: bool) -> list[tuple[
         reward = rewards.get((prompt, sample))
         rows.append((prompt, None if reward is None else Scored(row, reward, lengths[row], text)))
     return rows
+
+
+def _distinct(candidates: list[Scored]) -> list[Scored]:
+    """Without those that repeat an earlier one, and would give its pair again; all where all say the same and tie."""
+    first = {one.text: one for one in reversed(candidates)}
+    return [one for one in candidates if first[one.text] is one] if len(first) > 1 else candidates
 
 
 def _with_references(candidates: pa.Table, references: References) -> tuple[pa.Table, dict[str, Scored]]:

@@ -142,10 +142,10 @@ def test_a_run_goes_from_the_form_over_a_failed_stage_and_retry_to_its_report(
 ) -> None:
     page, folder = site.page, tmp_path / "runs" / "pictured"
     case = make_case(engine__max_model_len=tiny_model.CONTEXT)
-    _fill(site, case, "pictured", "0")
+    _fill(site, case, "pictured", "-1")
     page.get_by_role("button", name="Submit").click()
     refusal = page.get_by_label("Rounds (Optional)").evaluate("field => field.validationMessage")
-    assert refusal == "Value must be greater than or equal to 1."
+    assert refusal == "Value must be greater than or equal to 0."
     assert site.rows("flow_runs") == []
     site.shoot("refused")
 

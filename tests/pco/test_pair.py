@@ -172,6 +172,22 @@ def test_every_prompt_is_a_pair_or_dropped_and_counted(
     assert all(row["chosen_reward"] > row["rejected_reward"] for row in rows)
 
 
+@pytest.mark.parametrize("strategy", ["halves", "best_random"])
+def test_candidates_that_repeat_another_give_no_pair_again(tmp_path: Path, strategy: str) -> None:
+    rewards = {"good": 1.0, "bad": 0.0}
+    texts = ["good", "bad", "good", "bad"]
+    rows = [builders.candidate_row("a", i, [1, i]) | {"completion": text} for i, text in enumerate(texts)]
+    scores = [builders.score_row("a", i, rewards[text]) for i, text in enumerate(texts)]
+    inputs = {
+        "candidates": builders.finished(tmp_path / "candidates", {"candidates": rows}),
+        "scores": builders.finished(tmp_path / "scores", {"scores": scores}),
+    }
+    stage = builders.stage("pair", builders.config(tmp_path, pair={"strategy": strategy, "max_pairs": 4}), inputs)
+    pair.run(stage)
+    (made,) = store.read_table(stage.folder, "pairs").to_pylist()
+    assert (made["chosen_sample"], made["rejected_sample"]) == (0, 1)
+
+
 def test_the_candidates_without_a_score_are_no_candidates_for_a_pair(tmp_path: Path) -> None:
     stage = stage_of(tmp_path, {"p": [0.0, -1.0], "q": [0.0, -1.0]})
     scores = [builders.score_row("p", 0, 0.0), builders.score_row("q", 0, 0.0), builders.score_row("q", 1, -1.0)]
