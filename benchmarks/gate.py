@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from data import store
-from pco import evaluate, measures
-from pco.rundir import read_config
+from pco.evaluation import metrics
+from pco.runs.folder import read_config
 from pco.stage import Stage
 
 HERE = Path(__file__).parent
@@ -67,7 +67,7 @@ def _pco(*words: str, settings: Sequence[str] = ()) -> None:
 
 def _row(run: Path) -> dict[str, Any]:
     config = read_config(run.resolve())
-    start, after = (measures.summarise(evaluate.read(Stage("evaluate", n, config, {}).folder)) for n in (0, 1))
+    start, after = (metrics.summarise(metrics.read(Stage("evaluate", n, config, {}).folder)) for n in (0, 1))
     decision = Stage("decide", 1, config, {}).folder
     manifest = store.read_manifest(decision)
     assert manifest is not None

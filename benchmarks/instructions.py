@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 from data import store
-from pco import status
-from pco.config import RunConfig
-from pco.rundir import read_config
+from pco.config.run import RunConfig
+from pco.runs import status
+from pco.runs.folder import read_config
 from pco.stage import Stage
 
 RESULTS = Path(__file__).parent / "results" / "instructions"

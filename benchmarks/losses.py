@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pco import losses
-from pco.losses import gradients
+from pco.losses._fused import gradients
 from pco.losses.fused import CHUNK_LOGITS
 
 RESULTS = Path(__file__).parent / "results"

@@ -70,7 +70,7 @@ def _measured(work: Any, folder: Path) -> dict[str, Any]:
 
 
 def _stage(folder: Path) -> int:
-    from pco import pair
+    from pco.stages import pair
 
     inputs = {name: Artifact(folder / name, "f" * 16) for name in ("candidates", "scores")}
     return int(pair.run(Stage("pair", 1, builders.config(folder), inputs)).metrics["pairs"])

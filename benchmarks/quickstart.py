@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 
 from data import store
-from pco.config import RunConfig
-from pco.rundir import read_config
+from pco.config.run import RunConfig
+from pco.runs.folder import read_config
 from pco.stage import Stage, stages_of
 
 RESULTS = Path(__file__).parent / "results" / "quickstart"

@@ -20,10 +20,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from data import store
-from pco import launcher, progress
-from pco.config import RunConfig
+from pco import progress
+from pco.config.run import RunConfig
+from pco.execution import launcher
 from pco.progress import Progress
-from pco.rundir import read_config
+from pco.runs.folder import read_config
 from pco.stage import Stage, round_folder
 from tests import builders
 

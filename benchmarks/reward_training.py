@@ -18,8 +18,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from data import store
-from pco.reward_training.config import load
-from pco.rundir import CONFIG
+from pco.config.reward_training import load
+from pco.runs.folder import CONFIG
 from pco.stage import Stage
 
 RESULTS = Path(__file__).parent / "results" / "reward_training"

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 from data import schemas, store
-from pco import launcher
-from pco.config import load
+from pco.config.run import load
+from pco.execution import launcher
 from pco.stage import Artifact, Stage
 
 RESULTS = Path(__file__).parent / "results"

@@ -17,8 +17,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from data import store
-from pco.rendering import load_tokenizer
-from pco.rundir import read_config
+from pco.models.rendering import load_tokenizer
+from pco.runs.folder import read_config
 from pco.stage import Stage
 
 HERE = Path(__file__).parent

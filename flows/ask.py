@@ -12,8 +12,8 @@ from pydantic import Field, ValidationError
 
 from data.errors import AwaitsAnswer
 from data.store import Manifest
-from pco import answers
-from pco.answers import Answer
+from pco.runs import approvals
+from pco.runs.approvals import Answer
 from pco.stage import Stage
 
 
@@ -34,7 +34,7 @@ def asking(run_stage: Callable[[Stage[Any]], Manifest | AwaitsAnswer]) -> Callab
     def run_or_ask(stage: Stage[Any]) -> Manifest:
         made = run_stage(stage)
         if isinstance(made, AwaitsAnswer) and deployment.id:
-            answers.write(stage, _asked(stage, str(made)))
+            approvals.write(stage, _asked(stage, str(made)))
             made = run_stage(stage)
         if isinstance(made, AwaitsAnswer):
             raise made

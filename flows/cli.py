@@ -15,10 +15,10 @@ from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
 from flows import data_cli, deploy_cli, doctor_cli, evaluate_cli, private_server, reward_cli
 from flows.console import KEPT, Overrides, RunsDir, clear_errors, console, errors, print_rows, say
-from pco import status as run_status
-from pco.config import RunConfig, load
-from pco.rundir import BEST, CONFIG, check_same, opened, report_path
-from pco.rundir import find as _find
+from pco.config.run import RunConfig, load
+from pco.runs import status as run_status
+from pco.runs.folder import BEST, CONFIG, check_same, opened, report_path
+from pco.runs.folder import find as _find
 from pco.stage import StageName
 
 app = typer.Typer(
@@ -112,7 +112,7 @@ def resume(
 
 
 def _set_aside(config: RunConfig, stage: StageName, number: int | None) -> None:
-    from pco import fork
+    from pco.runs import fork
 
     at = fork.newest(config, stage) if number is None else (number, stage)
     fork.check_point(config, at)  # before anything is written, a change of the config included
@@ -133,12 +133,12 @@ def answer(
     A run of a deployment asks in the Prefect UI instead: the suspended flow run's Resume button shows the question.
     """
     with clear_errors(KEPT):
-        from pco import answers
+        from pco.runs import approvals
 
         config = _find(name, runs_dir)
         stage = run_status.awaited(config)
         with opened(config):
-            answers.write(stage, answers.Answer(verdict is Verdict.approve, comment, getpass.getuser()))
+            approvals.write(stage, approvals.Answer(verdict is Verdict.approve, comment, getpass.getuser()))
         say(f"Kept. `pco resume {name}` goes on with it.")
 
 
@@ -166,7 +166,7 @@ def fork(
 
     """
     with clear_errors(KEPT):
-        from pco.fork import fork as fork_run
+        from pco.runs.fork import fork as fork_run
 
         if (stage is None) != (number is None):
             raise BadInput("--from STAGE and --round N name one point together; give both or neither.")

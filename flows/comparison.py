@@ -13,10 +13,11 @@ from data.store import Manifest
 from flows.form import Given, lines
 from flows.holding import holding
 from flows.recover import EVALUATE_FLOW
-from pco import evaluate, standalone, status
+from pco.config.section import Section
+from pco.evaluation import metrics
 from pco.report import comparison, markdown
-from pco.rundir import read_config
-from pco.section import Section
+from pco.runs import standalone, status
+from pco.runs.folder import read_config
 from pco.stage import Stage
 from tasks.stages import run_stage
 
@@ -55,7 +56,7 @@ def _folder(one: Evaluated, runs_dir: Path) -> Path:
 
 
 def _publish(key: str, folders: dict[str, Path], level: Level) -> None:
-    evaluations = {name: evaluate.read(folder) for name, folder in folders.items()}
+    evaluations = {name: metrics.read(folder) for name, folder in folders.items()}
     text = comparison.as_markdown(evaluations, level=float(level))
     create_markdown_artifact(text, key=key, description=markdown.escape(" and ".join(folders)))
 

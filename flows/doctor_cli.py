@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.console import clear_errors, console, errors, say
-from pco.config import load
+from pco.config.run import load
 
 _STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red", "skipped": "dim"}
 

@@ -7,10 +7,11 @@ import typer
 
 from data.store import Manifest
 from flows.console import Overrides, RunsDir, clear_errors, errors, print_table, say
-from pco import status
-from pco.config import RunConfig
+from pco.config.run import RunConfig
+from pco.evaluation import metrics
 from pco.progress import Progress
-from pco.rundir import find_round, opened
+from pco.runs import status
+from pco.runs.folder import find_round, opened
 from pco.stage import Stage
 
 app = typer.Typer(rich_markup_mode="markdown")
@@ -61,7 +62,7 @@ def evaluate(
 
     """
     with clear_errors(_KEPT):
-        from pco import standalone
+        from pco.runs import standalone
 
         settings = standalone.settings(config, policies, runs_dir, overrides)
         folder = out or runs_dir / standalone.FOLDER
@@ -70,7 +71,8 @@ def evaluate(
 
 
 def _evaluated(name: str, plan: RunConfig) -> Rows:
-    from pco import evaluate, launcher, standalone
+    from pco.execution import launcher
+    from pco.runs import standalone
 
     with errors.status(f"{name}: prepare") as shown, opened(plan):
 
@@ -79,7 +81,7 @@ def _evaluated(name: str, plan: RunConfig) -> Rows:
 
         folder = standalone.walk(plan, do)
     say(f"{name}: tables in {plan.folder}")
-    return evaluate.read(folder)
+    return metrics.read(folder)
 
 
 def _told(name: str, stage: Stage, done: Progress) -> str:
@@ -109,10 +111,10 @@ def compare(
     Example: `pco compare quickstart:1 quickstart:2`
     """
     with clear_errors(_KEPT):
-        from pco import evaluate, standalone
+        from pco.runs import standalone
 
         names = standalone.short_names([first, second])
-        rows = [evaluate.read(_evaluation(name, runs_dir)[1]) for name in (first, second)]
+        rows = [metrics.read(_evaluation(name, runs_dir)[1]) for name in (first, second)]
         _print(dict(zip(names, rows, strict=True)), level)
 
 
@@ -130,7 +132,7 @@ def export(
     Example: `pco export quickstart:2 --out model_outputs.json`
     """
     with clear_errors(_KEPT):
-        from pco import export as exporting
+        from pco.evaluation import export as exporting
 
         config, folder = _evaluation(name, runs_dir)
         outputs = exporting.alpaca_eval(config, folder, generator or Path(name).name)

@@ -16,12 +16,12 @@ from flows import reward
 from flows.deployments import home
 from flows.recover import FLOW, REWARD_FLOW
 from flows.rounds import work
-from pco import status
-from pco.config import RunConfig, load
-from pco.reward_training import config as reward_training
+from pco.config import reward_training
+from pco.config.run import RunConfig, load
+from pco.config.section import Section
 from pco.rounds import is_over
-from pco.rundir import read_config
-from pco.section import Section
+from pco.runs import status
+from pco.runs.folder import read_config
 
 Preset = Literal["quickstart", "repetition", "instructions"]
 RunName = Annotated[str, Field(pattern=RunConfig.model_fields["run"].metadata[0].pattern)]

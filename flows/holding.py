@@ -16,9 +16,9 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Scheduled
 
 from flows.recover import FOLDER, take_over
-from pco.config import RunConfig
-from pco.reward_training.config import RewardTraining
-from pco.rundir import is_held, opened
+from pco.config.reward_training import RewardTraining
+from pco.config.run import RunConfig
+from pco.runs.folder import is_held, opened
 from tasks.stages import shown_if_possible
 
 _ASK_AGAIN_S = 120.0  # each time costs the start of a process

@@ -4,7 +4,7 @@ import os
 
 import psutil
 
-from pco.processes import namespace
+from pco.execution.process_group import namespace
 
 _OWNER = "PCO_SERVER_OWNER"  # in the environment of a private server: the process that started it
 

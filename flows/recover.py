@@ -17,9 +17,9 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 from data.errors import BadInput, PCOError
-from pco.config import RunConfig
-from pco.reward_training.config import RewardTraining
-from pco.rundir import holder, recovering
+from pco.config.reward_training import RewardTraining
+from pco.config.run import RunConfig
+from pco.runs.folder import holder, recovering
 
 FLOW = "pco-rounds"
 REWARD_FLOW = "pco-reward"

@@ -8,8 +8,8 @@ from prefect.artifacts import create_markdown_artifact
 from flows.ask import asking
 from flows.holding import holding
 from flows.recover import REWARD_FLOW
+from pco.config.reward_training import RewardTraining
 from pco.reward_training import order
-from pco.reward_training.config import RewardTraining
 from tasks.stages import run_stage, shown_if_possible
 
 

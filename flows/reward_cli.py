@@ -7,9 +7,9 @@ import typer
 
 from flows import private_server
 from flows.console import KEPT, Overrides, clear_errors, console, print_table, say
+from pco.config.reward_training import RewardTraining, load
 from pco.reward_training import order
-from pco.reward_training.config import RewardTraining, load
-from pco.rundir import check_same, report_path
+from pco.runs.folder import check_same, report_path
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Train reward models on preferences.")
 

@@ -16,9 +16,10 @@ from data import store
 from flows.ask import asking
 from flows.holding import holding
 from flows.recover import FLOW
-from pco import retention, rounds
-from pco.config import RunConfig
-from pco.rundir import point_to_best
+from pco import rounds
+from pco.config.run import RunConfig
+from pco.runs import retention
+from pco.runs.folder import point_to_best
 from pco.stage import Artifact, Stage
 from tasks.stages import run_stage, shown_if_possible
 

@@ -5,13 +5,16 @@ hands `walk` what to do with a stage.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from data import store
 from data.store import Manifest
-from pco import policy, replay, rewards
-from pco.config import RunConfig
-from pco.prepare import planned
-from pco.stage import Artifact, Stage, StageName
-from pco.train_config import DPO, IPO
+from pco import rewards
+from pco.config.run import RunConfig
+from pco.config.train import DPO, IPO
+from pco.pairing import replay
+from pco.runs import policy
+from pco.stage import Artifact, Stage, StageName, file_fingerprint
 
 
 def walk(
@@ -66,6 +69,24 @@ def walk(
         if is_over(config, verdicts):
             return
         current = trained if config.gate.otherwise == "continue_anyway" else best
+
+
+def planned(config: RunConfig) -> Stage:
+    """The stage for a config; its inputs are the user's files, by content.
+
+    A file that is gone since it was frozen into the run counts as unchanged, so that a run may be moved without it.
+
+    Raises BadInput when one of them cannot be read.
+    """
+    names = ("train", "heldout", "heldout_text", "preferences", "feedback")
+    paths = {name: Path(path) for name in names if (path := getattr(config.prompts, name)) is not None}
+    frozen = store.read_manifest(Stage("prepare", 0, config, {}).folder)
+    recorded = frozen.inputs if frozen else {}
+    inputs = {
+        name: Artifact(path, file_fingerprint(path, recorded.get(name), key=f"prompts.{name}"))
+        for name, path in paths.items()
+    }
+    return Stage("prepare", 0, config, inputs)
 
 
 def is_over(config: RunConfig, verdicts: Sequence[bool]) -> bool:

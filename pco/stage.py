@@ -11,12 +11,12 @@ from typing import Any, Generic, Literal
 from typing_extensions import TypeVar
 
 from data import store
-from data.errors import RunConflict
-from pco import reward_config
-from pco.config import RunConfig
-from pco.reward_training import config as reward_training
-from pco.reward_training.config import RewardTraining
-from pco.train_config import DPO, IPO, deciding
+from data.errors import BadInput, RunConflict
+from pco.config import reward as reward_config
+from pco.config import reward_training
+from pco.config.reward_training import RewardTraining
+from pco.config.run import RunConfig
+from pco.config.train import DPO, IPO, deciding
 
 StageName = Literal["prepare", "generate", "score", "pair", "refer", "train", "evaluate", "decide"]
 RewardStageName = Literal["split", "train_reward", "test_reward"]
@@ -103,7 +103,7 @@ class Stage(Generic[Config]):
     @property
     def module(self) -> str:
         """The module that runs it."""
-        package = "pco.reward_training" if isinstance(self.config, RewardTraining) else "pco"
+        package = "pco.reward_training" if isinstance(self.config, RewardTraining) else "pco.stages"
         return f"{package}.{self.name}"
 
     @property
@@ -217,6 +217,21 @@ def stages_of(config: RunConfig, number: int) -> tuple[StageName, ...]:
 def round_folder(config: RunConfig | RewardTraining, number: int) -> Path:
     """The folder of a round; a reward training has none, and is its own."""
     return config.folder if isinstance(config, RewardTraining) else config.folder / f"round-{number:02d}"
+
+
+def file_fingerprint(path: Path, recorded: str | None, *, key: str) -> str:
+    """Hash of a user's file, or what was recorded of it if it is gone; `key` is the setting that names it.
+
+    Raises BadInput when it cannot be read.
+    """
+    try:
+        return store.file_digest(path)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and recorded is not None:
+            return recorded
+        raise BadInput(
+            f"{path}: could not be read ({error.strerror}). Name a JSONL or Parquet file as `{key}`."
+        ) from error
 
 
 def _without(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from prefect.client.schemas.objects import State, TaskRun
 from data import store
 from data.errors import AwaitsAnswer, StageFailed
 from data.store import Manifest
-from pco import launcher
+from pco.execution import launcher
 from pco.progress import Progress
+from pco.runs.status import counted
 from pco.stage import Stage
-from pco.status import counted
 from tasks import views
 
 _ARTIFACT_EVERY_S = 5.0

@@ -9,7 +9,7 @@ from typing import Any
 
 from data import schemas, store
 from data.readers import prompt_id
-from pco.config import RunConfig
+from pco.config.run import RunConfig
 from pco.stage import Artifact, Stage, StageName
 
 Row = dict[str, Any]
@@ -178,7 +178,7 @@ def played(
     The gate refuses round `refused`, or several. Returns the stages in the order in which they ran.
     """
     from pco.rounds import walk
-    from pco.rundir import opened
+    from pco.runs.folder import opened
 
     class Enough(Exception):
         pass

@@ -26,7 +26,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(tiny: Path) -> Any:
     """The tiny model's tokenizer."""
-    from pco.rendering import load_tokenizer
+    from pco.models.rendering import load_tokenizer
 
     return load_tokenizer(tiny)
 

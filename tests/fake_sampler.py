@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pco.engine import Completion, Request
+from pco.models.engine import Completion, Request
 
 SAMPLED = -3.0  # log-probability of each completion under the policy that samples it
 

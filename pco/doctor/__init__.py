@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterator
 
 from data.errors import BadInput, PCOError
-from pco import checks
-from pco.checks import Inputs
-from pco.config import RunConfig
-from pco.doctor import canary, resources, tokens
+from pco.config.run import RunConfig
+from pco.doctor import canary, checks, resources, tokens
+from pco.doctor.checks import Inputs
 from pco.doctor.finding import Finding, Seen
-from pco.statistics import detectable_difference
+from pco.evaluation.intervals import detectable_difference
 
 __all__ = ["Finding", "check", "examine"]
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from data import schemas, store
-from pco import launcher, policy
-from pco.checks import Inputs, existing_folder
-from pco.config import Replay, RunConfig
+from pco.config.run import Replay, RunConfig
+from pco.doctor.checks import Inputs, existing_folder
 from pco.doctor.finding import Seen
 from pco.doctor.resources import engine_format
-from pco.rendering import render
+from pco.execution import launcher
+from pco.models.rendering import render
+from pco.runs import policy
 from pco.stage import Artifact, Stage
 
 Row = dict[str, Any]

@@ -12,12 +12,13 @@ from typing import Any
 import psutil
 
 from data.errors import BadInput
-from pco import room
-from pco.checks import Inputs, existing_folder
-from pco.config import RunConfig
+from pco.config.run import RunConfig
+from pco.doctor.checks import Inputs, existing_folder
 from pco.doctor.finding import Seen
-from pco.room import Tensor
-from pco.statistics import detectable_difference
+from pco.evaluation.intervals import detectable_difference
+from pco.execution import disk_space
+from pco.models import weights
+from pco.models.weights import Tensor
 
 _GIB = 2**30
 _FEW_HELDOUT = 30
@@ -27,7 +28,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"  # what most f
 
 def tied_weights(inputs: Inputs) -> Iterator[Seen]:
     """A model that shares its embedding with its head holds it once; one that does not holds both."""
-    held, tied = room.tensors(inputs.model), _is_tied(inputs.model)
+    held, tied = weights.tensors(inputs.model), _is_tied(inputs.model)
     if _EMBEDDING not in held:
         yield "ok", f"its embedding is not called {_EMBEDDING}; the canary tells whether all weights are there"
     elif not tied and _HEAD not in held:
@@ -125,7 +126,7 @@ def _pairs_at_most(inputs: Inputs) -> int:
 def disk(inputs: Inputs) -> Iterator[Seen]:
     """Policies of all rounds, a training's checkpoints, and tables, against what is free."""
     config = inputs.config
-    policy, checkpoints = room.of_training(room.parameters(inputs.model), config.train, _pairs_at_most(inputs))
+    policy, checkpoints = disk_space.of_training(weights.parameters(inputs.model), config.train, _pairs_at_most(inputs))
     everything = _policies_at_most(config) * policy + config.rounds * _tables(inputs) + checkpoints
     free = shutil.disk_usage(existing_folder(inputs)).free
     told = (
@@ -141,7 +142,7 @@ def disk(inputs: Inputs) -> Iterator[Seen]:
 
 
 def _policies_at_most(config: RunConfig) -> int:
-    """How many are on disk at one time: older ones go only when the newest is there (`pco.retention`)."""
+    """How many are on disk at one time: older ones go only when the newest is there (`pco.runs.retention`)."""
     return config.rounds if config.keep_last is None else min(config.rounds, config.keep_last + config.keep_best + 1)
 
 
@@ -171,12 +172,12 @@ _ACTIVATION_BYTES, _CHECKPOINTED_BYTES = 34, 2
 
 def need(inputs: Inputs) -> Need:
     """What training and engine need of memory, the longest prompts supposed."""
-    config, count = inputs.config, room.parameters(inputs.model)
+    config, count = inputs.config, weights.parameters(inputs.model)
     state = _TRAINER + _training_state(count, config)
-    saved = 2 * count * room.WEIGHT_BYTES[config.train.precision]  # gathered, and in the model that is written
-    weights = count * (4 if engine_format(inputs) == "float32" else 2)
+    saved = 2 * count * disk_space.WEIGHT_BYTES[config.train.precision]  # gathered, and in the model that is written
+    held = count * (4 if engine_format(inputs) == "float32" else 2)
     cache = int(config.engine.kv_cache_gib * _GIB)
-    return Need(state, state + saved + _activations(inputs), _ENGINE + weights + cache)
+    return Need(state, state + saved + _activations(inputs), _ENGINE + held + cache)
 
 
 def _training_state(count: int, config: RunConfig) -> int:
@@ -184,9 +185,9 @@ def _training_state(count: int, config: RunConfig) -> int:
     trained = 0 if train.lora else count
     share = [1 / train.processes if train.zero_stage >= stage else 1 for stage in (1, 2, 3)]
     sizes = (
-        trained * room.OPTIMIZER_BYTES[train.precision],
+        trained * disk_space.OPTIMIZER_BYTES[train.precision],
         trained * _GRADIENT_BYTES[train.precision],
-        count * room.WEIGHT_BYTES[train.precision],
+        count * disk_space.WEIGHT_BYTES[train.precision],
     )
     return int(sum(size * part for size, part in zip(sizes, share, strict=True)))
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadInput
-from pco.checks import Inputs
+from pco.config.reward import ModelReward, parts
+from pco.doctor.checks import Inputs
 from pco.doctor.finding import Seen
-from pco.rendering import dialogue, render
-from pco.reward_config import ModelReward, parts
+from pco.models.rendering import dialogue, render
 from pco.rewards import model as reward_model
 
 _PROMPT = "Name three rivers of Europe."

@@ -17,13 +17,7 @@ from pco.losses.checks import IGNORE
 from pco.losses.contrast import sample_contrast
 from pco.losses.fused import fused_logps
 from pco.losses.likelihood import completion_logps, sft
-from pco.losses.pairwise import (
-    PairwiseCringe,
-    cringe,
-    fused_pairwise_cringe,
-    gate,
-    pairwise_cringe,
-)
+from pco.losses.pairwise import PairwiseCringe, cringe, fused_pairwise_cringe, gate, pairwise_cringe
 from pco.losses.preference import dpo, ipo
 
 __all__ = [

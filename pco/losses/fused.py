@@ -5,17 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pco.losses.checks import (
-    IGNORE,
-    Generators,
-    check_k,
-    check_labels,
-    check_range,
-    check_scores,
-)
+from pco.losses._fused.head import head_scores
+from pco.losses._fused.work import Work
+from pco.losses.checks import IGNORE, Generators, check_k, check_labels, check_range, check_scores
 from pco.losses.contrast import draw_uniforms
-from pco.losses.head import head_scores
-from pco.losses.work import Work
 
 # Logits held at a time: 256 MiB in float32, which is 512 tokens at a vocabulary of 128k. Matrix
 # products gain little beyond some hundred rows, and the head's gradient is walked once per chunk.

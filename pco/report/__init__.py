@@ -4,9 +4,9 @@ from pathlib import Path
 
 from data import store
 from data.errors import BadInput
-from pco.config import RunConfig
+from pco.config.run import RunConfig
 from pco.report import gather, markdown
-from pco.rundir import report_path
+from pco.runs.folder import report_path
 
 __all__ = ["images", "round_markdown", "run_markdown", "write"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from math import nan
 
-from pco import compare, measures
-from pco.measures import Row
+from pco.evaluation import compare, metrics
+from pco.evaluation.metrics import Row
 from pco.report import markdown, wording
 from pco.report.cells import Cell, Column, Table
 
@@ -32,7 +32,7 @@ def _means(evaluations: Evaluations, level: float) -> Table:
         lines = [means.get(measure) for means in found]
         shown = [_interval(line.mean, line.low, line.high) if line else wording.ABSENT for line in lines]
         rows.append([measure, *shown])
-    perplexities = [measures.summarise(rows).get("perplexity", nan) for rows in evaluations.values()]
+    perplexities = [metrics.summarise(rows).get("perplexity", nan) for rows in evaluations.values()]
     rows.append(["perplexity of human text", *(wording.decimal(value, 1) for value in perplexities)])
     return Table(
         f"Means over prompts, {wording.percent(level, 0)} intervals",

@@ -7,20 +7,11 @@ from typing import Any
 from data import store
 from data.errors import BadInput
 from data.store import Manifest
-from pco import measures
-from pco.config import RunConfig
-from pco.decide import Ruling
+from pco.config.run import RunConfig
+from pco.evaluation import metrics
+from pco.evaluation.gate import Ruling
 from pco.report import intervals, samples, timings
-from pco.report.numbers import (
-    Decision,
-    Funnel,
-    HeldoutChanges,
-    Outcome,
-    RoundReport,
-    RunReport,
-    StageReport,
-    Status,
-)
+from pco.report.numbers import Decision, Funnel, HeldoutChanges, Outcome, RoundReport, RunReport, StageReport, Status
 from pco.rounds import is_over
 from pco.stage import Stage, StageName, round_folder, stages_of
 
@@ -112,7 +103,7 @@ def _prompts(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 def _round(config: RunConfig, number: int, prompts: dict[str, dict[str, Any]]) -> RoundReport:
     rows = _rows(config, number, "evaluate", "evaluations")
-    summary = measures.summarise(rows) if rows else None
+    summary = metrics.summarise(rows) if rows else None
     if number == 0:
         return RoundReport(number, summary)
     start = _rows(config, 0, "evaluate", "evaluations") if rows else []

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from pco import measures
-from pco.measures import GREEDY, SAMPLED, TEXT, Row
+from pco.evaluation import metrics
+from pco.evaluation.intervals import paired_interval
+from pco.evaluation.metrics import TEXT, Row
+from pco.models.sampling import GREEDY, SAMPLED
 from pco.report.numbers import Interval
-from pco.statistics import paired_interval
 
 _GAINS = ("reward", "second_reward", "repetition", "length")
 
@@ -17,13 +18,13 @@ def against_start(rows: Sequence[Row], start: Sequence[Row]) -> dict[str, Interv
     Of wins the share itself, of `drift` nats per token of human text, of all else the difference from the start.
     """
     texts = [row for row in rows if row["mode"] == TEXT and row["measure"] != "drift"]
-    found = {"drift": measures.drifts([*texts, *measures.drift_rows(texts, start)])}
+    found = {"drift": metrics.drifts([*texts, *metrics.drift_rows(texts, start)])}
     for name in _GAINS:
-        found[name] = measures.gains(rows, start, measure=name)
+        found[name] = metrics.gains(rows, start, measure=name)
         for mode in (GREEDY, SAMPLED):
             of_mode = [row for row in rows if row["mode"] == mode]
-            found[f"{name}/{mode}"] = measures.gains(of_mode, start, measure=name)
-    for win in measures.WINS:
-        found[f"{win}_vs_start"] = measures.by_prompt(rows, f"{win}_vs_start")
+            found[f"{name}/{mode}"] = metrics.gains(of_mode, start, measure=name)
+    for win in metrics.WINS:
+        found[f"{win}_vs_start"] = metrics.by_prompt(rows, f"{win}_vs_start")
     drawn = {name: Interval(*paired_interval(values)[1:]) for name, values in found.items() if values}
     return {name: interval for name, interval in drawn.items() if math.isfinite(interval.low)}

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data.store import Manifest
-from pco.config import RunConfig
-from pco.decide import Ruling
-from pco.measures import Summary
+from pco.config.run import RunConfig
+from pco.evaluation.gate import Ruling
+from pco.evaluation.metrics import Summary
 from pco.stage import StageName
 
 Status = Literal["done", "begun", "not begun", "not run"]

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from pco.config.train import PairwiseCringe
 from pco.report.numbers import Interval, RoundReport, RunReport
 from pco.reward_training.accuracy import Bin
-from pco.train_config import PairwiseCringe
 
 _INK = "#123457"  # stands for the page's text colour until the SVG is placed
 _BOUND = "#d1495b"

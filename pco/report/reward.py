@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 
 from data import store
+from pco.config.reward_training import RewardTraining
 from pco.report import markdown, wording
 from pco.report.cells import Cell, Column, Table
 from pco.reward_training.accuracy import MATCHED, Measured, Share, measured
-from pco.reward_training.config import RewardTraining
-from pco.rundir import report_path
+from pco.runs.folder import report_path
 from pco.stage import RewardStageName, Stage
 
 

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from data import store
-from pco.measures import GREEDY
+from pco.models.sampling import GREEDY
 from pco.report.numbers import HeldoutChange, HeldoutChanges, PairStatistics, SamplePair
 
 SHOWN = 3  # of each kind

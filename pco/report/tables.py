@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pco import harness
+from pco.evaluation import lm_eval_tasks
 from pco.report import wording
 from pco.report.cells import Cell, Column, Table, Tone
 from pco.report.numbers import RoundReport, RunReport
@@ -62,7 +62,8 @@ def measures(report: RunReport, shown: Sequence[RoundReport] | None = None) -> T
 def _tasks(report: RunReport) -> list[_Measure]:
     names = report.config.evaluate.tasks
     return [
-        _Measure(harness.measure(name), f"Task {name}", "by lm-eval, its first metric", "plain", 1) for name in names
+        _Measure(lm_eval_tasks.measure(name), f"Task {name}", "by lm-eval, its first metric", "plain", 1)
+        for name in names
     ]
 
 

@@ -4,7 +4,7 @@ import math
 import unicodedata
 from datetime import UTC, datetime
 
-from pco.measures import Summary
+from pco.evaluation.metrics import Summary
 from pco.report.numbers import RoundReport, RunReport
 
 ABSENT = "–"

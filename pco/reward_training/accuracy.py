@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pco.statistics import paired_interval
+from pco.evaluation.intervals import paired_interval
 
 MATCHED = 1.1  # the longer completion of a length-matched pair has at most so many times the tokens of the shorter
 BINS = 10  # of the predicted probability, from a half to 1

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pco.batches import Step, shares
-from pco.reward_training.config import RewardTrain
+from pco.config.reward_training import RewardTrain
 from pco.reward_training.pairs import TRAIN
+from pco.training.batches import Step, shares
 
 STATISTICS = ("loss", "accuracy", "margin")
 

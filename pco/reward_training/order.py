@@ -6,9 +6,8 @@ from pathlib import Path
 from data import store
 from data.errors import CorruptArtifact
 from data.store import Manifest
-from pco import prepare
-from pco.reward_training.config import RewardTraining
-from pco.stage import Artifact, RewardStageName, Stage
+from pco.config.reward_training import RewardTraining
+from pco.stage import Artifact, RewardStageName, Stage, file_fingerprint
 
 
 def walk(config: RewardTraining, do: Callable[[Stage[RewardTraining]], Manifest]) -> Manifest:
@@ -52,7 +51,8 @@ def planned(config: RewardTraining) -> Stage[RewardTraining]:
     frozen = store.read_manifest(_stage("split", config).folder)
     recorded = frozen.inputs if frozen else {}
     inputs = {
-        name: Artifact(path, prepare.digest(path, recorded.get(name), key=name)) for name, path in config.files.items()
+        name: Artifact(path, file_fingerprint(path, recorded.get(name), key=name))
+        for name, path in config.files.items()
     }
     return _stage("split", config, **inputs)
 

@@ -9,10 +9,10 @@ from typing import Any
 from data.errors import BadInput
 from data.importing import is_heldout
 from data.readers import prompt_key, read_preferences
-from pco import hub
-from pco.rendering import load_tokenizer
-from pco.reward_config import ModelReward
-from pco.reward_training.config import RewardTraining
+from pco.config.reward import ModelReward
+from pco.config.reward_training import RewardTraining
+from pco.models import hub
+from pco.models.rendering import load_tokenizer
 from pco.rewards import model
 
 Row = dict[str, Any]

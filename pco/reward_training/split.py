@@ -2,9 +2,9 @@
 
 from data import schemas, store
 from pco import progress
+from pco.config.reward_training import RewardTraining
 from pco.progress import Progress
 from pco.reward_training import pairs
-from pco.reward_training.config import RewardTraining
 from pco.stage import Stage
 
 

@@ -13,9 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 from data import schemas, store
 from data.errors import BadInput
-from pco import training
-from pco.batches import Step, steps
-from pco.rendering import load_tokenizer
+from pco.config.reward_training import RewardTrain, RewardTraining
+from pco.models.rendering import load_tokenizer
 from pco.reward_training.bradley_terry import (
     STATISTICS,
     Batch,
@@ -28,17 +27,18 @@ from pco.reward_training.bradley_terry import (
     micro_batches,
     training_rows,
 )
-from pco.reward_training.config import RewardTrain, RewardTraining
 from pco.reward_training.order import trained_folder, verified
 from pco.reward_training.pairs import padding
 from pco.seeds import seed_of
 from pco.stage import Stage
+from pco.training import loop
+from pco.training.batches import Step, steps
 
 
 def run(stage: Stage[RewardTraining]) -> store.Manifest | None:
     """Write the `reward_log` table and the trained model's folder; rank 0 returns the manifest."""
     started = stage.launched()
-    training.start_ranks()
+    loop.start_ranks()
     train, start = stage.config.train, verified(stage).folder
     table = store.read_table(stage.inputs["pairs"].folder, "reward_pairs")
     weight = length_weight(length_differences(training_rows(table)))
@@ -46,14 +46,14 @@ def run(stage: Stage[RewardTraining]) -> store.Manifest | None:
     torch.manual_seed(seed_of("head", stage.config.seed))  # its first values are random, and so are adapters'
     learner = BradleyTerry(_model(start, train))
     job = _job(stage, learner, compared)
-    engine, log = training.learn(job)
-    state = training.gathered(engine, learner.model)
-    if not training.is_writer():
+    engine, log = loop.learn(job)
+    state = loop.gathered(engine, learner.model)
+    if not loop.is_writer():
         return None
     folder = trained_folder(stage.config)
-    training.save(state, _model(start, train), start, folder)
+    loop.save(state, _model(start, train), start, folder)
     store.write_part(stage.folder, "reward_log", 0, schemas.build("reward_log", log), stage.fingerprint)
-    return training.finish(
+    return loop.finish(
         job,
         log,
         folder,
@@ -66,14 +66,14 @@ def run(stage: Stage[RewardTraining]) -> store.Manifest | None:
     )
 
 
-def _job(stage: Stage[RewardTraining], learner: BradleyTerry, compared: list[Compared]) -> training.Job[Compared]:
+def _job(stage: Stage[RewardTraining], learner: BradleyTerry, compared: list[Compared]) -> loop.Job[Compared]:
     train, seed = stage.config.train, str(stage.config.seed)
     pad = learner.model.config.get_text_config().pad_token_id
 
     def shares(step: Step[Compared], rank: int, world: int) -> Iterator[Batch]:
         return micro_batches(step, rank=rank, world=world, size=train.micro_batch_pairs, pad=pad)
 
-    return training.Job(
+    return loop.Job(
         stage,
         seed,
         learner,
@@ -90,7 +90,7 @@ def _model(folder: Path, train: RewardTrain) -> Any:
     """A classifier of one label; only its head, or a pooling layer before it, may be new."""
     transformers_logging.set_verbosity_error()  # that a head is new is no surprise
     model, told = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, dtype=training.dtype(train), output_loading_info=True
+        folder, num_labels=1, dtype=loop.dtype(train), output_loading_info=True
     )
     lost = [name for name in told["missing_keys"] if _is_body(name, model.base_model_prefix)]
     if lost:
@@ -98,7 +98,7 @@ def _model(folder: Path, train: RewardTrain) -> Any:
     settings = model.config.get_text_config()
     settings.pad_token_id = padding(model.config, load_tokenizer(folder), folder)
     _without_dropout(model)
-    return training.prepared(model, train, task="SEQ_CLS")
+    return loop.prepared(model, train, task="SEQ_CLS")
 
 
 def _without_dropout(model: Any) -> None:

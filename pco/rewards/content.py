@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data import store
 from data.errors import BadInput
-from pco.reward_config import (
+from pco.config.reward import (
     EnsembleReward,
     JsonSchemaReward,
     JudgeReward,

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from data.errors import BadInput, PCOError, StageFailed
-from pco.reward_config import JudgeReward
+from pco.config.reward import JudgeReward
 from pco.rewards.scores import Counts
 
 FIRST_WAIT_S = 1.0  # before a request is tried again; it doubles each time

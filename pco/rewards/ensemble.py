@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from pco.reward_config import EnsembleReward
+from pco.config.reward import EnsembleReward
 from pco.rewards.scores import Candidates, Score, Scorer
 
 

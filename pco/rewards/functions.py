@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadInput
-from pco.reward_config import PythonReward
+from pco.config.reward import PythonReward
 from pco.rewards.scores import Candidates, Score, Scorer
 
 

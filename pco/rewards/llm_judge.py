@@ -19,7 +19,7 @@ from statistics import fmean
 from data import store
 from data.errors import BadInput
 from data.journal import Journal
-from pco.reward_config import JudgeReward
+from pco.config.reward import JudgeReward
 from pco.rewards import endpoint
 from pco.rewards.endpoint import Answer, Refusal
 from pco.rewards.scores import Candidates, Counts, Score, Scorer

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadInput
-from pco import hub
-from pco.rendering import load_tokenizer
-from pco.reward_config import ModelReward
+from pco.config.reward import ModelReward
+from pco.models import hub
+from pco.models.rendering import load_tokenizer
 from pco.rewards import pooling
 from pco.rewards.scores import Candidates, Score, Scorer
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pco.reward_config import ModelReward
+from pco.config.reward import ModelReward
 
 # Held equal to transformers by a test (the first) or by hand; their head is one matrix, read at the last token.
 _ARCHITECTURES = (

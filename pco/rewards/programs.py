@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadInput
-from pco.reward_config import (
+from pco.config.reward import (
     ExactAnswerReward,
     JsonSchemaReward,
     LengthReward,

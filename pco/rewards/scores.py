@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pco.reward_config import RewardConfig
+from pco.config.reward import RewardConfig
 
 Candidate = Mapping[str, Any]
 Candidates = Sequence[Candidate]

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from data import store
-from pco import status
-from pco.rundir import read_config
+from pco.runs import status
+from pco.runs.folder import read_config
 from tests import builders, tiny_model
 from tests.compose.stack import ROOT, RUNS, Stack
 

@@ -15,8 +15,8 @@ import httpx
 import pytest
 import yaml
 
-from pco.config import RunConfig
-from pco.rundir import CONFIG, read_config
+from pco.config.run import RunConfig
+from pco.runs.folder import CONFIG, read_config
 from tests import builders, tiny_model
 
 EPOCHS = 3
@@ -105,7 +105,7 @@ def stage_processes(folder: Path) -> list[int]:
     """The ids of the processes of a run's stages."""
     # -ww: under pytest a terminal's width is in the environment (readline puts it there), and ps cuts its lines to it.
     listed = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True)
-    lines = [line for line in listed.stdout.splitlines() if str(folder) in line and "pco.process" in line]
+    lines = [line for line in listed.stdout.splitlines() if str(folder) in line and "pco.execution.worker_main" in line]
     return [int(line.split()[0]) for line in lines]
 
 

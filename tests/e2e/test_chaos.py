@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from data import store
-from pco import launcher, progress
-from pco.config import RunConfig
+from pco import progress
+from pco.config.run import RunConfig
+from pco.execution import launcher
 from pco.progress import Progress
+from pco.runs.status import points
 from pco.stage import Stage, round_folder
-from pco.status import points
 from tests.e2e.conftest import Case
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3000)]
@@ -92,7 +93,7 @@ def _committed(folder: Path) -> dict[Path, tuple[int, int]]:
 
 def _stage_processes(folder: Path) -> list[str]:
     listed = subprocess.run(["ps", "-ww", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True)
-    lines = [line for line in listed.stdout.splitlines() if str(folder) in line and "pco.process" in line]
+    lines = [line for line in listed.stdout.splitlines() if str(folder) in line and "pco.execution.worker_main" in line]
     return [line for line in lines if line.split()[1][0] != "Z"]
 
 

@@ -9,8 +9,8 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli import app
-from pco.checks import Inputs
 from pco.doctor import canary
+from pco.doctor.checks import Inputs
 from tests import builders
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]

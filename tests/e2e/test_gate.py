@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from data import store
-from pco import status
+from pco.runs import status
 from pco.stage import Stage
 from tests.e2e.conftest import Case
 

@@ -18,8 +18,8 @@ import psutil
 import pytest
 import yaml
 
-from pco import status
-from pco.rundir import holder, read_config
+from pco.runs import status
+from pco.runs.folder import holder, read_config
 from tests.e2e.conftest import Case, asked, stage_processes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]

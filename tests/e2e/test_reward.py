@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pco.reward_training.config import RewardTraining
+from pco.config.reward_training import RewardTraining
 from tests.e2e.conftest import ENVIRONMENT
 from tests.pco.reward_training.conftest import training_config
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from data import store
-from pco.config import RunConfig
+from pco.config.run import RunConfig
 from pco.stage import ROUND_STAGES, START_STAGES, Stage, StageName
 from tests.e2e.conftest import EPOCHS, Case
 

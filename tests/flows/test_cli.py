@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli import app
-from pco.config import RunConfig
+from pco.config.run import RunConfig
 from tests import builders
 
 runner = CliRunner(env={"COLUMNS": "200"})

@@ -12,12 +12,15 @@ from typer.testing import CliRunner
 
 from data import store
 from flows.cli import app
-from pco import evaluate, launcher, rundir, standalone
-from pco.config import RunConfig
+from pco.config.run import RunConfig
+from pco.execution import launcher
+from pco.runs import folder as run_folder
+from pco.runs import standalone
 from pco.stage import Stage, round_folder
+from pco.stages import evaluate
 from tests import builders
 from tests.fake_sampler import FakeSampler
-from tests.pco.report_runs import make_run
+from tests.pco.report.report_runs import make_run
 
 runner = CliRunner(env={"COLUMNS": "200"})
 
@@ -31,7 +34,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         done = stage.finished()
         if done is None:
             ran.append(stage.name)
-            import_module(f"pco.{stage.name}").run(stage)
+            import_module(f"pco.stages.{stage.name}").run(stage)
         manifest = stage.finished()
         assert manifest is not None
         return manifest
@@ -55,7 +58,7 @@ def config_file(tmp_path: Path, tiny: Path) -> Path:
 def finished(tmp_path: Path, tiny: Path) -> RunConfig:
     """A fabricated run whose last policy is the tiny model."""
     config = make_run(builders.config(tmp_path, tiny))
-    rundir.write_config(config, config.folder)
+    run_folder.write_config(config, config.folder)
     (round_folder(config, 2) / "policy").symlink_to(tiny)
     return config
 
@@ -138,7 +141,7 @@ def test_a_policy_that_cannot_be_is_refused(
 
 def test_round_0_is_the_starting_policy(tmp_path: Path, tiny: Path) -> None:
     config = builders.config(tmp_path, tiny)
-    rundir.write_config(config, config.folder)
+    run_folder.write_config(config, config.folder)
     assert standalone.model_of(f"{config.folder}:0", tmp_path) == str(tiny)
     assert standalone.model_of("some/model", tmp_path) == "some/model"
 

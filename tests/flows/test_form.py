@@ -12,9 +12,9 @@ from prefect.utilities.callables import parameter_schema
 from data.errors import BadInput
 from flows.comparison import compare_policies, evaluate_policies
 from flows.form import Extent, Learning, Preset, next_round, preset_file, sets, start, train_reward
-from pco.config import RunConfig, load
-from pco.reward_training import config as reward_training
-from pco.rundir import opened
+from pco.config import reward_training
+from pco.config.run import RunConfig, load
+from pco.runs.folder import opened
 from tests import builders
 
 FORMS = [start, next_round, train_reward, evaluate_policies, compare_policies]

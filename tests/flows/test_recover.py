@@ -16,7 +16,7 @@ from data.errors import BadInput
 from flows import recover
 from flows.cli import app
 from flows.recover import FOLDER, folder_of, is_dead, resume_crashed, resumed
-from pco.rundir import holder, opened
+from pco.runs.folder import holder, opened
 from tests import builders
 
 

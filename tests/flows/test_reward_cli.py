@@ -7,7 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli import app
-from pco.rundir import opened
+from pco.runs.folder import opened
 from tests.pco.reward_training.conftest import training_config
 
 runner = CliRunner(env={"COLUMNS": "200"})

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from pco import status
-from pco.config import RunConfig
+from pco.config.run import RunConfig
 from pco.rounds import is_over, walk
-from pco.rundir import BEST, opened, point_to_best
+from pco.runs import status
+from pco.runs.folder import BEST, opened, point_to_best
 from pco.stage import Stage
 from tests import builders
 

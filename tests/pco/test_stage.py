@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from pco import stage as stage_module
-from pco.config import RunConfig
-from pco.config_file import models_in
+from pco.config.file import models_in
+from pco.config.run import RunConfig
 from pco.stage import Artifact, Stage, StageName
 from tests import builders
 

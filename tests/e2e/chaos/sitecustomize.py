@@ -70,7 +70,7 @@ def parent_of(pid: int) -> int:
 def is_stage_process() -> bool:
     """Not DeepSpeed's launcher, nor what a stage's process starts."""
     command = sys.orig_argv
-    if "pco.process" not in command or "deepspeed.launcher.launch" in command:
+    if "pco.execution.worker_main" not in command or "deepspeed.launcher.launch" in command:
         return False
     return "RANK" in os.environ or not command[-1].endswith("train.json")
 

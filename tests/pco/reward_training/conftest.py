@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pco.reward_training.config import RewardTraining
+from pco.config.reward_training import RewardTraining
 from tests import builders, tiny_model
 
 PROMPTS = 12

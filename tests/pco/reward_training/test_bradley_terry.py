@@ -9,16 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import schemas
-from pco.batches import Step
-from pco.reward_training.bradley_terry import (
-    Compared,
-    collate,
-    compared_of,
-    length_weight,
-    micro_batches,
-    objective,
-)
-from pco.reward_training.config import RewardTrain
+from pco.config.reward_training import RewardTrain
+from pco.reward_training.bradley_terry import Compared, collate, compared_of, length_weight, micro_batches, objective
+from pco.training.batches import Step
 
 numbers = st.floats(-8, 8)
 

@@ -9,9 +9,9 @@ import pytest
 
 from data.errors import BadInput
 from data.readers import prompt_key
-from pco.reward_config import ModelReward
+from pco.config.reward import ModelReward
+from pco.config.reward_training import load
 from pco.reward_training import pairs
-from pco.reward_training.config import load
 from pco.rewards import model
 from tests import builders, tiny_reward
 from tests.pco.reward_training.conftest import preferences, training_config

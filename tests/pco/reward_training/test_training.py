@@ -14,13 +14,14 @@ from transformers import AutoModelForSequenceClassification
 
 from data import store
 from data.errors import CorruptArtifact, RunConflict, StageFailed
-from pco import launcher, rewards
+from pco import rewards
+from pco.config.reward import ModelReward
+from pco.config.reward_training import RewardTraining
+from pco.execution import launcher
 from pco.progress import Progress
 from pco.report import reward as report
-from pco.reward_config import ModelReward
 from pco.reward_training import order
-from pco.reward_training.config import RewardTraining
-from pco.rundir import opened, read_config
+from pco.runs.folder import opened, read_config
 from pco.stage import Stage
 from tests import tiny_reward
 from tests.pco.reward_training.conftest import training_config

@@ -1,0 +1,283 @@
+"""The one config of a run. Every field's description is its documentation; unknown keys are refused by name."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from data import store
+from pco.config import file as config_file
+from pco.config.gate import TASK, Gate
+from pco.config.reward import (
+    RepetitionReward,
+    RewardConfig,
+    absolute,
+    compares_with_reference,
+    models,
+    parts,
+    settings,
+)
+from pco.config.section import Section
+from pco.config.train import Train
+
+
+class Policy(Section):
+    """The model to improve."""
+
+    model: str
+    """A local Hugging Face folder or a hub id, e.g. `HuggingFaceTB/SmolLM2-135M-Instruct`."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub model."""
+    prompt_format: Literal["raw", "chat"] = "chat"
+    """`raw` lets the model continue the prompt; `chat` renders it as a user message with the model's chat template."""
+    system: str | None = None
+    """System message put before every prompt (`chat` only)."""
+
+    @model_validator(mode="after")
+    def _system_needs_chat(self) -> "Policy":
+        if self.system is not None and self.prompt_format == "raw":
+            raise ValueError("`system` needs prompt_format: chat; raw prompts have no place for it")
+        return self
+
+
+class Prompts(Section):
+    """JSONL or Parquet files with a `prompt` in each row and, if you like, an `id` and a `reference` (right answer)."""
+
+    train: str
+    """Prompts that candidates are generated for in every round."""
+    heldout: str
+    """Prompts that only the evaluation sees."""
+    heldout_text: str
+    """Human prose (`text` on each line) on which the policy's perplexity is watched."""
+    preferences: str | None = None
+    """Preference pairs to begin with: `prompt`, `chosen`, `rejected` a row. `replay` mixes them in, as of a round 0."""
+    feedback: str | None = None
+    """Unpaired feedback to train on beside the pairs: `prompt`, `completion`, `good` (true or false) a line."""
+    train_limit: int | None = Field(None, ge=1)
+    """Use only the first so many training prompts."""
+    heldout_limit: int | None = Field(None, ge=1)
+    """Use only the first so many held-out prompts and texts."""
+
+
+class Generate(Section):
+    """Sampling of candidate completions with vLLM."""
+
+    n: int = Field(4, ge=2)
+    """Completions per prompt; pairs are made among them, so at least 2."""
+    temperature: float = Field(0.7, gt=0)
+    """Sampling temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling: the share of probability mass kept."""
+    top_k: int = Field(0, ge=0)
+    """Sample among so many most likely tokens; 0 for all."""
+    min_tokens: int = Field(0, ge=0)
+    """No end of text before so many tokens."""
+    max_tokens: int = Field(256, ge=1)
+    """Completion length limit in tokens."""
+    stop: list[str] = []
+    """Strings that end a completion; they are not part of it."""
+    shard_size: int = Field(64, ge=1)
+    """Prompts per committed part file: what a kill can cost at most."""
+
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> "Generate":
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})")
+        return self
+
+
+class Engine(Section):
+    """How vLLM runs."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    """Number format of weights and activations while generating."""
+    max_model_len: int | None = Field(None, ge=8)
+    """Context length in tokens; the model's own by default."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """Memory for the key-value cache on CPU, GiB."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """Share of GPU memory that vLLM may take."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs that share one model."""
+
+
+class Pair(Section):
+    """From scored candidates to preference pairs."""
+
+    strategy: Literal["best_worst", "best_random", "halves", "reference_worst"] = "best_worst"
+    """`best_worst`: highest reward of a prompt against its lowest. `best_random`: against any lower one. `halves`: the
+    best against the worst, the second best against the second worst, and so on. `reference_worst`: the prompt's
+    `reference` against its lowest."""
+    max_pairs: int = Field(1, ge=1)
+    """At most so many pairs of one prompt, of candidates that differ; `best_worst` gives one."""
+    min_margin: float = Field(0.0, ge=0)
+    """Drop pairs whose rewards differ by less. Ties are always dropped."""
+    max_length_ratio: float | None = Field(None, ge=1)
+    """Pair only completions of which the longer has at most so many times the tokens of the shorter."""
+    max_similarity: float = Field(1.0, ge=0, le=1)
+    """Drop pairs whose texts have a larger share of word 3-grams in common."""
+
+    @model_validator(mode="after")
+    def _references_have_no_reward(self) -> Self:
+        if self.strategy == "reference_worst" and self.min_margin > 0:
+            raise ValueError("min_margin has no meaning with reference_worst, whose chosen texts have no reward")
+        return self
+
+
+class Replay(Section):
+    """Pairs of earlier rounds and seed preferences (`prompts.preferences`), mixed in with each round's own."""
+
+    rounds: int = Field(0, ge=0)
+    """How many earlier rounds to draw from; 0 trains on each round's own pairs alone. Seed preferences are round 0."""
+    share: float = Field(1.0, gt=0)
+    """At most so many replayed pairs for each pair of the round itself."""
+    half_life: float | None = Field(None, gt=0)
+    """Rounds after which a pair is half as likely to be drawn; null: all are equally likely."""
+    rescore: bool = False
+    """Let the run's reward judge what is drawn: where it prefers the rejected text the two change places, and a pair
+    that it cannot tell apart is left out. For seed preferences, which no reward of the run has seen."""
+
+
+class Evaluate(Section):
+    """Measures on the held-out prompts: one greedy completion each, and sampled ones as `generate` samples."""
+
+    samples: int = Field(2, ge=1)
+    """Sampled completions per held-out prompt."""
+    second_reward: RewardConfig | None = None
+    """A reward that makes no labels: one that stays behind while the first climbs tells that the first is gamed."""
+    tasks: list[str] = []
+    """Tasks of lm-eval that each policy is put to, as a regression suite; `task_NAME` is what the gate calls them."""
+    task_limit: int | None = Field(200, ge=1)
+    """The first so many documents of each task; null takes all."""
+
+
+class RunConfig(Section):
+    """A multi-round run."""
+
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name of the run and of its folder: letters, digits, `.`, `_`, `-`."""
+    runs_dir: str = "runs"
+    """Folder that holds all runs."""
+    rounds: int = Field(2, ge=1)
+    """Rounds of generate, score, pair, train, evaluate, decide."""
+    seed: int = Field(0, ge=0)
+    """Every random choice follows from it."""
+    keep_last: int | None = Field(None, ge=1)
+    """Keep the policies of so many last rounds and remove older ones, which are as large as the model; null keeps all.
+    Tables stay."""
+    keep_best: int = Field(1, ge=1)
+    """Keep so many of the last promoted policies whatever `keep_last` says; the last of them is the best."""
+    stage_timeout_s: int = Field(24 * 3600, ge=1)
+    """A stage process that runs longer is ended, in seconds."""
+    stall_timeout_s: int = Field(1800, ge=1)
+    """A stage process that says nothing for so long, in seconds, is ended; its log then tells where it hung."""
+    policy: Policy
+    prompts: Prompts
+    generate: Generate = Generate()
+    engine: Engine = Engine()
+    reward: RewardConfig = RepetitionReward()
+    """What scores candidates; docs/rewards.md."""
+    pair: Pair = Pair()
+    replay: Replay = Replay()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _repetition_by_default(cls, reward: object) -> object:
+        return {"kind": "repetition", **reward} if isinstance(reward, dict) else reward
+
+    @model_validator(mode="after")
+    def _preferences_are_used(self) -> "RunConfig":
+        if self.prompts.preferences is not None and self.replay.rounds == 0:
+            raise ValueError("prompts.preferences would never be trained on: set replay.rounds to 1 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _replayed_pairs_can_be_rescored(self) -> "RunConfig":
+        if self.pair.strategy == "reference_worst" and self.replay.rescore:
+            raise ValueError("replay.rescore: reference_worst prefers the reference whatever a reward says of it")
+        if self.prompts.preferences is not None and self.replay.rescore and compares_with_reference(self.reward):
+            raise ValueError(
+                "replay.rescore: the reward compares with `reference`, which seed preferences lack: leave it off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _second_reward_makes_no_labels(self) -> "RunConfig":
+        second = self.evaluate.second_reward
+        if second is not None and _share_a_part(self.reward, second):
+            raise ValueError(
+                "evaluate.second_reward has a part of `reward`, so it would climb with it whatever happens: name one "
+                "that makes no labels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rules_have_measures(self) -> "RunConfig":
+        rules = {f"gate.{kind}.{name}": name for kind in ("require", "guards") for name in getattr(self.gate, kind)}
+        for where, name in rules.items():
+            if "second" in name and self.evaluate.second_reward is None:
+                raise ValueError(f"{where}: nothing is measured by it: set evaluate.second_reward")
+            if name.startswith(TASK) and name.removeprefix(TASK) not in self.evaluate.tasks:
+                raise ValueError(f"{where}: no such task is evaluated: name it under evaluate.tasks")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this run lies."""
+        return Path(self.runs_dir) / self.run
+
+    @property
+    def models(self) -> list[str]:
+        """The folders and hub ids of all models that it needs."""
+        judging = (self.reward, self.evaluate.second_reward)
+        return [self.policy.model, *(name for one in judging if one for name in models(one))]
+
+
+def _share_a_part(one: RewardConfig, other: RewardConfig) -> bool:
+    known = [settings(part) for part in parts(one)]
+    return any(settings(part) in known for part in parts(other))
+
+
+def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML config, apply `a.b=value` overrides, validate, and make its paths absolute.
+
+    Relative paths in the file are relative to the working directory, as a shell user expects.
+
+    Raises BadInput naming the file, the key, what was expected and, for an unknown key, the nearest known one.
+    """
+    return parse(config_file.read(path, overrides or []), source=str(path))
+
+
+def parse(raw: dict[str, Any], *, source: str) -> RunConfig:
+    """Validate a config and make its paths absolute; raises BadInput that lists every fault with its key."""
+    return _absolute(config_file.validated(RunConfig, raw, source=source))
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """Stage processes and Prefect workers have other working directories, so no path may stay relative."""
+    prompts = config.prompts
+    model = Path(config.policy.model).expanduser()
+    return config.model_copy(
+        update={
+            "runs_dir": str(Path(config.runs_dir).expanduser().resolve()),
+            "policy": config.policy.model_copy(
+                update={"model": str(model.resolve()) if store.exists(model) else config.policy.model}
+            ),
+            "reward": absolute(config.reward),
+            "evaluate": config.evaluate.model_copy(
+                update={
+                    "second_reward": None if (second := config.evaluate.second_reward) is None else absolute(second)
+                }
+            ),
+            "prompts": prompts.model_copy(
+                update={
+                    name: str(Path(path).expanduser().resolve())
+                    for name in ("train", "heldout", "heldout_text", "preferences", "feedback")
+                    if (path := getattr(prompts, name)) is not None
+                }
+            ),
+        }
+    )

@@ -1,0 +1,159 @@
+"""The `train` section of the config: the losses with their settings, and how DeepSpeed trains."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pco.config.section import Section
+
+
+class _Cringe(Section):
+    alpha: float = Field(1.0, ge=0)
+    """Weight of the Cringe term on rejected tokens beside the cross entropy on chosen ones."""
+    k: int = Field(5, ge=1)
+    """The contrast token is sampled among the k most likely tokens other than the rejected one."""
+
+
+class PairwiseCringe(_Cringe):
+    """gate * (cross entropy of chosen + alpha * Cringe of rejected), with gate = sigmoid((b - margin) / tau)."""
+
+    kind: Literal["pairwise_cringe"] = "pairwise_cringe"
+    b: float = 0.0
+    """Margin (nats) at which the gate is half open."""
+    tau: float = Field(10.0, gt=0)
+    """Temperature of the soft gate (nats): smaller is closer to a hard threshold."""
+    gate: Literal["soft", "hard", "off"] = "soft"
+    """`soft` as in the paper; `hard` is 1 below b, else 0; `off` trains on every pair fully (binary Cringe)."""
+    detach_gate: bool = False
+    """Treat the gate as a constant: cheaper, and no gradient through the margin."""
+    length_normalized_margin: bool = False
+    """Divide each log-probability in the margin by its completion's tokens."""
+
+
+class SFT(Section):
+    """Cross entropy on the chosen completions alone."""
+
+    kind: Literal["sft"] = "sft"
+
+
+class _WithReference(Section):
+    beta: float = Field(0.1, gt=0)
+    """How closely the policy is held to the reference: larger is closer."""
+    reference: Literal["previous", "start"] = "previous"
+    """The reference policy: the one each round starts from, or the starting policy of the run."""
+
+
+class DPO(_WithReference):
+    """Direct preference optimization against log-probabilities of a reference policy, read from a table."""
+
+    kind: Literal["dpo"] = "dpo"
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Assumed share of pairs whose preference is the wrong way round."""
+
+
+class IPO(_WithReference):
+    """Identity preference optimization: DPO's margin is pulled to 1 / (2 beta) by a square."""
+
+    kind: Literal["ipo"] = "ipo"
+
+
+Loss = Annotated[PairwiseCringe | SFT | DPO | IPO, Field(discriminator="kind")]
+
+
+class Feedback(_Cringe):
+    """Binary Cringe on unpaired thumbs up and down, mixed into every step beside the pairs (`prompts.feedback`)."""
+
+    weight: float = Field(1.0, ge=0)
+    """Weight of the feedback's loss against that of the pairs."""
+
+
+class LoRA(Section):
+    """Low-rank adapters; they are merged into the model when it is saved."""
+
+    r: int = Field(16, ge=1)
+    """Rank."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale; the update is alpha / r times the product of the adapters."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Which modules get adapters."""
+
+
+class Training(Section):
+    """How DeepSpeed trains, whatever it is that learns."""
+
+    learning_rate: float = Field(5e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the pairs."""
+    pairs_per_step: int = Field(8, ge=1)
+    """Pairs per optimizer step, over all processes and micro-batches."""
+    micro_batch_pairs: int = Field(8, ge=1)
+    """Pairs per process that are in memory at once; changes memory and speed, not the result."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's weight decay."""
+    warmup_share: float = Field(0.1, ge=0, le=1)
+    """Share of the steps in which the learning rate rises from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """What the learning rate does after the warm-up."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16 keeps float32 master weights and saves bf16 ones."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO: what is split over processes (1 optimizer, 2 + gradients, 3 + parameters)."""
+    processes: int = Field(1, ge=1)
+    """Training processes: one per GPU; on CPU usually 1."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, slower."""
+    lora: LoRA | None = None
+    """Train low-rank adapters instead of all weights."""
+    checkpoint_steps: int = Field(50, ge=1)
+    """Steps between checkpoints: what a kill in mid-training costs at most."""
+    keep_checkpoints: int = Field(1, ge=1)
+    """How many checkpoints to keep while training; a finished training keeps none."""
+    max_pair_tokens: int = Field(2048, ge=8)
+    """Pairs with a longer sequence (prompt + completion) are dropped and counted."""
+
+    @model_validator(mode="after")
+    def _step_splits_evenly(self) -> Self:
+        if self.pairs_per_step % self.processes:
+            raise ValueError(
+                f"pairs_per_step ({self.pairs_per_step}) must be a multiple of processes ({self.processes})"
+            )
+        return self
+
+
+# They change memory and speed, and the result by no more than rounding: after an error for want of memory a run can go
+# on with others.
+HOW_TRAINING_RUNS = (
+    "micro_batch_pairs",
+    "processes",
+    "zero_stage",
+    "fused_head",
+    "gradient_checkpointing",
+    "checkpoint_steps",
+    "keep_checkpoints",
+)
+
+
+def deciding(train: Training) -> dict[str, Any]:
+    """The settings that decide a training's result."""
+    return {name: value for name, value in train.model_dump(mode="json").items() if name not in HOW_TRAINING_RUNS}
+
+
+class Train(Training):
+    """Training of the policy on each round's pairs."""
+
+    loss: Loss = PairwiseCringe()
+    """The training objective on pairs."""
+    feedback: Feedback = Feedback()
+    """The objective on unpaired feedback, if there is any."""
+    fused_head: bool = True
+    """Compute the loss in chunks of tokens without ever holding all logits; False is the plain form, for comparison."""
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _pairwise_cringe_by_default(cls, loss: object) -> object:
+        return {"kind": "pairwise_cringe", **loss} if isinstance(loss, dict) else loss

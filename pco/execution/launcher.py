@@ -1,0 +1,220 @@
+"""Run a stage in a process of its own: watched, logged to a file, ended with all its children."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data import errors, store
+from data.errors import PCOError, StageFailed
+from pco import progress
+from pco.config.reward_training import RewardTraining
+from pco.config.run import RunConfig
+from pco.execution import disk_space, process_group
+from pco.progress import Failure, Progress
+from pco.stage import LAUNCHED, PARENT, Stage, round_folder
+from pco.training import checkpoints
+
+_POLL_S = 0.1
+_TAIL_LINES = 15
+ATTEMPT = "==== attempt"  # begins the log of each attempt at a stage
+# What kills a rank; not 1, since 255 is also what many programs end with.
+_DEADLY = {signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM}
+_FULL = 2**20  # bytes; with fewer free a disk counts as full
+
+# What stage processes need and a user's shell rarely sets; a variable that is set wins.
+ENVIRONMENT = {
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    # One process is the engine: the extra ones start slowly on CPU and outlive a killed parent.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+
+def run(
+    stage: Stage[Any],
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_log: Callable[[str], None] = lambda _: None,
+) -> store.Manifest:
+    """Make sure that a stage is finished, and return its manifest. A finished stage returns at once.
+
+    Raises the stage's own error; StageFailed if its process was killed, crashed, or ran out of time. Committed shards
+    remain in every case.
+    """
+    done = stage.finished()
+    if done is not None:
+        checkpoints.remove(stage.folder / checkpoints.FOLDER)  # a kill may have come just before they were
+        return done
+    # Before anything of the stage is swept or written: they may still be writing it.
+    if left := process_group.end_leftovers(error_path(stage.config, stage.round, stage.name).with_suffix(".json")):
+        on_log(f"ended {left} process(es) that an earlier attempt had left behind")
+    log = _prepare_log(stage)
+    try:
+        disk_space.check(stage)
+        return _launched(stage, log, on_progress, on_log)
+    except PCOError as error:
+        with contextlib.suppress(PCOError):  # a full disk, say: the first error is the one to tell
+            store.write_text(error_path(stage.config, stage.round, stage.name), str(error))
+        raise
+
+
+def error_path(config: RunConfig | RewardTraining, number: int, name: str) -> Path:
+    """Where the error of a stage's last attempt lies, if that failed."""
+    return round_folder(config, number) / "logs" / f"{name}.error"
+
+
+def logs_of(stage: Stage[Any]) -> list[Path]:
+    """What a stage was told to do, what it said, and why its last attempt failed."""
+    error = error_path(stage.config, stage.round, stage.name)
+    return [error.with_suffix(suffix) for suffix in (".json", ".log", ".error")]
+
+
+def _launched(
+    stage: Stage[Any], log: Path, on_progress: Callable[[Progress], None], on_log: Callable[[str], None]
+) -> store.Manifest:
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    failure: Failure | None = None
+    start = log.stat().st_size
+    with _process(stage, log) as process:
+        for line in _lines(process, log, start, stage):
+            event = progress.parse(line)
+            if isinstance(event, Progress):
+                on_progress(event)
+            elif isinstance(event, Failure):
+                failure = event
+            elif line:
+                tail.append(line)
+                on_log(line)
+    if failure is not None:
+        raise _rebuilt(failure)
+    if process.returncode != 0:
+        _check_disk(stage)
+        raise StageFailed(f"{stage.title}: {_cause(process.returncode)}. Log: {log}\n" + "\n".join(tail))
+    finished = stage.finished()
+    if finished is None:
+        raise StageFailed(f"{stage.title}: ended without an error but left no manifest in {stage.folder}. Log: {log}")
+    return finished
+
+
+def _prepare_log(stage: Stage[Any]) -> Path:
+    logs = round_folder(stage.config, stage.round) / "logs"
+    store.write_text(logs / f"{stage.name}.json", stage.to_json())
+    log = logs / f"{stage.name}.log"
+    with store.write_errors(log):
+        for folder in (logs, stage.folder):
+            store.sweep(folder)
+        error_path(stage.config, stage.round, stage.name).unlink(missing_ok=True)
+        with log.open("a", encoding="utf-8") as file:  # an earlier attempt's log may tell why it failed
+            file.write("\n" * (file.tell() > 0) + f"{ATTEMPT} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    return log
+
+
+@contextlib.contextmanager
+def _process(stage: Stage[Any], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The stage's process, its output going straight to the log file; no member of its group survives the block."""
+    stage_file = log.with_suffix(".json")
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pco.execution.worker_main", str(stage_file)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=_environment(stage, stage_file),
+        )
+    try:
+        yield process
+    finally:
+        process_group.end_group(process)
+
+
+def _environment(stage: Stage[Any], stage_file: Path) -> dict[str, str]:
+    environment = {**ENVIRONMENT, **os.environ, LAUNCHED: repr(time.time()), PARENT: str(os.getpid())}
+    environment[process_group.STAGE_FILE] = str(stage_file)
+    asks_hub = stage.name == "evaluate" and stage.config.evaluate.tasks  # for their data
+    if not asks_hub and all(Path(model).is_dir() for model in stage.config.models):
+        environment.setdefault("HF_HUB_OFFLINE", "1")
+    if shutil.which(os.environ.get("CXX", "g++")) is None:  # vLLM compiles small functions even where it is told not to
+        environment.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # A rank of an outer launcher must not make this stage believe it is one itself.
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        environment.pop(name, None)
+    return environment
+
+
+def _lines(process: subprocess.Popen[bytes], log: Path, start: int, stage: Stage[Any]) -> Iterator[str]:
+    """The log's lines from byte `start` on as they come, until the process has ended and all is read.
+
+    Raises StageFailed when the process takes too long, or says nothing for too long.
+    """
+    began = heard = time.monotonic()
+    with log.open(encoding="utf-8", errors="replace") as file:
+        file.seek(start)
+        torn = ""
+        while True:
+            ended = process.poll() is not None
+            chunk = file.read()
+            *lines, torn = (torn + chunk).split("\n")
+            yield from lines
+            if ended and not chunk:
+                if torn:
+                    yield torn
+                return
+            now = time.monotonic()
+            if chunk:
+                heard = now
+            if now - began > stage.config.stage_timeout_s:
+                raise StageFailed(f"{stage.title}: ran out of time (`stage_timeout_s`) and was ended. Log: {log}")
+            if now - heard > stage.config.stall_timeout_s:
+                raise StageFailed(_stalled(process, log, stage))
+            if not chunk:
+                time.sleep(_POLL_S)
+
+
+def _stalled(process: subprocess.Popen[bytes], log: Path, stage: Stage[Any]) -> str:
+    size = log.stat().st_size
+    process_group.ask_for_stacks(process, lambda: log.stat().st_size > size)
+    with log.open("rb") as file:
+        file.seek(size)
+        stacks = file.read().decode(errors="replace").strip() or "It gave no answer when asked for its stacks."
+    return (
+        f"{stage.title}: said nothing for {stage.config.stall_timeout_s} s (`stall_timeout_s`) and was ended. Log: "
+        f"{log}\nWhere it stood:\n{stacks}"
+    )
+
+
+def _cause(returncode: int) -> str:
+    # DeepSpeed's launcher ends with the status of a rank; a signal that killed one then counts down from 256.
+    rank_signal = 256 - returncode if 256 - returncode in _DEADLY else 0
+    number = -returncode if returncode < 0 else rank_signal
+    if not number:
+        return f"its process ended with status {returncode}"
+    name = signal.Signals(number).name
+    hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
+    return f"its process was killed by {name}{hint}"
+
+
+def _check_disk(stage: Stage[Any]) -> None:
+    """A process on a full disk cannot even tell why it failed: its log lies there, too."""
+    if shutil.disk_usage(stage.config.folder).free < _FULL:
+        raise PCOError(
+            f"{stage.config.folder}: the disk is full, and {stage.title} ended. What it committed is intact: make "
+            "room, then resume."
+        )
+
+
+def _rebuilt(failure: Failure) -> PCOError:
+    kind = getattr(errors, failure.kind, PCOError)
+    error: PCOError = kind(failure.message)
+    return error

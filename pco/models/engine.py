@@ -1,0 +1,154 @@
+"""vLLM as the stages use it: sample completions, and read log-probabilities of given text."""
+
+import gc
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pco.config.run import Engine, Generate
+from pco.models.rendering import Rendered
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to sample."""
+
+    prompt_id: str
+    sample: int
+    prompt: Rendered
+    seed: int
+    greedy: bool = False
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion; `text` is what `token_ids` decode to, so what is scored is what is trained on."""
+
+    request: Request
+    text: str
+    token_ids: list[int]
+    logprob: float
+    finish_reason: str
+
+
+class Sampler:
+    """One model in one engine. vLLM changes its process for good, so a process holds one Sampler and nothing else."""
+
+    def __init__(self, model: Path, engine: Engine) -> None:
+        import torch
+        from vllm import LLM
+
+        on_gpu = torch.cuda.is_available()
+        device: dict[str, Any] = {"gpu_memory_utilization": engine.gpu_memory_utilization}
+        if not on_gpu:
+            # Without a figure vLLM asks for nearly all of a CPU node's memory; compiling costs more than it gains; and
+            # a prompt that is prefilled in two chunks rewinds its seeded generator, which CPU generators cannot do.
+            device = {
+                "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),
+                "enforce_eager": True,
+                "enable_chunked_prefill": False,
+            }
+        self._llm = LLM(
+            str(model),
+            dtype=engine.dtype,
+            max_model_len=engine.max_model_len,
+            tensor_parallel_size=engine.tensor_parallel,
+            enable_prefix_caching=True,
+            generation_config="vllm",  # sampling is what the config says, not what a model folder suggests
+            **device,
+        )
+        self._tokenizer = self._llm.get_tokenizer()
+
+    def complete(
+        self, requests: list[Request], generate: Generate, *, on_done: Callable[[int], None]
+    ) -> list[Completion]:
+        """Complete every request, in order. `on_done` is told how many requests each engine step finished."""
+        prompts = [{"prompt_token_ids": request.prompt.token_ids} for request in requests]
+        params = [_params(request, generate) for request in requests]
+        outputs = self._llm.generate(prompts, params, use_tqdm=_bar(on_done))
+        return [self._completion(request, output) for request, output in zip(requests, outputs, strict=True)]
+
+    def _completion(self, request: Request, output: Any) -> Completion:
+        sampled = output.outputs[0]
+        token_ids = list(sampled.token_ids)
+        logprobs = [step[token].logprob for step, token in zip(sampled.logprobs, token_ids, strict=True)]
+        if isinstance(sampled.stop_reason, str):
+            token_ids = self._before_stop_string(token_ids, sampled.text)
+        # Not sampled.text, which leaves out a character of which the last token holds only a part.
+        text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return Completion(request, text, token_ids, sum(logprobs[: len(token_ids)]), sampled.finish_reason)
+
+    def _before_stop_string(self, token_ids: list[int], text: str) -> list[int]:
+        """The tokens that lie wholly before the stop string; a token that reaches into it is left out."""
+        for count in range(len(token_ids), 0, -1):
+            if len(self._tokenizer.decode(token_ids[:count], skip_special_tokens=True)) <= len(text):
+                return token_ids[:count]
+        return []
+
+    @property
+    def context(self) -> int:
+        """How many tokens the engine can read and write of one text."""
+        return int(self._llm.model_config.max_model_len)
+
+    def text_logprobs(self, texts: list[str]) -> Iterator[tuple[float, int]]:
+        """For each text: the sum of its tokens' log-probabilities (nats) after the first token, and their number."""
+        encoded = [self._tokenizer(text)["input_ids"] for text in texts]
+        logprobs = self.logprobs([(ids[:1], ids[1:]) for ids in encoded])
+        yield from zip(logprobs, (len(ids) - 1 for ids in encoded), strict=True)
+
+    def logprobs(self, given: Sequence[tuple[list[int], list[int]]]) -> Iterator[float]:
+        """For each prompt (a token at least) and completion: the completion's log-probability, nats.
+
+        One token of the context must be left over, since vLLM reads nothing without writing.
+        """
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+        texts = [{"prompt_token_ids": prompt + completion} for prompt, completion in given]
+        outputs = self._llm.generate(texts, params, use_tqdm=False)
+        for (prompt, completion), output in zip(given, outputs, strict=True):
+            steps = zip(output.prompt_logprobs[len(prompt) :], completion, strict=True)
+            yield sum(step[token].logprob for step, token in steps)
+
+
+def free_memory() -> None:
+    """Give back to the GPU what an engine held that is no longer referred to."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _params(request: Request, generate: Generate) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        temperature=0.0 if request.greedy else generate.temperature,
+        top_p=1.0 if request.greedy else generate.top_p,
+        top_k=0 if request.greedy else generate.top_k,
+        seed=request.seed,
+        min_tokens=generate.min_tokens,
+        max_tokens=generate.max_tokens,
+        stop=generate.stop or None,
+        logprobs=0,  # of the sampled token alone
+    )
+
+
+def _bar(on_done: Callable[[int], None]) -> Callable[..., Any]:
+    """A silent progress bar for vLLM that passes on how many requests each engine step finished."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def update(self, n: float | None = 1) -> Any:
+            on_done(int(n or 0))
+            return super().update(n)
+
+    def start(*args: Any, **kwargs: Any) -> Any:
+        if args:  # a bar around the adding of requests, which takes no time
+            return args[0]
+        return Bar(**kwargs, file=io.StringIO())
+
+    return start

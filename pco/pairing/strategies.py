@@ -1,0 +1,99 @@
+"""Which of a prompt's scored candidates become preference pairs: pure functions of rewards, lengths and texts."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from pco.config.run import Pair
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One candidate of a prompt: its row in the shard, what the reward says of it, and its length in tokens."""
+
+    row: int
+    reward: float
+    tokens: int
+    text: str
+
+
+Chosen = tuple[Scored, Scored]  # (chosen, rejected)
+
+
+def pairs_with(reference: Scored | None, candidates: Sequence[Scored], config: Pair) -> list[Chosen] | str:
+    """The prompt's reference against its candidates, the lowest reward first, or the reason why there is no pair.
+
+    Among equals the earlier sample is taken. What the policy wrote word for word as the reference is no worse.
+    """
+    if reference is None:
+        return "no reference"
+    others = [one for one in candidates if one.text.split() != reference.text.split()]
+    if not others:
+        return "no scored candidate but the reference"
+    worst_first = sorted(others, key=lambda one: one.reward)
+    allowed = [(reference, one) for one in worst_first if not _fault(reference, one, config)]
+    return allowed[: config.max_pairs] or _fault(reference, worst_first[0], config)
+
+
+def pairs_of(candidates: Sequence[Scored], config: Pair, *, seed: int) -> list[Chosen] | str:
+    """The pairs of one prompt in order of preference, or the reason why there is none.
+
+    Ties never become a pair: equal scores say nothing. Among equals the earlier sample is taken. A candidate stands
+    in one pair only, but the best of `best_random` in all.
+    """
+    if len(candidates) < 2:
+        return "fewer than two scored candidates"
+    ranked = sorted(candidates, key=lambda one: -one.reward)  # stable: among equals the earlier first
+    if ranked[0].reward == ranked[-1].reward:
+        return "all candidates tie"
+    allowed = (pair for pair in _preferred(ranked, config, random.Random(seed)) if not _fault(*pair, config))
+    limit = 1 if config.strategy == "best_worst" else config.max_pairs
+    return list(islice(allowed, limit)) or _fault(*_widest(ranked), config) or "no two candidates fit the limits"
+
+
+def _preferred(ranked: list[Scored], config: Pair, draw: random.Random) -> Iterator[Chosen]:
+    """The pairs that a strategy would make, the most wanted first."""
+    worst_first = sorted(ranked, key=lambda one: one.reward)
+    match config.strategy:
+        case "best_worst":
+            yield _widest(ranked)
+            # That may not be one, for its lengths or likeness: then the next widest.
+            every = [(better, worse) for better in ranked for worse in worst_first if better.reward > worse.reward]
+            yield from sorted(every, key=lambda pair: pair[1].reward - pair[0].reward)
+        case "best_random":
+            yield from ((ranked[0], other) for other in draw.sample(ranked, len(ranked)))
+        case "halves":
+            half = len(ranked) // 2
+            yield from zip(ranked[:half], worst_first[:half], strict=True)
+
+
+def _widest(ranked: list[Scored]) -> Chosen:
+    return ranked[0], min(ranked, key=lambda one: one.reward)
+
+
+def _fault(chosen: Scored, rejected: Scored, config: Pair) -> str:
+    """Why two candidates may not be a pair; empty if they may."""
+    margin = chosen.reward - rejected.reward
+    if margin <= 0:
+        return "all candidates tie"
+    if margin < config.min_margin:
+        return "margin below min_margin"
+    if config.max_length_ratio is not None:
+        shorter, longer = sorted((chosen.tokens, rejected.tokens))
+        if longer > config.max_length_ratio * shorter:
+            return "lengths differ more than max_length_ratio"
+    if config.max_similarity < 1 and similarity(chosen.text, rejected.text) > config.max_similarity:
+        return "more alike than max_similarity"
+    return ""
+
+
+def similarity(one: str, other: str) -> float:
+    """Share of word 3-grams that two texts have in common (Jaccard index, 0 to 1); shorter texts count as one gram."""
+    ours, theirs = _grams(one), _grams(other)
+    return len(ours & theirs) / len(ours | theirs)
+
+
+def _grams(text: str, n: int = 3) -> set[tuple[str, ...]]:
+    words = text.split()
+    return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))}

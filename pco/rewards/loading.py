@@ -1,0 +1,95 @@
+"""From a reward's config to the reward; no heavy library is imported before a reward that needs one is loaded."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data import store
+from data.errors import BadInput
+from pco.config.reward import (
+    EnsembleReward,
+    ExactAnswerReward,
+    JsonSchemaReward,
+    JudgeReward,
+    LengthReward,
+    ModelReward,
+    PythonReward,
+    RegexReward,
+    RepetitionReward,
+    RewardConfig,
+    compares_with_reference,
+    parts,
+    settings,
+)
+from pco.rewards import content, ensemble, functions, llm_judge, model, programs
+from pco.rewards.scores import Counts, Reward, Scorer, plain
+
+
+def load(config: RewardConfig, folder: Path | None = None) -> Reward:
+    """The reward that the config describes; a model is in memory from now on. A judge keeps its answers in `folder`.
+
+    Raises BadInput when what it needs is missing or cannot work.
+    """
+    parts_of = content.named(config).items()
+    files = {name: found for name, part in parts_of if (found := content.loaded_digest(part)) is not None}
+    digest = store.digest({"reward": settings(config), "files": files} if files else settings(config))
+    counts: Counts = defaultdict(float)
+    return Reward(config, digest, _scorer(config, folder, counts), counts)
+
+
+def _scorer(config: RewardConfig, folder: Path | None, counts: Counts) -> Scorer:
+    match config:
+        case RepetitionReward():
+            return plain(lambda row: programs.repetition(row, config))
+        case LengthReward():
+            return plain(lambda row: programs.length(row, config))
+        case RegexReward():
+            return plain(lambda row: programs.regex(row, config))
+        case JsonSchemaReward():
+            return plain(programs.json_schema(config))
+        case ExactAnswerReward():
+            return plain(lambda row: programs.exact_answer(row, config))
+        case PythonReward():
+            return functions.scorer(config)
+        case ModelReward():
+            return model.scorer(config)
+        case JudgeReward():
+            return llm_judge.scorer(config, folder, counts)
+        case EnsembleReward():
+            members = [_scorer(member.reward, folder, counts) for member in config.members]
+            return ensemble.scorer(config, members)
+
+
+def check(config: RewardConfig, prompts: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Refuse what could not work, without loading any weights. `prompts` are the rows of each prompts file by its name.
+
+    Raises BadInput.
+    """
+    for part in parts(config):
+        match part:
+            case JsonSchemaReward():
+                programs.schema(part)
+            case PythonReward():
+                functions.function(part)
+            case ModelReward():
+                model.check(part)
+            case JudgeReward():
+                llm_judge.check(part)
+    if compares_with_reference(config):
+        _check_references(prompts)
+
+
+def _check_references(prompts: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    for where, rows in prompts.items():
+        for row in rows:
+            if row["reference"] is None:
+                raise BadInput(
+                    f"{where}: prompt {row['source_id'] or row['prompt_id']} has no `reference`, and the reward "
+                    "compares with it. Put the right answer under `reference` in every line."
+                )
+
+
+def reads_prompts(config: RewardConfig) -> bool:
+    """Whether a reward needs to know the prompts as they stand in the user's files, or their references."""
+    return any(isinstance(part, ExactAnswerReward | PythonReward | ModelReward | JudgeReward) for part in parts(config))

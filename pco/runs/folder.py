@@ -1,0 +1,244 @@
+"""A run's folder: one config, one writer."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from data import store
+from data.errors import BadInput, RunConflict
+from pco.config.run import RunConfig, parse
+from pco.config.file import overridden, validated
+from pco.config.reward import settings
+from pco.config.reward_training import RewardTraining
+from pco.stage import flat
+from pco.config.train import HOW_TRAINING_RUNS
+
+CONFIG = "config.yaml"
+BEST = "best"  # a link to the folder of the best policy so far
+_LOCK = ".lock"
+_RECOVERY = ".recovery"
+# What may change between two attempts at the same run: it decides no result.
+_FREE = {
+    "runs_dir",
+    "rounds",
+    "keep_last",
+    "keep_best",
+    "stage_timeout_s",
+    "stall_timeout_s",
+    "engine.kv_cache_gib",
+    "engine.gpu_memory_utilization",
+    # What they change is which stages come next, and with what: each of those has a fingerprint of its own.
+    "gate.otherwise",
+    "gate.patience",
+    "gate.retry_learning_rate",
+    "gate.answer_within_s",
+    *(f"train.{name}" for name in HOW_TRAINING_RUNS),
+}
+
+
+@contextmanager
+def opened(config: RunConfig | RewardTraining, flow_run: str = "") -> Iterator[None]:
+    """Hold a run's folder for writing; make it and its `config.yaml` if it is new.
+
+    `flow_run` is the id of the Prefect flow run that writes, for whoever asks who holds the run.
+
+    Raises RunConflict when another process holds it, or when it was made with another config.
+    """
+    with store.write_errors(config.folder):
+        config.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(config.folder, flow_run):
+        check_same(config)
+        store.sweep(config.folder)
+        write_config(config, config.folder)
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, flow_run: str) -> Iterator[None]:
+    """The kernel drops the lock of a process that dies, so a stale one cannot exist."""
+    path = folder / _LOCK
+    with store.write_errors(path):
+        handle = path.open("a+b", buffering=0)  # or closing would write once more what could not be written
+    with handle:
+        if not _takes(handle):
+            raise RunConflict(f"{folder}: is being written by {_told(path)}. Wait for it, or end it.")
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        held = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "flow_run": flow_run}
+        with store.write_errors(path):
+            handle.truncate(0)
+            handle.write(json.dumps(held).encode())
+        yield
+
+
+def _takes(handle: IO[bytes]) -> bool:
+    """Tries more than once: whoever only looks (`is_held`) holds the lock for an instant, too."""
+    for _ in range(5):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is writing to this run now."""
+    try:
+        with (folder / _LOCK).open(encoding="utf-8") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # never written to, or not ours to read
+    return False
+
+
+def holder(folder: Path) -> str | None:
+    """Which flow run writes to this run now: its id, "" if that is unknown, None if nobody does.
+
+    Raises BadInput when the folder is not on this machine, or not ours to read.
+    """
+    held = is_held(folder)
+    try:
+        told = (folder / _LOCK).read_text(encoding="utf-8")
+        return str(json.loads(told)["flow_run"]) if held else None
+    except OSError as error:
+        raise BadInput(f"{folder}: no run here that can be read ({error.strerror}).") from None
+    except (ValueError, KeyError):  # taken just now, or by an earlier version
+        return ""
+
+
+@contextmanager
+def recovering(folder: Path) -> Iterator[None]:
+    """Wait for whoever else recovers this run, so that each sees what the one before it did."""
+    path = folder / _RECOVERY
+    with store.write_errors(path):
+        handle = path.open("a", encoding="utf-8")
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _told(path: Path) -> str:
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        flow_run = f" (Prefect flow run {held['flow_run']})" if held.get("flow_run") else ""
+        return f"process {held['pid']} on {held['host']} since {held['since']}{flow_run}"
+    except (ValueError, KeyError, OSError):
+        return "another process"
+
+
+def check_same(config: RunConfig | RewardTraining) -> None:
+    path = config.folder / CONFIG
+    if not path.exists():
+        return
+    raw = _raw(config.folder)
+    if _is_reward_training(raw) != isinstance(config, RewardTraining):
+        raise RunConflict(f"{config.folder}: holds another kind of run. Take another name (--set run=...).")
+    made = validated(type(config), raw, source=str(path))
+    before, now = _deciding(made), _deciding(config)
+    changed = [key for key in sorted(before | now) if key not in _FREE and before.get(key) != now.get(key)]
+    decided = len(list(config.folder.glob("round-*/decision/manifest.json")))
+    if isinstance(config, RunConfig) and config.rounds < decided:
+        raise RunConflict(
+            f"{config.folder}: {decided} rounds are decided; `rounds: {config.rounds}` would forget the later ones. "
+            f"Give {decided} or more; to go back, set rounds aside with `pco resume --from`, or fork the run."
+        )
+    if changed:
+        told = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
+        fork = "" if isinstance(config, RewardTraining) else f"Fork it (`pco fork {config.run} NEW --set ...`), or "
+        raise RunConflict(
+            f"{config.folder}: this run was made with another config. {fork}take another name (--set run=...), or the "
+            f"old values:\n{told}"
+        )
+
+
+def _deciding(config: RunConfig | RewardTraining) -> dict[str, Any]:
+    """The config's settings by dotted name, without those of a reward that decide no result."""
+    dump = config.model_dump(mode="json")
+    if isinstance(config, RunConfig):
+        dump["reward"] = settings(config.reward)
+        second = config.evaluate.second_reward
+        dump["evaluate"]["second_reward"] = second and settings(second)
+    return flat(dump)
+
+
+def write_config(config: RunConfig | RewardTraining, folder: Path) -> None:
+    """Write every setting out: what makes a folder a run."""
+    store.write_text(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def point_to_best(config: RunConfig, policy: Path) -> None:
+    """Have `best` in the run's folder lead to the best policy so far, at every moment to one or the other."""
+    store.link(config.folder / BEST, policy)
+
+
+def report_path(config: RunConfig | RewardTraining) -> Path:
+    """Where a run's report lies once it is written."""
+    return config.folder / "report.html"
+
+
+def find(name: str, runs_dir: Path, overrides: list[str] | None = None) -> RunConfig:
+    """The config of a run by its name under the runs folder, or by the path of its folder.
+
+    Raises BadInput when there is no such run.
+    """
+    folder = Path(name) if os.sep in name else runs_dir / name
+    return read_config(folder.resolve(), overrides)
+
+
+def find_round(name: str, runs_dir: Path) -> tuple[RunConfig, int | None]:
+    """A run and a round of it, named as `RUN` or `RUN:ROUND`.
+
+    Raises BadInput when there is no such run, or what follows the colon is no round's number.
+    """
+    run, colon, number = name.rpartition(":")
+    if not colon:
+        return find(name, runs_dir), None
+    if not number.isdigit():
+        raise BadInput(f"{name}: expected RUN:ROUND with a round's number, such as quickstart:1.")
+    return find(run, runs_dir), int(number)
+
+
+def read_config(folder: Path, overrides: list[str] | None = None) -> RunConfig:
+    """The config of a run on disk, with `runs_dir` where the run lies now, so that a run may be moved.
+
+    `overrides` are `a.b=value` strings as for `pco run`.
+
+    Raises BadInput when there is no run here, or a reward training.
+    """
+    raw = _raw(folder)
+    if _is_reward_training(raw):
+        raise BadInput(f"{folder}: is a reward training, not a run of rounds: `pco reward train {folder / CONFIG}`.")
+    return parse(overridden(raw, overrides or []), source=str(folder / CONFIG))
+
+
+def is_reward_training(folder: Path) -> bool:
+    """Whether what lies here is a reward training; raises BadInput when nothing does."""
+    return _is_reward_training(_raw(folder))
+
+
+def _is_reward_training(raw: dict[str, Any]) -> bool:
+    return raw.get("kind") == "reward_training"
+
+
+def _raw(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = sorted(found.parent.name for found in folder.parent.glob(f"*/{CONFIG}"))
+        raise BadInput(f"{folder}: no run here. Runs in {folder.parent}: {', '.join(known) or 'none'}.") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: the run's config could not be read ({error}). Restore it from a copy.") from error
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path}: holds no config. Restore it from a copy, or write it anew with the run's settings.")
+    return {**raw, "runs_dir": str(folder.parent)}

@@ -1,0 +1,185 @@
+"""New beginnings from a run on disk: fork it into a new one, or set its last stages aside to make them anew."""
+
+import contextlib
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data import store
+from data.errors import BadInput, RunConflict
+from pco.runs import retention
+from pco.config.run import RunConfig
+from pco.execution.launcher import logs_of
+from pco.rounds import walk
+from pco.runs.folder import write_config
+from pco.stage import Stage, StageName
+from pco.runs.status import Point, points
+
+_ASIDE = "set-aside"
+
+
+@dataclass(frozen=True)
+class Fork:
+    """What a new run took over: each stage, and where it was made with other settings than the new run's."""
+
+    shared: list[Stage] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+
+
+class _Enough(Exception):
+    pass
+
+
+def fork(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
+    """Make the run `new`, sharing the files of `origin`'s stages before `at`; without it, of all that are still valid.
+
+    With `at`, earlier stages are taken as they are, even if `new` would have made them with other settings: so a
+    setting can change from some round on. The new run's folder appears whole or not at all.
+
+    Raises RunConflict when `new` exists, BadInput when a stage before `at` is not finished or there is no way to `at`.
+    """
+    if new.folder.exists():
+        raise RunConflict(f"{new.folder}: exists. Fork into another name.")
+    made = _planned(origin, new, at)
+    temporary = new.folder.with_name(f".{new.run}.{os.getpid()}.tmp")
+    with store.write_errors(new.folder):
+        try:
+            for stage in made.shared:
+                _share(stage, origin, temporary / stage.folder.relative_to(new.folder))
+            write_config(new, temporary)
+            temporary.rename(new.folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return made
+
+
+def _planned(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
+    """What to share, before anything is written."""
+    if at is not None:
+        check_point(new, at)
+        _check_beginning(origin, at)
+    made = Fork()
+
+    def take_over(stage: Stage) -> store.Manifest:
+        if (stage.round, stage.name) == at:
+            raise _Enough
+        source = _source(stage, origin)
+        manifest = store.read_manifest(source.folder)
+        changes = [] if manifest is None else _changes(stage, source, manifest)
+        if at is None and (manifest is None or changes):
+            raise _Enough
+        if manifest is None:
+            raise BadInput(f"{source.folder}: not finished, so a fork cannot begin after it. Begin at it, or before.")
+        policy = _policy(source)
+        if stage.name == "train" and not (policy.is_dir() or retention.was_removed(policy)):
+            raise BadInput(f"{policy}: is gone, so this stage cannot be shared. Fork from it, or before.")
+        made.differing.extend(f"{stage.title}: {change}" for change in changes)
+        made.shared.append(stage)
+        return manifest
+
+    try:
+        walk(new, take_over)
+    except _Enough:
+        return made
+    if at is not None:
+        refused = made.shared[-1].round
+        raise BadInput(
+            f"{origin.run}: its gate refused round {refused}, so nothing comes after it. To go on from there all the "
+            f"same: --from decide --round {refused}, with other bounds under `gate`."
+        )
+    return made
+
+
+def _source(stage: Stage, origin: RunConfig) -> Stage:
+    return Stage(stage.name, stage.round, origin, {})
+
+
+def _changes(stage: Stage, source: Stage, manifest: store.Manifest) -> list[str]:
+    """What the new run would make otherwise. What the origin took over itself is as valid in it as it was there."""
+    if store.origin(source.folder) is not None and stage.settings == source.settings:
+        return []
+    return stage.changes(manifest)
+
+
+def _policy(stage: Stage) -> Path:
+    return retention.policy_folder(stage.config, stage.round)
+
+
+def _share(stage: Stage, origin: RunConfig, folder: Path) -> None:
+    """The policy before the stage that made it: a finished training has one."""
+    source = _source(stage, origin)
+    policy = folder.with_name("policy")
+    if stage.name == "train" and _policy(source).is_dir():
+        store.share(_policy(source), policy, origin=origin.run)
+    elif stage.name == "train":
+        retention.mark_removed(policy)
+    store.share(source.folder, folder, origin=origin.run)
+
+
+def newest(config: RunConfig, name: StageName) -> Point:
+    """The last round in which a stage has left anything.
+
+    Raises BadInput when there is none.
+    """
+    begun = [point for point in points(config) if point[1] == name and _folders(config, point)]
+    if not begun:
+        raise BadInput(f"{config.folder}: no round has begun `{name}`. `pco status {config.run}` shows what is done.")
+    return begun[-1]
+
+
+def set_aside(config: RunConfig, at: Point) -> list[Path]:
+    """Move what a stage and all stages after it have made out of the way, so that they are made anew.
+
+    Nothing is deleted: it lies under `set-aside/` in the run's folder. Returns the folders that were moved.
+
+    Raises BadInput when the run has no such stage.
+    """
+    check_point(config, at)
+    _check_beginning(config, at)
+    every = points(config)
+    aside = config.folder / _ASIDE / time.strftime("%Y%m%d-%H%M%S")
+    moved = []
+    # The last first, so that a kill in between leaves whole stages up to some point and none after it.
+    for point in reversed(every[every.index(at) :]):
+        for folder in _folders(config, point):
+            store.move(folder, aside / folder.relative_to(config.folder))
+            moved.append(folder)
+    return moved
+
+
+def _check_beginning(config: RunConfig, at: Point) -> None:
+    """Raise BadInput if the policy that a point begins from was removed, before anything is moved or shared."""
+
+    def look(stage: Stage) -> store.Manifest:
+        manifest = store.read_manifest(stage.folder)
+        needed = stage.inputs["policy"].folder if "policy" in stage.inputs else None
+        if (stage.round, stage.name) == at and needed and not needed.is_dir() and retention.was_removed(needed):
+            raise BadInput(
+                f"{needed}: was removed to save room (`keep_last`), and `{at[1]}` of round {at[0]} begins from "
+                "it. Go back to a round whose beginning is kept: the first, or one after a policy that is there."
+            )
+        if (stage.round, stage.name) == at or manifest is None:
+            raise _Enough
+        return manifest
+
+    with contextlib.suppress(_Enough):
+        walk(config, look)
+
+
+def _folders(config: RunConfig, point: Point) -> list[Path]:
+    """What a stage has made and said, its own folder with the manifest first."""
+    stage = Stage(point[1], point[0], config, {})
+    found = [stage.folder, *([_policy(stage)] if stage.name == "train" else []), *logs_of(stage)]
+    return [path for path in found if path.exists()]
+
+
+def check_point(config: RunConfig, at: Point) -> None:
+    """Raise BadInput if a run of this config has no such stage in that round."""
+    number, name = at
+    if at not in points(config):
+        raise BadInput(
+            f"{config.run}: has no stage `{name}` in round {number}. It has {config.rounds} rounds; round 0 holds the "
+            "start (prepare, evaluate), and only losses with a reference have `refer`."
+        )

@@ -1,0 +1,37 @@
+"""A policy on disk: a model folder and the digest that stands for it in every table."""
+
+from pathlib import Path
+
+from data import store
+from data.errors import CorruptArtifact
+from pco.runs import retention
+from pco.stage import Artifact, Stage
+
+
+def verified(stage: Stage) -> Artifact:
+    """The stage's `policy` input, after checking that the folder still holds the weights it is said to hold."""
+    policy = stage.inputs["policy"]
+    if not policy.folder.is_dir():
+        why = "was removed to save room (`keep_last`)" if retention.was_removed(policy.folder) else "is gone"
+        raise CorruptArtifact(
+            f"{policy.folder}: the policy's folder {why}. Restore it, then resume; or make it again: `pco resume "
+            f"{stage.config.run} --from train --round N`."
+        )
+    found = store.folder_digest(policy.folder)
+    if found != policy.fingerprint:
+        raise CorruptArtifact(
+            f"{policy.folder}: its files changed since the run recorded them (digest {found}, expected "
+            f"{policy.fingerprint}). Restore them; a policy that a round made can be made again: `pco resume "
+            f"{stage.config.run} --from train --round N`."
+        )
+    return policy
+
+
+def starting(prepared: store.Manifest) -> Artifact:
+    """The starting policy that `prepare` found."""
+    return Artifact(Path(prepared.outputs["policy_folder"]), prepared.outputs["policy"])
+
+
+def trained(stage: Stage, manifest: store.Manifest) -> Artifact:
+    """The policy that a `train` stage saved."""
+    return Artifact(retention.policy_folder(stage.config, stage.round), manifest.outputs["policy"])

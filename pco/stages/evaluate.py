@@ -1,0 +1,183 @@
+"""Stage `evaluate`: a policy meets the held-out prompts and the human texts that no training ever sees."""
+
+import math
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from data import schemas, store
+from data.errors import BadInput
+from pco import rewards
+from pco.config.reward import ExactAnswerReward, RewardConfig, parts
+from pco.evaluation import lm_eval_tasks, metrics
+from pco.evaluation.metrics import Row
+from pco.models.engine import Request, Sampler, free_memory
+from pco.models.rendering import load_tokenizer, render, written
+from pco.models.sampling import GREEDY, SAMPLED, sampled
+from pco.rewards import Reward
+from pco.runs import policy
+from pco.stage import Stage
+from pco.stages.completions import complete_shards, read_prompts
+
+_GREEDY_SAMPLE = 0
+
+
+def run(stage: Stage) -> store.Manifest:
+    """Write the held-out `candidates` and the `evaluations` table.
+
+    The inputs `start` and `previous` (evaluations of other policies) add the measures against those policies.
+    """
+    started = stage.launched()
+    current = policy.verified(stage)
+    rewards.check_unchanged(stage)
+    # Before the sampling: a fork takes over the prompts of another run, which were checked with that run's settings.
+    lm_eval_tasks.check_names(stage.config.evaluate.tasks)
+    heldout = {"the run's held-out prompts": read_prompts(stage, "heldout")}
+    for _, reward in _judging(stage):
+        rewards.check(reward, heldout)
+
+    @cache
+    def engine() -> Sampler:
+        return Sampler(current.folder, stage.config.engine)
+
+    tokenizer = load_tokenizer(current.folder)
+    shards = _shards(stage, tokenizer)
+    sampling = complete_shards(stage, shards, engine)
+    candidates = store.read_parts(stage.folder, "candidates", stage.fingerprint).to_pylist()
+    if not store.has_part(stage.folder, "evaluations", 0, stage.fingerprint):
+        rows = _read(stage, engine())
+        engine.cache_clear()
+        free_memory()  # for the reward model
+        counts: Counter[str] = Counter()
+        _commit(stage, 0, _measured(stage, candidates, tokenizer, counts) + rows, counts)
+    _put_to_tasks(stage, current.folder)
+    rows = store.read_parts(stage.folder, "evaluations", stage.fingerprint).to_pylist()
+    unscored = len(candidates) - sum(row["measure"] == "reward" for row in rows)
+    return stage.finish(
+        unit="held-out completions",
+        rows_in=sum(map(len, shards)),
+        rows_out=len(candidates),
+        dropped={},
+        started=started,
+        metrics={
+            **sampling,
+            **metrics.summarise(rows),
+            **({"without_reward": unscored} if unscored else {}),
+            **rewards.metrics(store.counted(stage.folder, "evaluations", stage.fingerprint)),
+        },
+    )
+
+
+def _put_to_tasks(stage: Stage, policy: Path) -> None:
+    """Each task of lm-eval is a shard of its own: none is done again after a kill."""
+
+    @cache
+    def model() -> Any:
+        return lm_eval_tasks.model(policy)
+
+    for shard, task in enumerate(stage.config.evaluate.tasks, start=1):
+        if not store.has_part(stage.folder, "evaluations", shard, stage.fingerprint):
+            print(f"lm-eval: {task}", flush=True)
+            _commit(stage, shard, lm_eval_tasks.rows(model(), task, stage.config.evaluate.task_limit))
+
+
+def _commit(stage: Stage, shard: int, rows: list[Row], counts: Counter[str] | None = None) -> None:
+    marked = [{**row, "policy": stage.inputs["policy"].fingerprint} for row in rows]
+    table, of = schemas.build("evaluations", marked), 1 + len(stage.config.evaluate.tasks)
+    store.write_part(stage.folder, "evaluations", shard, table, stage.fingerprint, of=of, counts=counts)
+
+
+def _read(stage: Stage, engine: Sampler) -> list[Row]:
+    """What the policy makes of given text: how likely it finds human texts, and what the starting policy sampled."""
+    texts = read_prompts(stage, "text")
+    rows = metrics.text_rows(
+        [row["prompt_id"] for row in texts], engine.text_logprobs([row["prompt"] for row in texts])
+    )
+    if "start" not in stage.inputs:
+        return rows
+    start = stage.inputs["start"].folder
+    sampled = [row for row in store.read_table(start, "candidates").to_pylist() if _read_again(row, engine.context)]
+    logprobs = engine.logprobs([(row["prompt_token_ids"], row["token_ids"]) for row in sampled])
+    kl = [metrics.kl_row(row, logprob) for row, logprob in zip(sampled, logprobs, strict=True)]
+    return rows + metrics.drift_rows(rows, metrics.read(start)) + kl
+
+
+def _read_again(candidate: Row, context: int) -> bool:
+    """The first sample of each prompt, which costs enough on a CPU; vLLM needs room for a token more."""
+    tokens = len(candidate["token_ids"])
+    is_first = candidate["mode"] == SAMPLED and candidate["sample"] == 0
+    return is_first and 0 < tokens < context - len(candidate["prompt_token_ids"])
+
+
+def _measured(stage: Stage, candidates: list[Row], tokenizer: Any, counts: Counter[str]) -> list[Row]:
+    """What is measured of completions; what a judge counted is added to `counts`."""
+    answers = _answers(stage, candidates, tokenizer)
+    scores: dict[str, list[float]] = {}
+    met = {("length", row["prompt_id"]): float(len(row["token_ids"])) for row in answers}
+    for name, config in _judging(stage):
+        reward = rewards.load(config, stage.config.folder)
+        scores[name], of_answers = _rewards(stage, reward, candidates, answers)
+        counts.update(reward.counts)
+        del reward  # an engine that outlived the next one's start would break it
+        met |= {(name, row["prompt_id"]): value for row, value in zip(answers, of_answers, strict=True)}
+        free_memory()  # for the second reward
+    references = {row["prompt_id"]: row["completion"] for row in answers}
+    rows = metrics.completion_rows(
+        candidates, scores["reward"], second_rewards=scores.get("second_reward"), references=references
+    )
+    others = {name: metrics.read(stage.inputs[name].folder) for name in ("start", "previous") if name in stage.inputs}
+    others["reference"] = metrics.reference_rows(rows, met)
+    against = [row for name, other in others.items() for row in metrics.rows_against(name, rows, other)]
+    return rows + against + metrics.corpus_rows(candidates)
+
+
+def _judging(stage: Stage) -> list[tuple[str, RewardConfig]]:
+    """The rewards by the measure that holds what they say."""
+    second = stage.config.evaluate.second_reward
+    return [("reward", stage.config.reward), *([("second_reward", second)] if second else [])]
+
+
+def _answers(stage: Stage, candidates: list[Row], tokenizer: Any) -> list[Row]:
+    """The prompts' reference answers as if the policy had written them."""
+    references = {row["prompt_id"]: row["reference"] for row in read_prompts(stage, "heldout")}
+    return [
+        {**row, "completion": reference, "token_ids": written(tokenizer, reference), "logprob": math.nan}
+        for row in candidates
+        if row["mode"] == GREEDY and (reference := references[row["prompt_id"]]) is not None
+    ]
+
+
+def _rewards(
+    stage: Stage, reward: Reward, candidates: list[Row], answers: list[Row]
+) -> tuple[list[float], list[float]]:
+    """The reward of each completion and of each reference answer; not finite where it got none.
+
+    Raises BadInput when no completion got any: there would be no reward to compare.
+    """
+    scores = rewards.judge(reward, stage, candidates)
+    if all(score.dropped for score in scores):
+        raise BadInput(
+            f"{stage.title}: none of {len(scores)} held-out completions got a reward "
+            f"({dict(Counter(score.dropped for score in scores))}). See docs/rewards.md on what a reward cannot judge."
+        )
+    # A bare answer is no completion to judge.
+    if any(isinstance(part, ExactAnswerReward) for part in parts(reward.config)):
+        return [score.value for score in scores], [math.nan] * len(answers)
+    return [score.value for score in scores], [score.value for score in rewards.judge(reward, stage, answers)]
+
+
+def _shards(stage: Stage, tokenizer: Any) -> list[list[Request]]:
+    """One greedy and `samples` sampled completions per held-out prompt, in shards of `shard_size` prompts.
+
+    The seeds do not depend on the round, so that two policies differ by their weights and not by their luck.
+    """
+    config = stage.config
+    requests: list[list[Request]] = []
+    for row in read_prompts(stage, "heldout"):
+        greedy = Request(
+            row["prompt_id"], _GREEDY_SAMPLE, render(tokenizer, row["prompt"], config.policy), 0, greedy=True
+        )
+        requests.append([greedy, *sampled(row, tokenizer, config, "heldout", config.evaluate.samples)])
+    size = config.generate.shard_size
+    return [sum(requests[start : start + size], []) for start in range(0, len(requests), size)]

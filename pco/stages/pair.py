@@ -1,0 +1,166 @@
+"""Stage `pair`: scored candidates become preference pairs, shard by shard; pairs of earlier rounds are mixed in."""
+
+import math
+from collections import Counter
+from itertools import groupby, repeat
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data import schemas, store
+from data.errors import BadInput, CorruptArtifact
+from pco import progress
+from pco.models.rendering import load_tokenizer, written
+from pco.pairing import replay
+from pco.pairing.strategies import Chosen, Scored, pairs_of, pairs_with
+from pco.progress import Progress
+from pco.runs import policy
+from pco.seeds import seed_of
+from pco.stage import Stage
+
+References = dict[str, dict[str, Any]]  # by prompt: its reference as a row of `candidates`
+
+REFERENCE = -1  # stands for the sample where the prompt's reference was chosen
+
+
+def run(stage: Stage) -> store.Manifest:
+    """Write the `pairs` table, and `replay` if the config asks for it; a prompt without a pair is counted by reason.
+
+    One shard is in memory at a time.
+
+    Raises BadInput when no prompt gives a pair: there would be nothing to train on.
+    """
+    started = stage.launched()
+    references = _references(stage)
+    shards, scores = _shards(stage)
+    prompts = made = 0
+    for i, (candidates, scored) in enumerate(zip(shards, scores, strict=True)):
+        if not store.has_part(stage.folder, "pairs", i, stage.fingerprint):
+            tables = _read(stage, "candidates", candidates), _read(stage, "scores", scored)
+            table, dropped = _paired(stage, *tables, references)
+            store.write_part(stage.folder, "pairs", i, table, stage.fingerprint, of=len(shards), dropped=dropped)
+        pairs = store.read_committed(stage.folder, "pairs", i)
+        prompts, made = prompts + pc.count_distinct(pairs["prompt_id"]).as_py(), made + pairs.num_rows
+        progress.report(Progress(i + 1, len(shards), "shards"))
+    dropped = store.dropped_rows(stage.folder, "pairs", stage.fingerprint)
+    if not made:
+        raise BadInput(
+            f"{stage.title}: none of {dropped.total()} prompts gave a pair ({dict(dropped)}). Raise generate.n or "
+            "generate.temperature so that candidates differ, or loosen the limits under `pair`."
+        )
+    return stage.finish(
+        unit="prompts",
+        rows_in=prompts + dropped.total(),
+        rows_out=prompts,
+        dropped=dropped,
+        started=started,
+        metrics={"pairs": made, **replay.write(stage, fresh=made)},
+    )
+
+
+def _shards(stage: Stage) -> tuple[list[store.Part], list[store.Part]]:
+    """The parts of candidates and scores; each shard of scores is of the same shard of candidates."""
+    tables = ("candidates", "scores")
+    candidates, scores = (store.parts(stage.inputs[name].folder, name) for name in tables)
+    if len(candidates) != len(scores):
+        raise CorruptArtifact(
+            f"{stage.inputs['scores'].folder}: has {len(scores)} shards for {len(candidates)} of candidates. Make the "
+            f"scores again: `pco resume {stage.config.run} --from score --round {stage.round}`."
+        )
+    return candidates, scores
+
+
+def _read(stage: Stage, name: str, part: store.Part) -> pa.Table:
+    return store.read_part(stage.inputs[name].folder, part)
+
+
+def _references(stage: Stage) -> References:
+    """What the user's files give as right answers, if the strategy takes these."""
+    if stage.config.pair.strategy != "reference_worst":
+        return {}
+    tokenizer = load_tokenizer(policy.verified(stage).folder)
+    rows = store.read_table(stage.inputs["prompts"].folder, "prompts").to_pylist()
+    given = [row for row in rows if row["split"] == "train" and row["reference"] is not None]
+    return {
+        row["prompt_id"]: {
+            "prompt_id": row["prompt_id"],
+            "sample": REFERENCE,
+            "completion": row["reference"],
+            "token_ids": written(tokenizer, row["reference"]),
+        }
+        for row in given
+    }
+
+
+def _paired(
+    stage: Stage, candidates: pa.Table, scores: pa.Table, references: References
+) -> tuple[pa.Table, Counter[str]]:
+    """The pairs of one shard, and why prompts gave none."""
+    config, reasons, chosen = stage.config, Counter[str](), list[Chosen]()
+    by_reference = config.pair.strategy == "reference_worst"
+    several = config.pair.max_pairs > 1
+    rows = _rows(candidates, scores, texts=config.pair.max_similarity < 1 or by_reference or several)
+    candidates, answers = _with_references(candidates, references)
+    for prompt, group in groupby(rows, key=lambda one: one[0]):
+        own = [scored for _, scored in group if scored is not None]
+        own = _distinct(own) if several else own
+        if by_reference:
+            made = pairs_with(answers.get(prompt), own, config.pair)
+        else:
+            made = pairs_of(own, config.pair, seed=seed_of(config.seed, stage.round, prompt))
+        if isinstance(made, str):
+            reasons[made] += 1
+        else:
+            chosen += made
+    return _table(candidates, chosen), reasons
+
+
+def _rows(candidates: pa.Table, scores: pa.Table, *, texts: bool) -> list[tuple[str, Scored | None]]:
+    """Prompt and, if it has a score, candidate, in the order of the candidates table; its text only where wanted."""
+    keys = zip(scores["prompt_id"].to_pylist(), scores["sample"].to_pylist(), strict=True)
+    rewards = dict(zip(keys, scores["reward"].to_pylist(), strict=True))
+    lengths = pc.list_value_length(candidates["token_ids"]).to_pylist()
+    completions = candidates["completion"].to_pylist() if texts else repeat("", candidates.num_rows)
+    columns = (candidates["prompt_id"].to_pylist(), candidates["sample"].to_pylist(), completions)
+    rows = []
+    for row, (prompt, sample, text) in enumerate(zip(*columns, strict=True)):
+        reward = rewards.get((prompt, sample))
+        rows.append((prompt, None if reward is None else Scored(row, reward, lengths[row], text)))
+    return rows
+
+
+def _distinct(candidates: list[Scored]) -> list[Scored]:
+    """Without those that repeat an earlier one, and would give its pair again; all where all say the same and tie."""
+    first = {one.text: one for one in reversed(candidates)}
+    return [one for one in candidates if first[one.text] is one] if len(first) > 1 else candidates
+
+
+def _with_references(candidates: pa.Table, references: References) -> tuple[pa.Table, dict[str, Scored]]:
+    """The candidates with the references of their prompts below, and these by prompt."""
+    if not references:
+        return candidates, {}
+    prompts = dict.fromkeys(candidates["prompt_id"].to_pylist())
+    rows = [references[prompt] for prompt in prompts if prompt in references]
+    below = pa.Table.from_pylist(rows, schema=candidates.schema)
+    answers = {
+        row["prompt_id"]: Scored(candidates.num_rows + i, math.nan, len(row["token_ids"]), row["completion"])
+        for i, row in enumerate(rows)
+    }
+    return pa.concat_tables([candidates, below]), answers
+
+
+_SIDES = {"": "completion", "_token_ids": "token_ids", "_sample": "sample"}
+
+
+def _table(candidates: pa.Table, pairs: list[Chosen]) -> pa.Table:
+    """The `pairs` rows: columns of the candidates, taken by row."""
+    sides = {"chosen": [chosen for chosen, _ in pairs], "rejected": [rejected for _, rejected in pairs]}
+    taken = {side: candidates.take(pa.array([one.row for one in own], pa.int64())) for side, own in sides.items()}
+    # Of the rejected, which is a candidate in any case.
+    columns = {name: taken["rejected"][name] for name in ("prompt_id", "prompt", "prompt_token_ids", "policy")}
+    for side, own in sides.items():
+        columns |= {f"{side}{suffix}": taken[side][column] for suffix, column in _SIDES.items()}
+        columns[f"{side}_reward"] = pa.array([one.reward for one in own], pa.float64())
+    schema = schemas.SCHEMAS["pairs"]
+    return pa.table([columns[name] for name in schema.names], schema=schema)

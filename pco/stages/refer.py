@@ -1,0 +1,78 @@
+"""Stage `refer`: log-probabilities of every pair under the reference policy, so that training needs no second model.
+
+Only losses with a reference (DPO, IPO) have this stage.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from data import schemas, store
+from pco import losses, progress
+from pco.pairing import replay
+from pco.progress import Progress
+from pco.runs import policy
+from pco.stage import Stage
+from pco.training.batches import Example, collate, examples_of
+from pco.training.objective import decoder_and_head
+
+_SHARD_PAIRS = 256
+_BATCH_PAIRS = 8
+
+
+def run(stage: Stage) -> store.Manifest:
+    """Write the `reference_logps` table, shard by shard."""
+    started = stage.launched()
+    transformers_logging.disable_progress_bar()
+    reference = policy.verified(stage)
+    rows = replay.rows_of(stage.inputs["pairs"].folder)
+    model = _model(stage)
+    began = time.monotonic()
+    starts = range(0, len(rows), _SHARD_PAIRS)
+    for shard, start in enumerate(starts):
+        if store.has_part(stage.folder, "reference_logps", shard, stage.fingerprint):
+            continue
+        some = rows[start : start + _SHARD_PAIRS]
+        logps = _logps(model, examples_of(some), done=start, total=len(rows))
+        content = [_row(row, pair, reference.fingerprint) for row, pair in zip(some, logps, strict=True)]
+        table = schemas.build("reference_logps", content)
+        store.write_part(stage.folder, "reference_logps", shard, table, stage.fingerprint, of=len(starts))
+    return stage.finish(
+        unit="pairs",
+        rows_in=len(rows),
+        rows_out=len(rows),
+        dropped={},
+        started=started,
+        metrics={"scoring_s": time.monotonic() - began},
+    )
+
+
+def _model(stage: Stage) -> Any:
+    # The trainer's number format: at the first step policy and reference then agree to the bit.
+    dtype = torch.bfloat16 if stage.config.train.precision == "bf16" else torch.float32
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return AutoModelForCausalLM.from_pretrained(stage.inputs["policy"].folder, dtype=dtype).to(device).eval()
+
+
+@torch.no_grad()
+def _logps(model: Any, examples: Sequence[Example], *, done: int, total: int) -> list[tuple[float, float]]:
+    """(chosen, rejected) of each pair, in nats."""
+    decoder, head = decoder_and_head(model)
+    found: list[tuple[float, float]] = []
+    for start in range(0, len(examples), _BATCH_PAIRS):
+        batch = collate(examples[start : start + _BATCH_PAIRS], pad=model.config.pad_token_id or 0, seed=0)
+        batch = batch.to(model.device)
+        hidden = decoder(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
+        sums = losses.fused_logps(hidden, batch.labels, head.weight, head_bias=getattr(head, "bias", None))
+        found += zip(sums[batch.chosen].tolist(), sums[batch.rejected].tolist(), strict=True)
+        progress.report(Progress(done + len(found), total, "pairs"))
+    return found
+
+
+def _row(pair: dict[str, Any], logps: tuple[float, float], digest: str) -> dict[str, object]:
+    keys = {name: pair[name] for name in ("prompt_id", "chosen_sample", "rejected_sample")}
+    return {"round": pair.get("round"), **keys, "chosen_logp": logps[0], "rejected_logp": logps[1], "policy": digest}

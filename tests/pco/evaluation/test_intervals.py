@@ -1,0 +1,119 @@
+"""Intervals hold what they promise, against simulation and against scipy."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from data.errors import BadInput
+from pco.evaluation.intervals import adjusted, detectable_difference, paired_interval, sign_test
+
+SIMULATED = 2000
+finite = st.floats(-1e6, 1e6)
+
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+DISTRIBUTIONS: dict[str, tuple[Draw, float]] = {
+    "rewards": (lambda draw, n: draw.normal(0.1, 1.0, n), 0.1),
+    "wins, ties and losses": (lambda draw, n: draw.choice([0.5, 0.0, -0.5], n, p=[0.5, 0.2, 0.3]), 0.1),
+    "skewed": (lambda draw, n: draw.exponential(1.0, n), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_of_many_simulated_evaluations_as_many_intervals_hold_the_truth_as_they_promise(name: str) -> None:
+    simulate, truth = DISTRIBUTIONS[name]
+    draw = np.random.default_rng(0)
+    hits = 0
+    for i in range(SIMULATED):
+        _, low, high = paired_interval(simulate(draw, 100), seed=i)
+        hits += low <= truth <= high
+    assert 0.935 <= hits / SIMULATED <= 0.965
+
+
+def test_the_interval_agrees_with_scipys_studentized_one_for_many_normal_differences() -> None:
+    values = np.random.default_rng(1).normal(0.2, 1.0, 400)
+    mean, low, high = paired_interval(values.tolist())
+    known = stats.ttest_1samp(values, 0).confidence_interval()
+    assert mean == pytest.approx(values.mean())
+    assert (low, high) == pytest.approx((known.low, known.high), abs=0.01)
+
+
+@given(values=st.lists(finite, min_size=2, max_size=30), seed=st.integers(0, 9))
+def test_the_mean_lies_in_its_interval_and_equal_seeds_give_equal_intervals(values: list[float], seed: int) -> None:
+    mean, low, high = paired_interval(values, seed=seed)
+    assert low - 1e-6 <= mean <= high + 1e-6
+    assert paired_interval(values, seed=seed) == (mean, low, high)
+
+
+@given(values=st.lists(st.integers(-9, 9), min_size=3, max_size=30), shift=st.integers(-5, 5))
+def test_a_shift_shifts_the_interval_and_a_change_of_sides_mirrors_it(values: list[int], shift: int) -> None:
+    mean, low, high = paired_interval(values)
+    assert paired_interval([value + shift for value in values]) == pytest.approx(
+        (mean + shift, low + shift, high + shift), abs=1e-9
+    )
+    assert paired_interval([-value for value in values]) == pytest.approx((-mean, -high, -low), abs=1e-9)
+
+
+def test_a_higher_level_is_a_wider_interval_and_more_prompts_a_narrower_one() -> None:
+    values = np.random.default_rng(2).normal(size=100)
+
+    def width(some: np.ndarray, level: float) -> float:
+        _, low, high = paired_interval(some.tolist(), level=level)
+        return high - low
+
+    assert width(values, 0.99) > width(values, 0.95) > width(values, 0.5)
+    assert width(np.tile(values, 4), 0.95) < 0.6 * width(values, 0.95)
+
+
+def test_equal_differences_leave_no_doubt_and_a_single_one_leaves_all() -> None:
+    assert paired_interval([0.25] * 9) == (0.25, 0.25, 0.25)
+    assert paired_interval([0.1] * 10) == (pytest.approx(0.1),) * 3
+    assert paired_interval([0.25]) == (0.25, -math.inf, math.inf)
+
+
+def test_values_that_are_equal_but_for_rounding_are_no_evidence_of_a_far_mean() -> None:
+    mostly = [0.2, 0.1 + 0.1, 0.3 - 0.1, 0.2 + 3e-17] * 6 + [0.0]
+    _, low, high = paired_interval(mostly)
+    assert 0.1 < low < high < 0.3
+
+
+@pytest.mark.parametrize("bad", [[], [math.nan], [1.0, math.inf], [[1.0], [2.0]]])
+def test_what_is_no_list_of_numbers_is_refused(bad: list[float]) -> None:
+    with pytest.raises(BadInput, match="expected finite differences"):
+        paired_interval(bad)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95.0])
+def test_a_level_that_is_no_share_is_refused(level: float) -> None:
+    with pytest.raises(BadInput, match="level is"):
+        paired_interval([1.0, 2.0], level=level)
+
+
+@given(values=st.lists(st.sampled_from([-1.0, 0.0, 2.0]), max_size=40))
+def test_the_sign_test_is_scipys_binomial_test(values: list[float]) -> None:
+    above, below = sum(value > 0 for value in values), sum(value < 0 for value in values)
+    expected = stats.binomtest(above, above + below).pvalue if above + below else 1.0
+    assert sign_test(values) == pytest.approx(expected)
+
+
+def test_a_difference_as_large_as_the_detectable_one_is_found_as_often_as_the_power_says() -> None:
+    draw, count = np.random.default_rng(3), 64
+    difference = detectable_difference(1.0, count, power=0.8)
+    found = 0
+    for i in range(SIMULATED // 2):
+        _, low, _ = paired_interval(draw.normal(difference, 1.0, count), seed=i)
+        found += low > 0
+    assert 0.77 <= found / (SIMULATED // 2) <= 0.83
+
+
+@given(values=st.lists(st.floats(0, 1), max_size=8))
+def test_holms_correction_keeps_the_order_and_never_lowers_a_value(values: list[float]) -> None:
+    after = adjusted(values)
+    assert all(0 <= p <= q <= 1 for p, q in zip(values, after, strict=True))
+    ranked = [q for _, q in sorted(zip(values, after, strict=True))]
+    assert ranked == sorted(ranked)
+    assert adjusted([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
