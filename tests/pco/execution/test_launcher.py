@@ -310,7 +310,10 @@ def wait_until_it_waits(stage: Stage) -> None:
     until(opened)
 
 
-RUN = "import sys; from pco.execution import launcher as l; from pco.stage import Stage as S; l.run(S.from_json(sys.argv[1]))"
+RUN = (
+    "import sys; from pco.execution import launcher; from pco.stage import Stage; "
+    "launcher.run(Stage.from_json(sys.argv[1]))"
+)
 
 
 @pytest.fixture
