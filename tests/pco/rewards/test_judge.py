@@ -31,8 +31,8 @@ from pco.stage import Stage
 from pco.stages import evaluate, score
 from tests import builders
 from tests.chat_server import ChatServer, Fault, Reply, serving
+from tests.pco.rewards.test_reward_models import FakeSampler, evaluating
 from tests.pco.rewards.test_rewards import scoring
-from tests.pco.test_reward_models import FakeSampler, evaluating
 
 Serve = Callable[[Reply], ChatServer]
 
