@@ -17,17 +17,15 @@ from pco.stage import Stage, StageName, stages_of
 from pco.training import checkpoints
 
 Point = tuple[int, StageName]
-State = Literal[
-    "done", "running", "partial", "interrupted", "failed", "waiting", "stale", "damaged", "not started"
-]
+State = Literal["done", "running", "partial", "interrupted", "failed", "waiting", "stale", "damaged", "not started"]
 
 
 @dataclass(frozen=True)
 class StageState:
     """How far one stage of a run is.
 
-    `interrupted` is a stage that was begun and kept nothing, `waiting` one that waits for a person's answer. `note` says
-    the rest: what is kept, why it failed, what changed, what cannot be read, what the gate decided.
+    `interrupted` is a stage that was begun and kept nothing, `waiting` one that waits for a person's answer. `note`
+    says the rest: what is kept, why it failed, what changed, what cannot be read, what the gate decided.
     """
 
     round: int

@@ -9,12 +9,11 @@ import pytest
 
 from data import store
 from data.errors import BadInput, RunConflict
-from pco.rounds import walk
-from pco.runs.status import RunState
 from pco.config.run import RunConfig
+from pco.rounds import walk
 from pco.runs import fork, status
 from pco.runs.folder import opened
-from pco.runs.status import Point
+from pco.runs.status import Point, RunState
 from pco.stage import Stage, StageName
 from tests import builders
 from tests.processes import killed_after

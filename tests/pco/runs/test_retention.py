@@ -5,12 +5,10 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadInput, CorruptArtifact
-from pco.runs.status import RunState
-from pco.runs import verify
-from pco.stage import Stage
 from pco.config.run import RunConfig
-from pco.runs import fork, policy, retention, status
-from pco.stage import Artifact
+from pco.runs import fork, policy, retention, verify
+from pco.runs.status import RunState
+from pco.stage import Artifact, Stage
 from tests import builders
 
 

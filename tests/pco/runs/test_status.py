@@ -7,15 +7,12 @@ import pytest
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from pco.runs.status import RunState
-from pco.runs import verify
-from pco.stage import Stage, StageName, stages_of
 from pco import stage
 from pco.config.run import RunConfig
 from pco.execution import launcher
-from pco.runs import approvals, fork, status
+from pco.runs import approvals, fork, status, verify
 from pco.runs.folder import opened
-from pco.runs.status import StageState
+from pco.runs.status import RunState, StageState
 from pco.stage import Stage, StageName, stages_of
 from pco.training import checkpoints
 from tests import builders
