@@ -172,7 +172,7 @@ def fork(
         if (stage is None) != (number is None):
             raise BadInput("--from STAGE and --round N name one point together; give both or neither.")
         origin = _find(name, runs_dir)
-        # Quoted, or YAML would read the names `on` and `7` as something else than text.
+        # Quoted, or a name in quotes would lose them rather than be refused.
         forked = _find(name, runs_dir, [f"run={json.dumps(new)}", *(overrides or [])])
         made = fork_run(origin, forked, None if stage is None or number is None else (number, stage))
         say(f"{forked.folder}: shares {len(made.shared)} stages with {origin.run}.")

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.", envvar="PCO_RUNS_DIR")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. `--set train.learning_rate=1e-5`."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a value: text where the setting is a text, else YAML, e.g. `--set train.learning_rate=1e-5`.",
+    ),
 ]
 
 KEPT = "What is finished is kept; the same command resumes."

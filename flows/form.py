@@ -95,7 +95,10 @@ def preset_file(name: str) -> Path:
 
 def sets(said: Mapping[str, str | float], overrides: str) -> list[str]:
     """What a form says and does not leave empty, then its overrides, as of `pco run --set`."""
-    return [*(f"{key}={json.dumps(value)}" for key, value in said.items() if value != ""), *lines(overrides)]
+    return [
+        *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in said.items() if value != ""),
+        *lines(overrides),
+    ]
 
 
 def lines(text: str) -> list[str]:

@@ -248,7 +248,7 @@ def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
     Raises BadInput naming the file, the key, what was expected and, for an unknown key, the nearest known one.
     """
-    return parse(config_file.read(path, overrides or []), source=str(path))
+    return parse(config_file.read(RunConfig, path, overrides or []), source=str(path))
 
 
 def parse(raw: dict[str, Any], *, source: str) -> RunConfig:
