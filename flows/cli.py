@@ -16,6 +16,7 @@ from data.errors import BadInput, CorruptArtifact
 from flows import data_cli, deploy_cli, doctor_cli, evaluate_cli, private_server, reward_cli
 from flows.console import KEPT, Overrides, RunsDir, clear_errors, console, errors, print_rows, say
 from pco.config.run import RunConfig, load
+from pco.execution import machine
 from pco.runs import status as run_status
 from pco.runs.folder import BEST, CONFIG, check_same, opened, report_path
 from pco.runs.folder import find as _find
@@ -26,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    callback=machine.prepare,
     rich_markup_mode="markdown",
     help="Iterative preference optimization: generate, score, pair, train, evaluate, gate, repeat.\n\n"
     "A run is a folder under `runs/`. Everything it made lies there as Parquet, and whatever is finished is never done "
@@ -184,6 +186,7 @@ def fork(
 def _dry_run(config: RunConfig) -> None:
     from pco import doctor
 
+    private_server.check()
     inputs, warnings = doctor.check(config)
     say(f"Checked: {inputs.summary()}.")
     say(f"{doctor.power(len(inputs.heldout))}.")
@@ -198,8 +201,7 @@ def _run(config: RunConfig) -> None:
         _conclude(config)
         return
     in_terminal = console.is_terminal
-    private_server.end_orphaned_servers()
-    private_server.set_defaults(in_terminal)
+    private_server.begin(in_terminal)
     from flows.rounds import run_rounds
     from tasks import views
 

@@ -16,6 +16,7 @@ from pco import rewards
 from pco.config.run import RunConfig
 from pco.config.train import PairwiseCringe
 from pco.evaluation import lm_eval_tasks
+from pco.execution import machine
 from pco.models import hub
 from pco.models.rendering import load_tokenizer, render
 
@@ -97,6 +98,10 @@ class Inputs:
     def summary(self) -> str:
         """One line for people."""
         return f"{self.counted()}; longest prompt {max(self.lengths)} of {self.context} tokens; model {self.model}"
+
+
+def _machine(_: Inputs) -> str:
+    return machine.check()
 
 
 def _engines(_: Inputs) -> str:
@@ -245,6 +250,7 @@ def _check_fits(where: str, row: readers.Row, length: int, room: int, context: i
 
 # By what is looked at; each tells what it found, or raises BadInput for the first fault.
 CHECKS: dict[str, Callable[[Inputs], str]] = {
+    "machine": _machine,
     "engines": _engines,
     "folder of runs": _folder,
     "prompts": _prompts,
