@@ -17,7 +17,7 @@ from pco.config.run import RunConfig
 from pco.config.train import PairwiseCringe
 from pco.evaluation import lm_eval_tasks
 from pco.execution import machine
-from pco.models import hub
+from pco.models import hub, weights
 from pco.models.rendering import load_tokenizer, render
 
 _FREE_GIB = 1.0
@@ -86,8 +86,18 @@ class Inputs:
     @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each training prompt, then of each held-out one, as the policy reads them."""
+        return [length for length, _ in self._measured]
+
+    @cached_property
+    def highest_token(self) -> int:
+        """The highest token id of all prompts."""
+        return max(highest for _, highest in self._measured)
+
+    @cached_property
+    def _measured(self) -> list[tuple[int, int]]:
         rows = [*self.train, *self.heldout]
-        return [len(render(self.tokenizer, str(row["prompt"]), self.config.policy).token_ids) for row in rows]
+        tokens = (render(self.tokenizer, str(row["prompt"]), self.config.policy).token_ids for row in rows)
+        return [(len(ids), max(ids, default=0)) for ids in tokens]
 
     def counted(self) -> str:
         """How many rows there are of what."""
@@ -171,7 +181,9 @@ def _tasks(inputs: Inputs) -> str:
 
 def _model(inputs: Inputs) -> str:
     _check_plain_logits(inputs)
+    _check_not_quantised(inputs)
     _check_k(inputs.config, inputs.shape["vocab_size"])
+    _check_embedding(inputs)
     return f"{inputs.model}: {inputs.shape['vocab_size']:,} tokens of vocabulary, {inputs.context:,} of context"
 
 
@@ -203,6 +215,28 @@ def _check_plain_logits(inputs: Inputs) -> None:
             )
 
 
+def _check_not_quantised(inputs: Inputs) -> None:
+    quantised = inputs.shape.get("quantization_config") or inputs.shape.get("compression_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise BadInput(
+            f"{inputs.model / 'config.json'}: its weights are quantised ({method}), and those cannot be trained "
+            "(`policy.model`). Name the model that they were made from; a LoRA of it (`train.lora`) saves memory."
+        )
+
+
+def _check_embedding(inputs: Inputs) -> None:
+    rows = weights.embedding_rows(inputs.model)
+    if rows is None:
+        return
+    if rows != inputs.shape["vocab_size"]:
+        raise BadInput(
+            f"{inputs.model}: config.json says `vocab_size` {inputs.shape['vocab_size']}, but its weights hold "
+            f"embeddings of {rows} tokens, and would not load (`policy.model`). Save model and config together."
+        )
+    weights.check_embedding(inputs.model, inputs.tokenizer, "policy.model")
+
+
 def _context(config: RunConfig, own: int | None) -> int:
     wanted = config.engine.max_model_len
     if wanted and own and wanted > own:
@@ -229,6 +263,10 @@ def _lengths(inputs: Inputs) -> str:
     places = [prompts.train] * len(inputs.train) + [prompts.heldout] * len(inputs.heldout)
     for where, row, length in zip(places, [*inputs.train, *inputs.heldout], inputs.lengths, strict=True):
         _check_fits(where, row, length, room, inputs.context)
+    rows = weights.embedding_rows(inputs.model)
+    if rows is not None and inputs.highest_token >= rows:
+        token = inputs.tokenizer.convert_ids_to_tokens(inputs.highest_token)
+        raise BadInput(weights.no_embedding(inputs.model, rows, f"{token!r}, which a prompt has", "policy.model"))
     for row in inputs.heldout_text:
         length = len(inputs.tokenizer(row["prompt"])["input_ids"])
         if length < 2:
@@ -250,7 +288,6 @@ def _check_fits(where: str, row: readers.Row, length: int, room: int, context: i
 
 # By what is looked at; each tells what it found, or raises BadInput for the first fault.
 CHECKS: dict[str, Callable[[Inputs], str]] = {
-    "machine": _machine,
     "engines": _engines,
     "folder of runs": _folder,
     "prompts": _prompts,
@@ -259,6 +296,7 @@ CHECKS: dict[str, Callable[[Inputs], str]] = {
     "tasks": _tasks,
     "model": _model,
     "lengths": _lengths,
+    "machine": _machine,
 }
 
 

@@ -22,8 +22,12 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{folder}: no tokenizer could be loaded from it ({error}).") from error
+    except Exception as error:  # each kind of file fails in its own way, the tokenizers library by bare Exception
+        told = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise BadInput(
+            f"{folder}: no tokenizer could be loaded from it ({told}). Copy its tokenizer files anew, or save it again "
+            "with `save_pretrained`."
+        ) from error
 
 
 def render(tokenizer: Any, prompt: str, policy: Policy) -> Rendered:

@@ -12,7 +12,7 @@ from typing import Any
 
 from data.errors import BadInput
 from pco.config.reward import ModelReward
-from pco.models import hub
+from pco.models import hub, weights
 from pco.models.rendering import load_tokenizer
 from pco.rewards import pooling
 from pco.rewards.scores import Candidates, Score, Scorer
@@ -44,6 +44,8 @@ def check(config: ModelReward) -> None:
     """
     found = folder(config)
     settings, tokenizer = _checked_settings(found), _checked_tokenizer(found, config)
+    _check_head(found, settings)
+    weights.check_embedding(found, tokenizer, "reward.model")
     if config.backend == "vllm":
         _check_pooling(found, settings, longest_text(settings, tokenizer, config), config)
 
@@ -67,6 +69,24 @@ def _checked_settings(found: Path) -> Any:
             "(`reward.model`)."
         )
     return settings
+
+
+def _check_head(found: Path, settings: Any) -> None:
+    """The weights of the head, told by the headers: a model saved without them would get random ones."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        with torch.device("meta"):  # takes no memory
+            model = AutoModelForSequenceClassification.from_config(settings)
+    except ValueError as error:
+        raise BadInput(f"{found / 'config.json'}: not the config of a known sequence classifier ({error}).") from error
+    head = [name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")]
+    if missing := sorted(set(head) - set(weights.tensors(found))):
+        raise BadInput(
+            f"{found}: its weights lack its head ({', '.join(missing[:3])}), so its rewards would be random "
+            "(`reward.model`). Save the whole sequence classifier, not its body; to train a head: `pco reward train`."
+        )
 
 
 def _check_pooling(found: Path, settings: Any, limit: int, config: ModelReward) -> None:

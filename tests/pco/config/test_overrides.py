@@ -38,7 +38,7 @@ def with_set(*sets: str, raw: dict[str, Any] | None = None) -> dict[str, Any]:
     return overridden(RunConfig, raw or builders.raw_config(Path("/somewhere")), list(sets))
 
 
-def from_file(folder: Path, text: str, *sets: str, **raw: Any) -> RunConfig:
+def from_file(folder: Path, text: str, *sets: str, **raw: Any) -> Any:
     """The config of a file that ends in some text as it is."""
     path = folder / "config.yaml"
     raw = {key: value for key, value in (builders.raw_config(folder) | raw).items() if f"\n{key}:" not in f"\n{text}"}

@@ -173,7 +173,7 @@ def test_what_vllm_cannot_score_is_left_to_transformers_or_refused(
     edit(fits / "config.json", dtype=None)
     assert "number format; set dtype" in refused(fits, backend="vllm")
     drop_head(fits)
-    assert "its weights have no score.weight" in refused(fits, backend="vllm", dtype="float32")
+    assert "its weights lack its head (score.weight)" in refused(fits, backend="vllm", dtype="float32")
 
 
 def test_the_backend_is_no_part_of_a_stages_settings(judge: Path) -> None:
