@@ -104,7 +104,7 @@ async def _ask_all(
         "timeout": config.timeout_s,  # of each step; `_ask_once` holds the whole request to it
     }
     if _is_loopback(config.base_url):  # whatever proxy the environment names
-        settings["mounts"] = {"all://": None}
+        settings["mounts"] = {f"all://{urlsplit(config.base_url).netloc}": None}
     async with httpx.AsyncClient(**settings) as client, asyncio.TaskGroup() as group:
 
         async def one(question: str) -> None:
