@@ -1,9 +1,9 @@
 """What every section of the config has in common."""
 
 import math
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -17,3 +17,8 @@ class Section(BaseModel):
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"`{name}` is not a number")
         return self
+
+
+def added(default: Any, **constraints: Any) -> Any:
+    """A field that came later: at its default it stays out of a stage's fingerprint, so that old runs stay valid."""
+    return Field(default, json_schema_extra={"added": True}, **constraints)
