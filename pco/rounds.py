@@ -11,10 +11,10 @@ from data import store
 from data.store import Manifest
 from pco import rewards
 from pco.config.run import RunConfig
-from pco.config.train import DPO, IPO
 from pco.pairing import replay
 from pco.runs import policy
 from pco.stage import Artifact, Stage, StageName, file_fingerprint
+from pco.training import user_loss
 
 
 def walk(
@@ -53,7 +53,7 @@ def walk(
                 {"prompts": prompts} if with_prompts else {}
             )
         pairs = pairs_of[number] = done("pair", number, candidates=candidates, scores=scores, **earlier)
-        learned = {"policy": current, "pairs": pairs}
+        learned = {"policy": current, "pairs": pairs, **user_loss.inputs(Stage("train", number, config, {}))}
         if config.prompts.feedback is not None:
             learned["prompts"] = prompts
         if (reference := _reference(config, current, start_policy)) is not None:
@@ -113,7 +113,4 @@ def _gentler(config: RunConfig, verdicts: Sequence[bool]) -> RunConfig:
 
 def _reference(config: RunConfig, current: Artifact, start: Artifact) -> Artifact | None:
     """The policy whose log-probabilities the loss needs, if it needs any."""
-    loss = config.train.loss
-    if not isinstance(loss, DPO | IPO):
-        return None
-    return current if loss.reference == "previous" else start
+    return {None: None, "previous": current, "start": start}[config.train.loss.reference_policy]

@@ -16,7 +16,7 @@ from pco.config import reward as reward_config
 from pco.config import reward_training
 from pco.config.reward_training import RewardTraining
 from pco.config.run import RunConfig
-from pco.config.train import DPO, IPO, deciding
+from pco.config.train import deciding
 
 StageName = Literal["prepare", "generate", "score", "pair", "refer", "train", "evaluate", "decide"]
 RewardStageName = Literal["split", "train_reward", "test_reward"]
@@ -210,7 +210,7 @@ def stages_of(config: RunConfig, number: int) -> tuple[StageName, ...]:
     if number == 0:
         return START_STAGES
     train = ROUND_STAGES.index("train")
-    refer: tuple[StageName, ...] = ("refer",) if isinstance(config.train.loss, DPO | IPO) else ()
+    refer: tuple[StageName, ...] = ("refer",) if config.train.loss.reference_policy else ()
     return (*ROUND_STAGES[:train], *refer, *ROUND_STAGES[train:])
 
 

@@ -231,7 +231,7 @@ class Train(Training):
         return {"kind": "pairwise_cringe", **loss} if isinstance(loss, dict) else loss
 
 
-def absolute(train: Train) -> Train:
+def absolute_loss(train: Train) -> Train:
     """The section with its path made absolute: the folder of a loss of the user's own."""
     loss = train.loss
     if not isinstance(loss, PythonLoss):
