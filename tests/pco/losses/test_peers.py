@@ -5,9 +5,9 @@ import torch
 from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
 from torch import Tensor
 from torch.nn.functional import pad
+from trl_losses import dpo_trainer_loss, simpo_losses
 
 from pco import losses
-from tests.trl_losses import dpo_trainer_loss, simpo_losses
 
 BETA = 0.3
 

@@ -292,6 +292,28 @@ def test_the_fused_head_trains_as_the_plain_one_with_every_gate(train: Train, lo
     same_training(train(**loss, train__fused_head=False), train(**loss))
 
 
+WITHOUT_REFERENCE: list[dict[str, Any]] = [
+    {"kind": "simpo", "sft_weight": 0.5},
+    {"kind": "pairwise_cringe", "sft_weight": 0.5},
+    {"kind": "python", "module": "hinge_loss", "folder": str(Path(__file__).parent), "sft_weight": 0.5},
+]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("loss", WITHOUT_REFERENCE, ids=lambda loss: loss["kind"])
+def test_every_loss_without_a_reference_learns_the_same_whatever_the_split(train: Train, loss: dict[str, Any]) -> None:
+    together = train(train__loss=loss)
+    split = {"train__processes": 2, "train__zero_stage": 3, "train__micro_batch_pairs": 1, "train__fused_head": False}
+    same_training(train(train__loss=loss, **split), together)
+    # Over all pairs of an epoch: a step's own depend on which pairs it has.
+    margin, ce = (
+        [sum(row[name] * row["pairs"] for row in together.log if row["epoch"] == epoch) for epoch in (0, 1)]
+        for name in ("margin", "ce")
+    )
+    assert margin[1] > margin[0]
+    assert ce[1] < ce[0]
+
+
 @pytest.mark.e2e
 def test_equal_trainings_give_equal_bytes(train: Train) -> None:
     # A time limit is no part of the result, and makes this another run.

@@ -14,10 +14,11 @@ from pco import losses
 from pco.config.train import DPO, IPO, SFT, Feedback, LoRA, PairwiseCringe, PythonLoss, SimPO, Train
 from pco.execution import launcher
 from pco.stage import Stage
+from pco.training import user_loss
 from pco.training.batches import Batch, Example, Rated, Step, collate, examples_of, micro_batches, rated_of, steps
 from pco.training.objective import STATISTICS, PairPolicy, step_tokens
 from tests import builders
-from tests.trl_losses import dpo_trainer_loss
+from tests.pco.losses.trl_losses import dpo_trainer_loss
 
 OWN = {"module": "hinge_loss", "folder": str(Path(__file__).parent)}
 LOSSES = [
@@ -188,15 +189,24 @@ def _feedback_rows(tokenizer: Any, count: int) -> list[builders.Row]:
     ]
 
 
-def test_dpo_starts_at_log_2_since_policy_and_reference_are_one_and_feedback_is_counted(
-    tmp_path: Path, tiny: Path, tokenizer: Any, one_thread: None
+@pytest.mark.parametrize(
+    ("loss", "at_first"),
+    [
+        (DPO(beta=0.3), math.log(2)),
+        pytest.param(DPO(beta=5.0, length_normalized=True), math.log(2), marks=pytest.mark.e2e),
+        (PythonLoss(**OWN, reference="previous"), 1.0),
+    ],
+    ids=["dpo", "normalized", "python"],
+)
+def test_a_loss_of_log_ratios_starts_where_policy_and_reference_are_the_same_and_feedback_is_counted(
+    tmp_path: Path, tiny: Path, tokenizer: Any, one_thread: None, loss: DPO | PythonLoss, at_first: float
 ) -> None:
     config = builders.config(
         tmp_path,
         tiny,
         train__precision="fp32",
         train__pairs_per_step=4,
-        train__loss={"kind": "dpo", "beta": 0.3},
+        train__loss=loss.model_dump(),
         train__feedback={"weight": 0.0},
         train__lora=LoRA(r=2).model_dump(),
     )
@@ -207,10 +217,11 @@ def test_dpo_starts_at_log_2_since_policy_and_reference_are_one_and_feedback_is_
     refer = Stage("refer", 1, config, {"policy": policy, "pairs": pairs})
     assert launcher.run(refer).rows_out == 8
     inputs = {"policy": policy, "pairs": pairs, "prompts": prompts, "reference": builders.result(refer)}
+    inputs |= user_loss.inputs(Stage("train", 1, config, {}))
     train = Stage("train", 1, config, inputs)
     launcher.run(train)
     log = store.read_table(train.folder, "train_log").to_pylist()
-    assert log[0]["loss"] * log[0]["tokens"] / log[0]["pairs"] == pytest.approx(math.log(2), rel=1e-5)
+    assert log[0]["loss"] * log[0]["tokens"] / log[0]["pairs"] == pytest.approx(at_first, rel=1e-5)
     assert [row["feedback"] for row in log] == [3, 3]
     assert all(row["feedback_loss"] > 0 for row in log)
     assert {row["gate"] for row in log} == {None}
