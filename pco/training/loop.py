@@ -168,7 +168,8 @@ def _train(job: Job[Pair], engine: Any) -> list[Row]:
     if is_writer():
         checkpoints.keep_only(folder, fingerprint)
     torch.distributed.barrier()
-    if (checkpoint := checkpoints.latest(folder, fingerprint)) is not None:
+    checkpoint = checkpoints.latest(folder, fingerprint)
+    if checkpoint is not None:
         checkpoints.load(engine, checkpoint)
         log = checkpoint.log
     total = len(job.plan)

@@ -164,7 +164,7 @@ def _of_pairs(loss: Loss, scorer: _Scorer, batch: Batch) -> tuple[Tensor, dict[s
     if not batch.pairs:
         # A placeholder keeps its place in the graph, where ZeRO's collectives are, but DPO of nothing is log 2, not 0.
         return 0 * (chosen + rejected), statistics
-    # Such a loss is one number a pair, however long: beside it stands the mean over tokens, of the whole step.
+    # Such a loss is one number per pair, however long, so the cross entropy beside it is the step's mean over tokens.
     weight = loss.sft_weight / batch.mean_chosen_tokens
     return _with_sft(_of_logps(loss, chosen, rejected, batch), -chosen, weight), statistics
 

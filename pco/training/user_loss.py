@@ -99,7 +99,7 @@ def _called(function: Callable[..., Any], title: str, pairs: PairLogps) -> Tenso
 
 
 def check(loss: PythonLoss) -> None:
-    """Try the function on pairs that are made up, one of them with empty completions; its module is run now.
+    """Try the function on sample pairs, one of them with empty completions; its module is run now.
 
     Raises BadInput when it cannot be imported, fails, returns another shape or a number that is not finite, cannot be
     differentiated, or lets a pair's loss depend on the pairs beside it: it would then depend on `micro_batch_pairs`.
@@ -107,7 +107,7 @@ def check(loss: PythonLoss) -> None:
     import torch
 
     function, title = user_code.load(named(loss)), named(loss).title
-    pairs = _made_up(loss)
+    pairs = _sample_pairs(loss)
     values = _called(function, title, pairs)
     if not bool(values.isfinite().all()):
         raise BadInput(f"{title}: returned {values.tolist()}, not all of them finite, for {_described(pairs)}.")
@@ -131,7 +131,7 @@ def check(loss: PythonLoss) -> None:
         )
 
 
-def _made_up(loss: PythonLoss) -> PairLogps:
+def _sample_pairs(loss: PythonLoss) -> PairLogps:
     """Four pairs as training hands them over: better, worse, far apart, empty."""
     import torch
 
