@@ -102,7 +102,7 @@ def _job(stage: Stage, pair_policy: PairPolicy, examples: list[Example], rated: 
         shares,
         partial(step_tokens, train=train),
         partial(_row, train),
-        "Lower train.learning_rate, raise train.loss.tau, or use precision: fp32.",
+        "Lower train.learning_rate, use precision: fp32, or, with pairwise_cringe, raise train.loss.tau.",
     )
 
 
