@@ -7,9 +7,9 @@ from typing import Any
 from data import schemas, store
 from pco.config.run import RunConfig
 from pco.evaluation import metrics
+from pco.evaluation.metrics import read
 from pco.stage import ROUND_STAGES, START_STAGES, Artifact, Stage, StageName
 from pco.stages import decide
-from pco.stages.evaluate import read
 from tests import builders
 
 Row = dict[str, Any]

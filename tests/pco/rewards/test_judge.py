@@ -31,8 +31,8 @@ from pco.stage import Stage
 from pco.stages import evaluate, score
 from tests import builders
 from tests.chat_server import ChatServer, Fault, Reply, serving
+from tests.pco.rewards.test_reward_models import FakeSampler, evaluating
 from tests.pco.rewards.test_rewards import scoring
-from tests.pco.test_reward_models import FakeSampler, evaluating
 
 Serve = Callable[[Reply], ChatServer]
 
@@ -234,7 +234,7 @@ def test_a_process_killed_while_it_asks_has_kept_every_answer_that_came(serve: S
     config = configured(serve(stalls), concurrency=1)
     program = (
         "import json, sys; from pathlib import Path\n"
-        "from pco import rewards; from pco.reward_config import JudgeReward\n"
+        "from pco import rewards; from pco.config.reward import JudgeReward\n"
         "config, rows, folder = sys.argv[1:]\n"
         "rewards.load(JudgeReward.model_validate_json(config), Path(folder)).score(json.loads(rows))"
     )
