@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.points import Points
+
 # Tests ask no hub for anything; read once, when the hub's client is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -37,3 +39,12 @@ def one_thread() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
+
+
+@pytest.fixture
+def points(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Points:
+    """Points at which processes wait or die that this test starts."""
+    planned = Points(tmp_path_factory.mktemp("points"))
+    for name, value in planned.environment.items():
+        monkeypatch.setenv(name, value)
+    return planned
