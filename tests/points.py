@@ -23,22 +23,26 @@ class Hold:
     plan: Path
     before: str
 
+    def arrived(self) -> int | None:
+        """The id of a process that waits here; each is told of once."""
+        file = self.plan.with_suffix(".held")
+        if not file.exists():
+            return None
+        pid = int(file.read_text())
+        file.unlink()
+        return pid
+
     def wait(self, check: Callable[[], object] = lambda: None) -> int:
-        """The id of the process that waits there, once one does; each is told of once.
+        """The id of the process that waits here, once one does.
 
         `check` is called again and again meanwhile: it may raise when no process will come any more.
         """
 
-        def held() -> int | None:
+        def come() -> int | None:
             check()
-            file = self.plan.with_suffix(".held")
-            if not file.exists():
-                return None
-            pid = int(file.read_text())
-            file.unlink()
-            return pid
+            return self.arrived()
 
-        return int(until(held, f"a process at {self.before}"))
+        return int(until(come, f"a process at {self.before}"))
 
     def release(self) -> None:
         self.plan.unlink()
@@ -72,10 +76,10 @@ class Points:
         return plan
 
 
-def until(come: Callable[[], Any], what: str = "it", *, patience_s: float = PATIENCE_S) -> Any:
+def until(come: Callable[[], Any], what: str, *, every_s: float = 0.02) -> Any:
     """Wait for something that comes unless there is a bug; returns it."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + PATIENCE_S
     while not (found := come()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
+        assert time.monotonic() < deadline, f"waited {PATIENCE_S} s in vain for {what}"
+        time.sleep(every_s)
     return found

@@ -125,8 +125,8 @@ def test_a_refused_round_is_tried_again_from_the_best_policy_at_a_lower_rate_and
 
 def test_a_retry_that_is_killed_ends_as_one_left_alone(retried: Case) -> None:
     killed = retried.forked("killed", "--from", "generate", "--round", "2", *_set("gate.patience=2"))
-    for moment in ("round-02/candidates/candidates-00001.parquet", "round-02/logs/train.log"):
-        killed.kill_at(moment)
+    for moment in ("round-02/candidates/candidates-00002.parquet", "round-02/.policy.tmp"):
+        killed.kill_before(moment)
     _run(killed)
     assert status.verdicts(killed.config) == status.verdicts(retried.config)[:2]
     assert _trained(killed, 2).outputs == _trained(retried, 2).outputs

@@ -331,6 +331,7 @@ def test_a_containers_limit_counts_as_its_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("script", "expected"), [("echo 24576; echo 81559", 24576 * 2**20), ("exit 9", None)])
+@pytest.mark.process
 def test_the_smallest_gpu_counts_and_a_driver_that_does_not_answer_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, expected: int | None
 ) -> None:
@@ -354,6 +355,7 @@ def test_the_smallest_gpu_counts_and_a_driver_that_does_not_answer_is_none(
         (None, None, False),
     ],
 )
+@pytest.mark.process
 def test_a_gpu_that_torch_does_not_use_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None, visible: str | None, used: bool
 ) -> None:

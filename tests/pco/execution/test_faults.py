@@ -24,6 +24,8 @@ from pco.training import checkpoints
 from tests import builders
 from tests.processes import as_nobody
 
+pytestmark = pytest.mark.process
+
 MIB = 2**20
 
 

@@ -18,6 +18,8 @@ from pco.stage import Stage
 from tests import builders
 from tests.pco.execution.conftest import FINISH, Clock, ends, lines_of
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def no_process_may_start(monkeypatch: pytest.MonkeyPatch) -> None:

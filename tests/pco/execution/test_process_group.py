@@ -17,6 +17,8 @@ from tests import builders
 from tests.pco.execution.conftest import FINISH, Clock, alive, ends, lines_of
 from tests.points import PATIENCE_S, until
 
+pytestmark = pytest.mark.process
+
 # A child that ignores polite requests, as hanging workers do.
 STUBBORN_CHILD = """
 code = "import signal; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); signal.pause()"

@@ -33,6 +33,7 @@ from tests import builders
 from tests.chat_server import ChatServer, Fault, Reply, serving
 from tests.pco.rewards.test_reward_models import FakeSampler, evaluating
 from tests.pco.rewards.test_rewards import scoring
+from tests.points import PATIENCE_S
 
 Serve = Callable[[Reply], ChatServer]
 
@@ -133,18 +134,26 @@ def test_a_fair_judge_has_no_position_bias(serve: Serve) -> None:
 def test_the_rewards_depend_neither_on_concurrency_nor_on_the_order_of_the_candidates(serve: Serve) -> None:
     candidates = rows("a", "bbb", "cc", "dd") + rows("eeee", "f", "gg", prompt="q")
 
-    def slow(question: str) -> str:
+    expected = values(configured(serve(longer), opponents=1), candidates)
+    for concurrency in (1, 3, 50):
+        server = serve(meeting(min(concurrency, 2)))
+        config = configured(server, concurrency=concurrency, opponents=1)
+        assert values(config, candidates) == expected
+        assert values(config, candidates[::-1])[::-1] == expected
+        assert min(concurrency, 2) <= server.busiest <= concurrency
+
+
+def meeting(parties: int) -> Reply:
+    """Answers the first questions only once so many are under way, and each after a moment in which others may come."""
+    meet, first = threading.Barrier(parties), threading.Semaphore(parties)
+
+    def reply(question: str) -> str:
+        if first.acquire(blocking=False):
+            meet.wait(PATIENCE_S)
         time.sleep(0.01)
         return longer(question)
 
-    for concurrency in (1, 3, 50):
-        server = serve(slow)
-        config = configured(server, concurrency=concurrency, opponents=1)
-        found = values(config, candidates)
-        assert found == values(config, candidates[::-1])[::-1]
-        assert server.busiest <= concurrency
-        assert found == values(configured(serve(longer), opponents=1), candidates)
-    assert server.busiest > 1
+    return reply
 
 
 @given(count=st.integers(1, 9), opponents=st.none() | st.integers(1, 9))
@@ -221,14 +230,15 @@ def test_a_journal_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         Journal(tmp_path / "notes.jsonl").add({})
 
 
+@pytest.mark.process
 def test_a_process_killed_while_it_asks_has_kept_every_answer_that_came(serve: Serve, tmp_path: Path) -> None:
-    answered, enough = threading.Semaphore(3), threading.Event()
+    answered, enough, over = threading.Semaphore(3), threading.Event(), threading.Event()
 
     def stalls(question: str) -> str | Fault:
         if answered.acquire(blocking=False):
             return longer(question)
         enough.set()
-        time.sleep(5)
+        over.wait()
         return Fault(cut=True)
 
     config = configured(serve(stalls), concurrency=1)
@@ -241,8 +251,9 @@ def test_a_process_killed_while_it_asks_has_kept_every_answer_that_came(serve: S
     candidates = rows("a", "bb", "ccc")
     command = [sys.executable, "-c", program, config.model_dump_json(), json.dumps(candidates), str(tmp_path)]
     with subprocess.Popen(command) as process:
-        assert enough.wait(60)
+        assert enough.wait(PATIENCE_S)
         process.kill()
+    over.set()
     server = serve(longer)
     resumed = config.model_copy(update={"base_url": server.url})
     assert values(resumed, candidates, tmp_path) == [0, 0.5, 1]
@@ -301,12 +312,15 @@ def test_an_endpoint_that_is_not_there_or_hangs_fails_the_stage(serve: Serve) ->
     with pytest.raises(StageFailed, match="failed 2 times, at last because of ConnectError"):
         values(nowhere, rows("a", "bb"))
 
+    over = threading.Event()
+
     def hangs(_: str) -> str:
-        time.sleep(0.5)
+        over.wait()
         return "[[A]]"
 
-    with pytest.raises(StageFailed, match=r"no answer came within 0\.05 s"):
+    with pytest.raises(StageFailed, match=r"127\.0\.0\.1.*within 0\.05 s.*timeout_s"):
         values(configured(serve(hangs), timeout_s=0.05, retries=1), rows("a", "bb"))
+    over.set()
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 302])

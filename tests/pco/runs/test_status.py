@@ -78,6 +78,7 @@ def test_a_round_that_waits_for_a_person_says_what_is_asked(config: RunConfig) -
     assert status.to_do(config).startswith("`pco resume test` would run, in round 1: decide")
 
 
+@pytest.mark.process
 def test_a_stage_that_failed_says_why_and_one_that_was_killed_that_it_was(config: RunConfig) -> None:
     stage = builders.stage("score", config, {"candidates": builders.PRETEND})
     with pytest.raises(CorruptArtifact):
