@@ -29,8 +29,9 @@ def _run(case: Case) -> Case:
 
 
 @pytest.fixture(scope="module")
-def good(make_case: Callable[..., Case]) -> Case:
-    return _run(make_case(run="good", rounds=1, train__learning_rate=RATE, gate=DEFAULT))
+def good(make_case: Callable[..., Case], server: str) -> Case:
+    case = make_case(run="good", rounds=1, train__learning_rate=RATE, gate=DEFAULT)
+    return _run(case.under(PREFECT_API_URL=server))
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +98,11 @@ ENDS = {"n": 4, "temperature": 1.0, "max_tokens": 64, "shard_size": 8, "stop": [
     [("tokens", {"generate": ENDS}, "length ratio"), ("one_word", {}, "perplexity ratio")],
 )
 def test_a_round_that_pleases_a_bad_reward_is_refused_for_what_it_harms(
-    make_case: Callable[..., Case], function: str, changes: dict[str, Any], rule: str
+    make_case: Callable[..., Case], server: str, function: str, changes: dict[str, Any], rule: str
 ) -> None:
     reward = {"kind": "python", "function": f"bad_rewards:{function}", "folder": str(BAD_REWARDS)}
-    case = _run(make_case(run=function, rounds=1, reward=reward, gate=DEFAULT, **changes))
+    case = make_case(run=function, rounds=1, reward=reward, gate=DEFAULT, **changes)
+    case = _run(case.under(PREFECT_API_URL=server))
     assert rule in _broken(case)
     assert "reward change" not in _broken(case), "it did not learn what the reward pays for"
     assert _best(case) == _start(case)

@@ -154,7 +154,7 @@ def test_a_process_that_ends_well_without_a_manifest_has_failed(
     stage: Stage, stage_does: Callable[[str], None]
 ) -> None:
     stage_does("pass")
-    with pytest.raises(StageFailed, match="ended without an error but left no manifest"):
+    with pytest.raises(StageFailed, match="no manifest"):
         launcher.run(stage)
 
 
@@ -169,7 +169,7 @@ def test_a_process_that_runs_out_of_time_is_ended(
         clock.passes(86_400)
 
     slow = builders.stage("score", builders.changed(stage.config, stage_timeout_s=80_000), dict(stage.inputs))
-    with pytest.raises(StageFailed, match="ran out of time.*stage_timeout_s"):
+    with pytest.raises(StageFailed, match="stage_timeout_s"):
         launcher.run(slow, on_log=a_day_passes)
     ends(int(lines[0]))
 
@@ -205,10 +205,10 @@ def test_a_run_that_cannot_be_written_or_read_names_the_file(tmp_path: Path) -> 
     stage = builders.stage("score", builders.config(tmp_path))
     stage.config.folder.mkdir(parents=True)
     (stage.config.folder / "round-01").touch()
-    with pytest.raises(PCOError, match=r"scores/manifest\.json: could not be read"):
+    with pytest.raises(PCOError, match=r"scores/manifest\.json: "):
         launcher.run(stage)
     (stage.config.folder / "round-01").unlink()
     stage.folder.parent.mkdir()
     (stage.folder.parent / "logs").touch()
-    with pytest.raises(PCOError, match=r"logs/score\.json: could not be written"):
+    with pytest.raises(PCOError, match=r"logs/score\.json: "):
         launcher.run(stage)

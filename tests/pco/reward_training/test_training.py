@@ -143,7 +143,7 @@ def test_another_setting_under_the_same_name_is_refused_and_pco_status_says_what
     other = config.model_copy(update={"seed": 7})
     with pytest.raises(RunConflict, match="(?s)seed: 0 there, 7 now"), opened(other):
         pass
-    with pytest.raises(Exception, match="is a reward training, not a run of rounds: `pco reward train"):
+    with pytest.raises(Exception, match="`pco reward train"):
         read_config(config.folder)
 
 
