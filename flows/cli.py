@@ -13,12 +13,12 @@ from rich.table import Table
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from flows import data_cli, deploy_cli, doctor_cli, evaluate_cli, private_server, reward_cli
+from flows import data_cli, deploy_cli, doctor_cli, evaluate_cli, quickstart_cli, reward_cli, running
 from flows.console import KEPT, Overrides, RunsDir, clear_errors, console, errors, print_rows, say
 from pco.config.run import RunConfig, load
 from pco.runs import status as run_status
-from pco.runs.folder import BEST, CONFIG, check_same, opened, report_path
 from pco.runs.folder import find as _find
+from pco.runs.folder import opened
 from pco.stage import StageName
 
 app = typer.Typer(
@@ -29,10 +29,11 @@ app = typer.Typer(
     help="Iterative preference optimization: generate, score, pair, train, evaluate, gate, repeat.\n\n"
     "A run is a folder under `runs/`. Everything it made lies there as Parquet, and whatever is finished is never done "
     "again: a run that died goes on with `pco resume`, or with the command that started it.",
-    epilog="Begin with `pco run configs/quickstart.yaml --dry-run`.",
+    epilog="Begin with `pco quickstart`.",
 )
 app.add_typer(data_cli.app, name="data")
 app.add_typer(evaluate_cli.app)
+app.command()(quickstart_cli.quickstart)
 app.command()(doctor_cli.doctor)
 app.command()(deploy_cli.deploy)
 app.add_typer(reward_cli.app, name="reward")
@@ -71,9 +72,9 @@ def run(
     with clear_errors(KEPT):
         resolved = load(config, overrides)
         if dry_run:
-            _dry_run(resolved)
+            running.dry_run(resolved)
         else:
-            _run(resolved)
+            running.run(resolved)
 
 
 @app.command()
@@ -108,7 +109,7 @@ def resume(
             raise BadInput("--round: names the round of --from; give both.")
         if stage is not None:
             _set_aside(config, stage, number)
-        _run(config)
+        running.run(config)
 
 
 def _set_aside(config: RunConfig, stage: StageName, number: int | None) -> None:
@@ -178,54 +179,6 @@ def fork(
         for line in made.differing:
             say(f"  taken as it is, {line}")
         say(f"{run_status.to_do(forked)}")
-
-
-def _dry_run(config: RunConfig) -> None:
-    from pco import doctor
-
-    inputs, warnings = doctor.check(config)
-    say(f"Checked: {inputs.summary()}.")
-    say(f"{doctor.power(len(inputs.heldout))}.")
-    for warning in warnings:
-        say(f"Warning: {warning.name}: {warning.told}.")
-    check_same(config)
-    stages = "generate, score, pair, train, evaluate, decide"
-    say(f"Would run {config.rounds} round(s) ({stages}) into {config.folder}.")
-
-
-def _run(config: RunConfig) -> None:
-    if (config.folder / CONFIG).exists() and _is_over(config):
-        _conclude(config)
-        return
-    in_terminal = console.is_terminal
-    private_server.end_orphaned_servers()
-    private_server.set_defaults(in_terminal)
-    from flows.rounds import run_rounds
-    from tasks import views
-
-    console.print(
-        f"Run [bold]{config.run}[/]: {config.rounds} round(s) into {config.folder}", soft_wrap=True, highlight=False
-    )
-    if in_terminal:
-        with views.shown_in(views.Terminal(console)):
-            run_rounds(config)
-    else:
-        run_rounds(config)
-    _conclude(config)
-
-
-def _is_over(config: RunConfig) -> bool:
-    """Told from the run's folder alone: no server and no engine starts to find that nothing is left to do."""
-    check_same(config)
-    return report_path(config).exists() and run_status.is_finished(config)
-
-
-def _conclude(config: RunConfig) -> None:
-    for line in run_status.verdicts(config):
-        say(line)
-    if (best := config.folder / BEST).exists():
-        say(f"Best policy: {best} ({best.resolve()})")
-    say(f"Report: {report_path(config)}")
 
 
 @app.command()

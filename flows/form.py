@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 from prefect import flow
 from pydantic import Field
 
+from data import packaged
 from data.errors import BadInput
 from flows import reward
-from flows.deployments import home
 from flows.recover import FLOW, REWARD_FLOW
 from flows.rounds import work
 from pco.config import reward_training
@@ -89,8 +89,8 @@ def start(
 
 
 def preset_file(name: str) -> Path:
-    """A config of `configs/`."""
-    return home() / "configs" / f"{name}.yaml"
+    """A config of `configs/`, as it comes with pco."""
+    return packaged.absolute(f"package:presets/{name}.yaml")
 
 
 def sets(said: Mapping[str, str | float], overrides: str) -> list[str]:
