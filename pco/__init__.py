@@ -1,6 +1,6 @@
 """Pairwise Cringe Optimization: everything that can be right or wrong. Imports neither prefect, flows nor tasks.
 
-From Python (docs/api.md): `load` a config, `run` it or resume it, `find` a run and read its tables, `evaluate` policies.
+From Python: `load` a config, `run` or resume it, `find` a run and read its tables, `evaluate` policies (docs/api.md).
 """
 
 from importlib import import_module, metadata

@@ -11,6 +11,7 @@ from typing import Any
 from data.errors import BadInput
 from pco.config.reward import PythonReward
 from pco.rewards.scores import Candidates, Score, Scorer
+from pco_pipeline import PACKAGES
 
 
 def source(config: PythonReward) -> Path:
@@ -53,6 +54,7 @@ def function(config: PythonReward) -> Callable[[list[Any]], Any]:
     except (Exception, SystemExit) as error:  # whatever the user's code does
         raise BadInput(
             f"{path}: could not be imported for reward.function {config.function} ({type(error).__name__}: {error})."
+            f"{_names_of_ours(Path(config.folder))}"
         ) from error
     finally:
         if namesake is not None:
@@ -61,6 +63,12 @@ def function(config: PythonReward) -> Callable[[list[Any]], Any]:
     if not callable(found):
         raise BadInput(f"{path}: has no function `{name}`, which reward.function {config.function} names.")
     return found  # type: ignore[no-any-return]
+
+
+def _names_of_ours(folder: Path) -> str:
+    """Advice where the folder holds what its modules cannot import: in this process our packages have those names."""
+    hidden = [f"`{name}.py`" for name in PACKAGES if (folder / f"{name}.py").exists()]
+    return f" pco has packages named as {', '.join(hidden)} here; rename yours to import it." if hidden else ""
 
 
 def scorer(config: PythonReward) -> Scorer:
