@@ -9,13 +9,13 @@ from pathlib import Path
 
 from data import store
 from data.errors import BadInput, RunConflict
-from pco.runs import retention
 from pco.config.run import RunConfig
 from pco.execution.launcher import logs_of
 from pco.rounds import walk
+from pco.runs import retention
 from pco.runs.folder import write_config
-from pco.stage import Stage, StageName
 from pco.runs.status import Point, points
+from pco.stage import Stage, StageName
 
 _ASIDE = "set-aside"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from data import store
 from data.errors import BadInput
-from pco.runs import policy, retention
 from pco import rounds
 from pco.config.run import Generate, RunConfig, load, parse
+from pco.runs import policy, retention
 from pco.runs.folder import find, find_round
 from pco.stage import Stage, round_folder
 

@@ -6,13 +6,13 @@ from typing import cast
 
 from data import store
 from data.errors import BadInput, PCOError
-from pco.runs import approvals, retention
-from pco.training import checkpoints
 from pco.config.run import RunConfig
 from pco.execution.launcher import error_path
 from pco.rounds import is_over, walk
+from pco.runs import approvals, retention
 from pco.runs.folder import CONFIG, is_held, is_reward_training, read_config, report_path
 from pco.stage import Stage, StageName, stages_of
+from pco.training import checkpoints
 
 Point = tuple[int, StageName]
 
