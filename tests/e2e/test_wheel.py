@@ -22,7 +22,7 @@ SMALL = {
     "generate.max_tokens": 16,
     "engine.dtype": "float32",
     "engine.kv_cache_gib": 0.1,
-    "engine.max_model_len": 160,
+    "engine.max_model_len": 256,
     "train.precision": "fp32",
     "train.micro_batch_pairs": 4,
 }
