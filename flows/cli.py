@@ -19,6 +19,7 @@ from pco.config.run import RunConfig, load
 from pco.runs import status as run_status
 from pco.runs.folder import find as _find
 from pco.runs.folder import opened
+from pco.runs.status import RunState
 from pco.stage import StageName
 
 app = typer.Typer(
@@ -137,7 +138,7 @@ def answer(
         from pco.runs import approvals
 
         config = _find(name, runs_dir)
-        stage = run_status.awaited(config)
+        stage = RunState(config).awaited()
         with opened(config):
             approvals.write(stage, approvals.Answer(verdict is Verdict.approve, comment, getpass.getuser()))
         say(f"Kept. `pco resume {name}` goes on with it.")
@@ -178,7 +179,7 @@ def fork(
         say(f"{forked.folder}: shares {len(made.shared)} stages with {origin.run}.")
         for line in made.differing:
             say(f"  taken as it is, {line}")
-        say(f"{run_status.to_do(forked)}")
+        say(f"{RunState(forked).to_do}")
 
 
 @app.command()
@@ -201,13 +202,15 @@ def status(
             return
         config = _find(name, runs_dir)
         console.print(_stages_table(config))
-        say(run_status.to_do(config))
+        say(RunState(config).to_do)
         if verify:
             _verify(config)
 
 
 def _verify(config: RunConfig) -> None:
-    if damage := run_status.damage(config):
+    from pco.runs import verify
+
+    if damage := verify.damage(config):
         raise CorruptArtifact("\n".join(damage))
     console.print("Verified: every table and policy is what its manifest says.")
 
@@ -222,7 +225,7 @@ def _runs_table(runs_dir: Path) -> Table:
 def _stages_table(config: RunConfig) -> Table:
     columns = ("round", "stage", "state", "rows", "dropped", "time")
     table = Table(*columns, title=str(config.folder), title_justify="left")
-    for line in run_status.of_run(config):
+    for line in RunState(config).stages:
         table.add_row(
             str(line.round),
             line.stage,
@@ -297,7 +300,9 @@ def show(
     with clear_errors(KEPT):
         if table not in schemas.SCHEMAS:
             raise BadInput(f"{table}: no such table. There are: {', '.join(schemas.SCHEMAS)}.")
-        folders = run_status.folders_with(_find(name, runs_dir), table, number)
+        from pco.runs import verify
+
+        folders = verify.folders_with(_find(name, runs_dir), table, number)
         for where, folder in folders:
             _print_rows(f"{table}, {where}", store.read_table(folder, table), limit)
 

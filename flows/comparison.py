@@ -16,7 +16,7 @@ from flows.recover import EVALUATE_FLOW
 from pco.config.section import Section
 from pco.evaluation import metrics
 from pco.report import comparison, markdown
-from pco.runs import standalone, status
+from pco.runs import standalone, verify
 from pco.runs.folder import read_config
 from pco.stage import Stage
 from tasks.stages import run_stage
@@ -52,7 +52,7 @@ def compare_policies(first: Evaluated, second: Evaluated, level: Level = "0.95",
 
 def _folder(one: Evaluated, runs_dir: Path) -> Path:
     config = read_config((runs_dir / one.run).resolve())
-    return status.folders_with(config, "evaluations", one.round)[-1][1]
+    return verify.folders_with(config, "evaluations", one.round)[-1][1]
 
 
 def _publish(key: str, folders: dict[str, Path], level: Level) -> None:

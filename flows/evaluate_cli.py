@@ -10,7 +10,7 @@ from flows.console import Overrides, RunsDir, clear_errors, errors, print_table,
 from pco.config.run import RunConfig
 from pco.evaluation import metrics
 from pco.progress import Progress
-from pco.runs import status
+from pco.runs import verify
 from pco.runs.folder import find_round, opened
 from pco.stage import Stage
 
@@ -71,13 +71,13 @@ def evaluate(
 
 
 def _evaluated(name: str, plan: RunConfig) -> Rows:
-    from pco.execution import launcher
+    from pco.execution.executor import LocalExecutor
     from pco.runs import standalone
 
     with errors.status(f"{name}: prepare") as shown, opened(plan):
 
         def do(stage: Stage) -> Manifest:
-            return launcher.run(stage, on_progress=lambda done: shown.update(_told(name, stage, done)))
+            return LocalExecutor().run(stage, on_progress=lambda done: shown.update(_told(name, stage, done)))
 
         folder = standalone.walk(plan, do)
     say(f"{name}: tables in {plan.folder}")
@@ -143,4 +143,4 @@ def export(
 def _evaluation(name: str, runs_dir: Path) -> tuple[RunConfig, Path]:
     """A run and the folder of a finished evaluation of it, named as `RUN` or `RUN:ROUND`."""
     config, number = find_round(name, runs_dir)
-    return config, status.folders_with(config, "evaluations", number)[-1][1]
+    return config, verify.folders_with(config, "evaluations", number)[-1][1]

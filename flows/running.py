@@ -3,8 +3,8 @@
 from flows import private_server
 from flows.console import console, say
 from pco.config.run import RunConfig
-from pco.runs import status
 from pco.runs.folder import BEST, CONFIG, check_same, report_path
+from pco.runs.status import RunState
 from pco.stage import stages_of
 
 
@@ -12,7 +12,7 @@ def run(config: RunConfig) -> None:
     """Run all rounds, or those that are missing, and say what the gate decided and where the results lie."""
     if not _is_over(config):
         _run(config)
-    for reason in status.verdicts(config):
+    for reason in RunState(config).reasons:
         say(reason)
     if (best := config.folder / BEST).exists():
         say(f"Best policy: {best} ({best.resolve()})")
@@ -38,7 +38,7 @@ def _is_over(config: RunConfig) -> bool:
     if not (config.folder / CONFIG).exists():
         return False
     check_same(config)
-    return report_path(config).exists() and status.is_finished(config)
+    return report_path(config).exists() and RunState(config).is_finished
 
 
 def _run(config: RunConfig) -> None:

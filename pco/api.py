@@ -18,11 +18,12 @@ from pco import report, rounds
 from pco.config import run as run_config
 from pco.config.file import overridden
 from pco.config.run import RunConfig
-from pco.execution import launcher
+from pco.execution.executor import Executor, LocalExecutor
 from pco.progress import Progress
 from pco.runs import folder as run_folder
-from pco.runs import standalone, status
+from pco.runs import standalone
 from pco.runs.after_round import keep_best
+from pco.runs.status import RunState, points
 from pco.stage import Artifact, Stage, StageName
 
 OnProgress = Callable[[Stage, Progress], None]
@@ -55,12 +56,12 @@ class Run:
     @property
     def promoted(self) -> list[bool]:
         """Of each decided round, whether the gate promoted its policy."""
-        return status.promotions(self.config)
+        return RunState(self.config).promoted
 
     @property
     def reasons(self) -> list[str]:
         """Of each decided round, the gate's sentence on it."""
-        return status.verdicts(self.config)
+        return RunState(self.config).reasons
 
     def table(self, name: str, *, round: int, stage: StageName | None = None) -> pa.Table:
         """One of the tables of `data/schemas.py` as Arrow, its checksums verified; `.to_pandas()` makes a data frame.
@@ -75,8 +76,8 @@ class Run:
 
         """
         folders = {
-            step: Stage(step, number, self.config, {}).folder
-            for number, step in status.points(self.config)
+            step: Stage(step, number, self.config).folder
+            for number, step in points(self.config)
             if number == round and stage in {None, step}
         }
         holding = {step: folder for step, folder in folders.items() if _holds(folder, name)}
@@ -106,14 +107,20 @@ def load(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     return run_config.load(Path(config), list(overrides))
 
 
-def run(config: RunConfig, *, on_progress: OnProgress = lambda *_: None, on_log: OnLog = lambda _: None) -> Run:
+def run(
+    config: RunConfig,
+    *,
+    executor: Executor = LocalExecutor(),  # noqa: B008  frozen
+    on_progress: OnProgress = lambda *_: None,
+    on_log: OnLog = lambda _: None,
+) -> Run:
     """Run all rounds of a config, or those that are missing: the same call resumes a run that died.
 
-    Each stage is a process of its own that ends with this one. A failed stage is not tried again; what is finished is
-    kept.
+    A failed stage is not tried again; what is finished is kept.
 
     Args:
         config: What `load` returns.
+        executor: Where stages run; by default each in a process of its own on this machine, which ends with this one.
         on_progress: Called with the stage at work and how far it is, at most twice a second.
         on_log: Called with each line that the engines print.
 
@@ -126,7 +133,7 @@ def run(config: RunConfig, *, on_progress: OnProgress = lambda *_: None, on_log:
         keep_best(config, number, best)
 
     with run_folder.opened(config):
-        rounds.walk(config, _doing(on_progress, on_log), decided=decided)
+        rounds.walk(config, _doing(executor, on_progress, on_log), decided=decided)
         report.write(config)
     return Run(config)
 
@@ -149,6 +156,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     runs_dir: str | Path = "runs",
+    executor: Executor = LocalExecutor(),  # noqa: B008
     on_progress: OnProgress = lambda *_: None,
     on_log: OnLog = lambda _: None,
 ) -> dict[str, pa.Table]:
@@ -161,6 +169,7 @@ def evaluate(
         overrides: `a.b=value` strings for the config.
         out: Folder for the results; by default `evaluations` in `runs_dir`. What is finished there is not done again.
         runs_dir: Folder that holds all runs.
+        executor: As for `run`.
         on_progress: As for `run`.
         on_log: As for `run`.
 
@@ -179,9 +188,9 @@ def evaluate(
     tables = {}
     for name, plan in plans.items():
         with run_folder.opened(plan):
-            tables[name] = store.read_table(standalone.walk(plan, _doing(on_progress, on_log)), "evaluations")
+            tables[name] = store.read_table(standalone.walk(plan, _doing(executor, on_progress, on_log)), "evaluations")
     return tables
 
 
-def _doing(on_progress: OnProgress, on_log: OnLog) -> Callable[[Stage], Manifest]:
-    return lambda stage: launcher.run(stage, on_progress=partial(on_progress, stage), on_log=on_log)
+def _doing(executor: Executor, on_progress: OnProgress, on_log: OnLog) -> Callable[[Stage], Manifest]:
+    return lambda stage: executor.run(stage, on_progress=partial(on_progress, stage), on_log=on_log)

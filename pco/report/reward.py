@@ -27,7 +27,7 @@ class RewardReport:
 
 def read(config: RewardTraining) -> RewardReport:
     """Read a finished training; raises CorruptArtifact when a table is not what its manifest says."""
-    names: tuple[RewardStageName, ...] = ("split", "train_reward", "test_reward")
+    names: tuple[RewardStageName, ...] = ("split", "train_reward", "evaluate_reward")
     folders = [Stage(name, 0, config, {}).folder for name in names]
     manifests = [manifest for folder in folders if (manifest := store.read_manifest(folder)) is not None]
     tested = store.read_table(folders[2], "reward_tests").to_pylist()

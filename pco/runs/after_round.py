@@ -14,7 +14,7 @@ def keep_best(config: RunConfig, number: int, best: Artifact) -> list[Path]:
 
     Does nothing for a round that others follow already: a resumed run comes by the earlier rounds again.
     """
-    if store.read_manifest(Stage("decide", number + 1, config, {}).folder) is not None:
+    if store.read_manifest(Stage("decide", number + 1, config).folder) is not None:
         return []
     point_to_best(config, best.folder)
     return retention.prune(config)

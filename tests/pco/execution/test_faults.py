@@ -246,9 +246,10 @@ def test_a_stage_for_which_memory_runs_out_says_what_to_lower(
 ) -> None:
     stage = _scoring(tmp_path, tmp_path / "runs", candidates=2)
     stage_does(
-        f"import pco.score\ndef hog(stage):\n    {hog}\npco.score.run = hog\nfrom pco import process\nprocess.main()"
+        f"import pco.stages.score\ndef hog(stage):\n    {hog}\npco.stages.score.run = hog\n"
+        "from pco.execution.worker_main import main\nmain()"
     )
-    with pytest.raises(PCOError, match=r"round 1/2 · score: out of memory \(.*\)\. Free memory, then resume"):
+    with pytest.raises(PCOError, match=r"round 1/2 · score: out of memory \(.*\)\. Free memory .*, then resume"):
         launcher.run(stage)
 
 

@@ -8,7 +8,7 @@ from data import schemas, store
 from pco.config.run import RunConfig
 from pco.evaluation import metrics
 from pco.evaluation.metrics import read
-from pco.stage import ROUND_STAGES, START_STAGES, Artifact, Stage, StageName
+from pco.stage import Artifact, Stage, StageName, stages_of
 from pco.stages import decide
 from tests import builders
 
@@ -153,10 +153,10 @@ def make_run(
     config: RunConfig, *, rounds: int = 2, last: StageName = "decide", text: str = "", refuse: int = 0
 ) -> RunConfig:
     """A run up to stage `last` of round `rounds`; the policy of round `refuse` is ruined."""
-    for name in START_STAGES:
+    for name in stages_of(config, 0):
         write_stage(config, 0, name, text)
     for number in range(1, rounds + 1):
-        names = ROUND_STAGES[: ROUND_STAGES.index(last) + 1] if number == rounds else ROUND_STAGES
-        for name in names:
+        names = stages_of(config, number)
+        for name in names[: names.index(last) + 1] if number == rounds else names:
             write_stage(config, number, name, text, ruined=number == refuse)
     return config

@@ -234,7 +234,7 @@ def test_a_process_killed_while_it_asks_has_kept_every_answer_that_came(serve: S
     config = configured(serve(stalls), concurrency=1)
     program = (
         "import json, sys; from pathlib import Path\n"
-        "from pco import rewards; from pco.reward_config import JudgeReward\n"
+        "from pco import rewards; from pco.config.reward import JudgeReward\n"
         "config, rows, folder = sys.argv[1:]\n"
         "rewards.load(JudgeReward.model_validate_json(config), Path(folder)).score(json.loads(rows))"
     )

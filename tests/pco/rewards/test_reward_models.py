@@ -145,7 +145,7 @@ def test_vllm_and_transformers_give_the_same_scores(tmp_path: Path, tokenizer: A
     # In a process of its own, since vLLM changes the one that it runs in.
     program = (
         "import json, sys; from pathlib import Path\n"
-        "from pco import rewards; from pco.reward_config import EnsembleReward\n"
+        "from pco import rewards; from pco.config.reward import EnsembleReward\n"
         "config, rows, out = sys.argv[1:]\n"
         "scores = rewards.load(EnsembleReward.model_validate_json(config)).score(json.loads(rows))\n"
         "assert 'vllm' in sys.modules\n"
@@ -396,7 +396,8 @@ def test_a_hub_model_is_named_by_its_id_and_revision_without_asking_the_hub(tmp_
 def test_looking_at_a_rewards_files_imports_no_heavy_library(tmp_path: Path, judge: Path) -> None:
     config = builders.config(tmp_path, reward={"kind": "model", "model": str(judge)})
     program = (
-        "import sys; from pco.config import RunConfig; from pco import rewards, rounds; from pco.stage import Stage\n"
+        "import sys; from pco.config.run import RunConfig\n"
+        "from pco import rewards, rounds; from pco.stage import Stage\n"
         "assert rewards.inputs(Stage('score', 1, RunConfig.model_validate_json(sys.argv[1]), {}))\n"
         "assert not {'torch', 'transformers', 'jsonschema'} & set(sys.modules)"
     )

@@ -72,7 +72,7 @@ def test_a_moved_run_is_read_where_it_lies(tmp_path: Path) -> None:
 def test_a_second_writer_is_told_who_holds_the_run_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
     config = builders.config(tmp_path)
     program = (
-        "import sys, time; from pco.config import RunConfig; from pco.rundir import opened\n"
+        "import sys, time; from pco.config.run import RunConfig; from pco.runs.folder import opened\n"
         "with opened(RunConfig.model_validate_json(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", program, config.model_dump_json()]
