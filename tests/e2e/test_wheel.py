@@ -11,22 +11,11 @@ import pytest
 import yaml
 
 from tests import namesakes
+from tests.e2e.small import SETS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-SMALL = {
-    "rounds": 1,
-    "prompts.train_limit": 16,
-    "prompts.heldout_limit": 8,
-    "generate.max_tokens": 16,
-    "engine.dtype": "float32",
-    "engine.kv_cache_gib": 0.1,
-    "engine.max_model_len": 256,
-    "train.precision": "fp32",
-    "train.micro_batch_pairs": 4,
-}
-SETS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +50,9 @@ def _run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, check=False)
 
 
-def test_the_quickstart_runs_in_a_folder_with_files_of_our_names(python: Path, tiny: Path, tmp_path: Path) -> None:
+def test_the_quickstart_runs_in_a_folder_with_files_of_our_names(python: Path, roomy: Path, tmp_path: Path) -> None:
     folder = namesakes.write(tmp_path)
-    done = _run(folder, python.with_name("pco"), "quickstart", "--model", str(tiny), *SETS)
+    done = _run(folder, python.with_name("pco"), "quickstart", "--model", str(roomy), *SETS)
     assert done.returncode == 0, done.stdout + done.stderr
     run = folder / "runs" / "quickstart"
     assert f"Report: {run / 'report.html'}" in done.stdout
@@ -75,8 +64,8 @@ def test_the_quickstart_runs_in_a_folder_with_files_of_our_names(python: Path, t
     assert again.returncode == 0, again.stdout + again.stderr
 
 
-def test_every_preset_and_every_form_is_in_the_wheel(python: Path, tiny: Path, tmp_path: Path) -> None:
-    words = ["run", "package:presets/repetition.yaml", "--dry-run", "--set", f"policy.model={tiny}", *SETS]
+def test_every_preset_and_every_form_is_in_the_wheel(python: Path, roomy: Path, tmp_path: Path) -> None:
+    words = ["run", "package:presets/repetition.yaml", "--dry-run", "--set", f"policy.model={roomy}", *SETS]
     done = _run(tmp_path, python.with_name("pco"), *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Would run 1 round(s)" in done.stdout
