@@ -1,4 +1,4 @@
-"""`pco deploy`: the deployments of `prefect.yaml` on a Prefect server, and what to click then."""
+"""`pco deploy`: the deployments of `flows/prefect.yaml` on a Prefect server, and what to click then."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,7 @@ def deploy(
         ),
     ] = None,
 ) -> None:
-    """Register work pool and deployments of `prefect.yaml` on the server that `PREFECT_API_URL` names.
+    """Register work pool and deployments of `flows/prefect.yaml` on the server that `PREFECT_API_URL` names.
 
     Safe to repeat: deployments are brought up to date, schedules that are on the server stay as they are there.
 
