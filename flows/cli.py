@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Iterative preference optimization: generate, score, pair, train, evaluate, gate, repeat.\n\n"
-    "A run is a folder under `runs/`. Everything it made lies there as Parquet, and whatever is finished is never done "
+    "A run is a folder under `runs/`. All that it makes lies there as Parquet, and whatever is finished is never done "
     "again: a run that died goes on with `pco resume`, or with the command that started it.",
     epilog="Begin with `pco quickstart`.",
 )
@@ -44,7 +44,7 @@ RunName = Annotated[
 ]
 
 
-class Verdict(StrEnum):
+class Choice(StrEnum):
     """What a person may say of a refused round."""
 
     approve = "approve"
@@ -126,7 +126,9 @@ def _set_aside(config: RunConfig, stage: StageName, number: int | None) -> None:
 @app.command()
 def answer(
     name: RunName,
-    verdict: Annotated[Verdict, typer.Argument(help="`approve` promotes the round, `refuse` ends the run.")],
+    choice: Annotated[
+        Choice, typer.Argument(metavar="approve|refuse", help="`approve` promotes the round, `refuse` ends the run.")
+    ],
     comment: Annotated[str, typer.Option(help="Why; kept with the round's decision.")] = "",
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
@@ -140,7 +142,7 @@ def answer(
         config = _find(name, runs_dir)
         stage = RunState(config).awaited()
         with opened(config):
-            approvals.write(stage, approvals.Answer(verdict is Verdict.approve, comment, getpass.getuser()))
+            approvals.write(stage, approvals.Answer(choice is Choice.approve, comment, getpass.getuser()))
         say(f"Kept. `pco resume {name}` goes on with it.")
 
 
@@ -171,13 +173,13 @@ def fork(
         from pco.runs.fork import fork as fork_run
 
         if (stage is None) != (number is None):
-            raise BadInput("--from STAGE and --round N name one point together; give both or neither.")
+            raise BadInput("--from STAGE and --round N belong together; give both or neither.")
         origin = _find(name, runs_dir)
         # Quoted, or YAML would read the names `on` and `7` as something else than text.
         forked = _find(name, runs_dir, [f"run={json.dumps(new)}", *(overrides or [])])
-        made = fork_run(origin, forked, None if stage is None or number is None else (number, stage))
-        say(f"{forked.folder}: shares {len(made.shared)} stages with {origin.run}.")
-        for line in made.differing:
+        result = fork_run(origin, forked, None if stage is None or number is None else (number, stage))
+        say(f"{forked.folder}: shares {len(result.shared)} stages with {origin.run}.")
+        for line in result.differing:
             say(f"  taken as it is, {line}")
         say(f"{RunState(forked).to_do}")
 
