@@ -1,14 +1,17 @@
 """`pco quickstart`: two rounds on a small model, from any folder."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import pco_pipeline
 from data import packaged, smollm2
 from flows import running
-from flows.console import KEPT, Overrides, clear_errors, errors, say
+from flows.console import KEPT, Overrides, clear_errors
 from pco.config.run import load
 
 CONFIG = Path(f"{packaged.PREFIX}presets/quickstart.yaml")
@@ -49,9 +52,12 @@ def quickstart(
 
 
 def unpacked(folder: Path) -> Path:
-    """The folder with the quickstart's model in it, unless it holds a model already; says where it is."""
+    """The folder with the quickstart's model in it, unless it holds a model already."""
     if not (folder / "config.json").exists():
-        with errors.status("Unpacking the model (about 20 s)"):
-            smollm2.unpack(folder)
-        say(f"Model: {folder}")
+        smollm2.source()
+        # In a process of its own: what it imports would stay in the memory of the run's.
+        command = [sys.executable, "-P", pco_pipeline.__file__, "model", str(folder)]
+        status = subprocess.run(command, check=False).returncode
+        if status:
+            raise typer.Exit(status)
     return folder

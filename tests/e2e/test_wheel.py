@@ -44,9 +44,15 @@ def _pip(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "pip", "--quiet", *words], check=True)
 
 
-def _run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+def _run(folder: Path, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PREFECT_API_URL"}}
-    environment = {**kept, "PREFECT_HOME": str(folder / ".prefect"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = {
+        **kept,
+        "PREFECT_HOME": str(folder / ".prefect"),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+        **variables,
+    }
     return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, check=False)
 
 
@@ -62,6 +68,19 @@ def test_the_quickstart_runs_in_a_folder_with_files_of_our_names(python: Path, r
     assert all(config["prompts"][name].startswith(installed) for name in ("train", "heldout", "heldout_text"))
     again = _run(folder, python.with_name("pco"), "resume", "quickstart")
     assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_the_quickstart_unpacks_its_model_into_the_cache_once(python: Path, tmp_path: Path) -> None:
+    words = [python.with_name("pco"), "quickstart", "--dry-run"]
+    first = _run(tmp_path, *words, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert first.returncode == 0, first.stdout + first.stderr
+    model = tmp_path / "cache" / "pco" / "smollm2-135m-instruct"
+    assert f"Model: {model}" in first.stdout
+    assert (model / "model.safetensors").exists()
+    assert "Would run 2 round(s)" in first.stdout
+    second = _run(tmp_path, *words, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "Model:" not in second.stdout
 
 
 def test_every_preset_and_every_form_is_in_the_wheel(python: Path, roomy: Path, tmp_path: Path) -> None:
