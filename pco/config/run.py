@@ -7,7 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from data import packaged, store
 from pco.config import file as config_file
-from pco.config.gate import TASK, Gate
+from pco.config.gate import Gate
+from pco.config.metrics import TASK
 from pco.config.reward import (
     RepetitionReward,
     RewardConfig,

@@ -11,7 +11,7 @@ from data.errors import BadInput
 from pco import progress, rewards
 from pco.config.reward import ExactAnswerReward, RewardConfig, parts
 from pco.evaluation import lm_eval_tasks, metrics
-from pco.evaluation.metrics import Row
+from pco.evaluation.rows import CandidateRow, EvaluationRow
 from pco.models.engine import Request, Sampler, free_memory
 from pco.models.rendering import load_tokenizer, render, written
 from pco.models.sampling import GREEDY, SAMPLED, sampled
@@ -27,7 +27,7 @@ _GREEDY_SAMPLE = 0
 def run(stage: Stage) -> store.Manifest:
     """Write the held-out `candidates` and the `evaluations` table.
 
-    The inputs `start` and `previous` (evaluations of other policies) add the measures against those policies.
+    The inputs `start` and `previous` (evaluations of other policies) add the metrics against those policies.
     """
     started = stage.launched()
     current = policy.verified(stage)
@@ -81,12 +81,12 @@ def run(stage: Stage) -> store.Manifest:
     )
 
 
-def _evaluated(stage: Stage, rows: list[Row], counts: Counter[str] | None = None) -> Shard:
+def _evaluated(stage: Stage, rows: list[EvaluationRow], counts: Counter[str] | None = None) -> Shard:
     marked = [{**row, "policy": stage.inputs["policy"].fingerprint} for row in rows]
     return Shard(schemas.build("evaluations", marked), counts=counts or {})
 
 
-def _read(stage: Stage, engine: Sampler) -> list[Row]:
+def _read(stage: Stage, engine: Sampler) -> list[EvaluationRow]:
     """What the policy makes of given text: how likely it finds human texts, and what the starting policy sampled."""
     texts = read_prompts(stage, "text")
     rows = metrics.text_rows(
@@ -101,14 +101,16 @@ def _read(stage: Stage, engine: Sampler) -> list[Row]:
     return rows + metrics.drift_rows(rows, metrics.read(start)) + kl
 
 
-def _read_again(candidate: Row, context: int) -> bool:
+def _read_again(candidate: CandidateRow, context: int) -> bool:
     """The first sample of each prompt, which costs enough on a CPU; vLLM needs room for a token more."""
     tokens = len(candidate["token_ids"])
     is_first = candidate["mode"] == SAMPLED and candidate["sample"] == 0
     return is_first and 0 < tokens < context - len(candidate["prompt_token_ids"])
 
 
-def _measured(stage: Stage, candidates: list[Row], tokenizer: Any, counts: Counter[str]) -> list[Row]:
+def _measured(
+    stage: Stage, candidates: list[CandidateRow], tokenizer: Any, counts: Counter[str]
+) -> list[EvaluationRow]:
     """What is measured of completions; what a judge counted is added to `counts`."""
     answers = _answers(stage, candidates, tokenizer)
     scores: dict[str, list[float]] = {}
@@ -131,12 +133,12 @@ def _measured(stage: Stage, candidates: list[Row], tokenizer: Any, counts: Count
 
 
 def _judging(stage: Stage) -> list[tuple[str, RewardConfig]]:
-    """The rewards by the measure that holds what they say."""
+    """The rewards by the metric that holds what they say."""
     second = stage.config.evaluate.second_reward
     return [("reward", stage.config.reward), *([("second_reward", second)] if second else [])]
 
 
-def _answers(stage: Stage, candidates: list[Row], tokenizer: Any) -> list[Row]:
+def _answers(stage: Stage, candidates: list[CandidateRow], tokenizer: Any) -> list[CandidateRow]:
     """The prompts' reference answers as if the policy had written them."""
     references = {row["prompt_id"]: row["reference"] for row in read_prompts(stage, "heldout")}
     return [
@@ -147,7 +149,7 @@ def _answers(stage: Stage, candidates: list[Row], tokenizer: Any) -> list[Row]:
 
 
 def _rewards(
-    stage: Stage, reward: Reward, candidates: list[Row], answers: list[Row]
+    stage: Stage, reward: Reward, candidates: list[CandidateRow], answers: list[CandidateRow]
 ) -> tuple[list[float], list[float]]:
     """The reward of each completion and of each reference answer; not finite where it got none.
 
