@@ -47,13 +47,29 @@ def check() -> None:
     """Raise ImportError, which says what to do, where another module has taken the place of one of our packages."""
     for name in PACKAGES:
         imported = sys.modules.get(name)
-        where = getattr(imported, "__file__", None) or "a folder without an __init__.py"
-        if imported is not None and where != str(ROOT / name / "__init__.py"):
+        where = getattr(imported, "__file__", None)
+        if imported is not None and not _is_ours(name, where):
             raise ImportError(
-                f"`{name}` was imported from {where} before pco could import its own package of that name. Rename that "
+                f"`{name}` was imported from {where or imported} before pco could import its own package of that name. Rename that "
                 "file or take it off PYTHONPATH, or import pco first."
             )
+    _check_stages()
     _check_installed()
+
+
+def _check_stages() -> None:
+    """The processes of stages are started by the name of a module in `pco`, which no finder precedes there."""
+    begins_with_folder = not sys.flags.safe_path  # of the command; stages never look into it
+    spec = PathFinder.find_spec("pco", [entry for entry in sys.path[begins_with_folder:] if entry])
+    if spec is not None and spec.origin is not None and not _is_ours("pco", spec.origin):
+        raise ImportError(
+            f"stages would import `pco` from {spec.origin}, not from {ROOT}. Take its folder off PYTHONPATH, or install "
+            "pco into an environment of its own."
+        )
+
+
+def _is_ours(name: str, file: str | None) -> bool:
+    return file is not None and Path(file).resolve() == (ROOT / name / "__init__.py").resolve()
 
 
 def _check_installed() -> None:

@@ -134,6 +134,14 @@ def test_where_another_distribution_was_imported_first_the_first_line_names_its_
         assert fact in first
 
 
+def test_where_stages_would_find_another_pco_the_first_line_names_its_file(tmp_path: Path) -> None:
+    others = namesakes.write(tmp_path / "others", "pco.py")
+    path = f"{others}:{environment()['PYTHONPATH']}"
+    done = ended(tmp_path, "-m", "pco_pipeline", "status", PYTHONPATH=path)
+    assert done.returncode == 2
+    assert str(others / "pco.py") in (done.stdout + done.stderr).splitlines()[0]
+
+
 REWARD = """
 import helper
 def score(candidates):
