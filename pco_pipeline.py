@@ -50,8 +50,8 @@ def check() -> None:
         where = getattr(imported, "__file__", None)
         if imported is not None and not _is_ours(name, where):
             raise ImportError(
-                f"`{name}` was imported from {where or imported} before pco could import its own package of that name. Rename that "
-                "file or take it off PYTHONPATH, or import pco first."
+                f"`{name}` was imported from {where or imported} before pco could import its own package of that name. "
+                "Rename that file or take it off PYTHONPATH, or import pco first."
             )
     _check_stages()
     _check_installed()
@@ -63,8 +63,8 @@ def _check_stages() -> None:
     spec = PathFinder.find_spec("pco", [entry for entry in sys.path[begins_with_folder:] if entry])
     if spec is not None and spec.origin is not None and not _is_ours("pco", spec.origin):
         raise ImportError(
-            f"stages would import `pco` from {spec.origin}, not from {ROOT}. Take its folder off PYTHONPATH, or install "
-            "pco into an environment of its own."
+            f"stages would import `pco` from {spec.origin}, not from {ROOT}. Take its folder off PYTHONPATH, or "
+            "install pco into an environment of its own."
         )
 
 
