@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from data import sources
+from data.detecting import Kind
 from data.errors import BadInput
 from data.importing import Written, content_key
 from data.readers import margin, prompt_id, prompt_key
-from data.shapes import Kind
 
 _TEXTS: dict[Kind, tuple[str, ...]] = {
     "preferences": ("prompt", "chosen", "rejected"),

@@ -1,4 +1,4 @@
-"""Readers of the user's prompt files: JSONL, or Parquet such as `pco data import` writes."""
+"""Readers of the files that a run takes: of any format that `pco data import` reads, of the columns that it writes."""
 
 import hashlib
 import math
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data import store
 from data.errors import BadInput
-from data.sources import parquet_rows, parse_object
+from data.sources import open_file
 
 Row = dict[str, str | None]
 
@@ -27,8 +28,8 @@ def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
 
     Returns prompt_id, source_id, the text as `prompt`, and the reference: the right answer, a text or a number.
 
-    `limit` keeps the first so many, after all lines were checked. Blank lines are skipped. A `.parquet` file has the
-    same columns (the id may be called `source_id`) and the same checks.
+    `limit` keeps the first so many, after all lines were checked. Blank lines are skipped. Other formats have the same
+    columns (the id may be called `source_id`) and the same checks. A reference of NaN is none.
 
     Raises BadInput naming the file and line (or row) for whatever is malformed, empty, or there twice.
     """
@@ -49,7 +50,7 @@ def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
 
 
 def read_feedback(path: Path) -> list[dict[str, Any]]:
-    """Read unpaired feedback, rows `{"prompt": text, "completion": text, "good": true or false}`; JSONL or Parquet.
+    """Read unpaired feedback, rows `{"prompt": text, "completion": text, "good": true or false}`.
 
     Raises BadInput naming the file and line (or row) for whatever is malformed.
     """
@@ -60,7 +61,7 @@ def read_feedback(path: Path) -> list[dict[str, Any]]:
 
 
 def read_preferences(path: Path) -> list[dict[str, Any]]:
-    """Read preference pairs, rows `{"prompt": text, "chosen": text, "rejected": text}`; JSONL or Parquet.
+    """Read preference pairs, rows `{"prompt": text, "chosen": text, "rejected": text}`.
 
     A row may have a `margin`: by how much chosen is better; without one it is None.
 
@@ -103,28 +104,12 @@ def _feedback_row(raw: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a file with their places; blank lines are skipped."""
-    if path.suffix == ".parquet":
-        for number, raw in parquet_rows(path):
-            yield f"row {number}", raw
-        return
-    # Not splitlines(), which also breaks at characters that JSON allows inside a string, such as U+2028.
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if line.strip():
-            yield f"line {number}", parse_object(line, f"{path}, line {number}")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BadInput(
-            f"{path}: no such file. Name an existing JSONL or Parquet file in the config's `prompts`."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 (byte {error.start}). Convert it to UTF-8.") from None
-    except OSError as error:
-        raise BadInput(f"{path}: could not be read ({error.strerror}).") from None
+    """The rows of a file with their places; blank lines are skipped. A file whose name tells no format is JSONL."""
+    if not store.exists(path):
+        raise BadInput(f"{path}: no such file. Name an existing JSONL or Parquet file in the config's `prompts`.")
+    source = open_file(path, fallback=".jsonl")
+    for number, raw in source.rows:
+        yield f"{source.unit} {number}", raw
 
 
 def _row(raw: dict[str, Any], where: str, key: str) -> Row:
@@ -141,9 +126,15 @@ def _row(raw: dict[str, Any], where: str, key: str) -> Row:
     }
 
 
+def is_nan(value: object) -> bool:
+    """Whether a right answer is NaN, which is how tables of numbers write that there is none."""
+    return isinstance(value, float) and math.isnan(value)
+
+
 def _reference(found: object, where: str) -> str | None:
-    if found is None:
+    if found is None or is_nan(found):
         return None
-    if isinstance(found, bool) or not isinstance(found, str | int | float) or not str(found).strip():
+    known = isinstance(found, str | int | float) and not isinstance(found, bool)
+    if not known or not str(found).strip() or found in {math.inf, -math.inf}:
         raise BadInput(f"{where}: expected a text or a number under `reference`; found {found!r}.")
     return str(found)

@@ -14,7 +14,12 @@ from tests.builders import write_jsonl
 runner = CliRunner(env={"COLUMNS": "200"})
 
 PAIRS = [
-    {"instruction": f"Question {i % 30}?", "output_1": "yes", "output_2": f"no, {i}", "preference": [1, 2, 0, 2][i % 4]}
+    {
+        "instruction": f"Question {i % 30}?",
+        "output_1": "yes",
+        "output_2": f"no, {i}",
+        "preference": [1, 2, 1.5, 2][i % 4],
+    }
     for i in range(120)
 ]
 
