@@ -49,7 +49,8 @@ def compared(prompt: Cell | None, chosen: Cell, rejected: Cell) -> Compared:
     if question != other:
         raise Dropped(PROMPTS_DIFFER)
     last = _last(question)
-    repeated = bool(last.strip()) and better.startswith(last) and worse.startswith(last)
+    # Messages say where an answer begins; a text does not.
+    repeated = isinstance(sides[0], str) and _repeats(better, last) and _repeats(worse, last)
     if repeated:
         better, worse = (_rest(last, answer) for answer in (better, worse))
     return Compared(question, better, worse, repeated)
@@ -59,7 +60,7 @@ def answered(prompt: Cell | None, answer: Cell) -> tuple[Question, str]:
     """What was asked and what was answered. Raises Dropped, also for an answer that may repeat the prompt."""
     said = _said(answer)
     question, text = _answered(_without_answer(_asked(prompt), [said]), said, answer)
-    if _several_words(_last(question)) and text.startswith(_last(question)):
+    if isinstance(said, str) and _several_words(_last(question)) and _repeats(text, _last(question)):
         raise Dropped(REPEATED_PROMPT)
     return question, text
 
@@ -102,7 +103,7 @@ def _from_text(asked: Question | None, answer: str, cell: Cell) -> tuple[Questio
     turns = transcript(asked) if isinstance(asked, str) else None
     if isinstance(asked, str) and turns is not None:
         return _continued(asked, turns, answer, cell)
-    if "\n\nHuman:" in answer or _OPEN_TURN in answer:
+    if "\n\nHuman:" in answer and _OPEN_TURN in answer:  # one of the two alone may be what an answer is about
         raise Dropped(STRAY_TURNS)
     if isinstance(asked, list) and asked and asked[-1][0] == "assistant":
         raise Dropped(ENDS_WITH_ANSWER)
@@ -160,6 +161,10 @@ def _last(question: Question) -> str:
     if isinstance(question, str):
         return question
     return question[-1][1] if question else ""
+
+
+def _repeats(answer: str, prompt: str) -> bool:
+    return bool(prompt.strip()) and answer.startswith(prompt)
 
 
 def _several_words(prompt: str) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Literal
 
@@ -64,6 +65,7 @@ class Shape:
     takes: tuple[str, ...] = ()  # columns that are used where they are there
     zero_is_tie: bool = False  # of a preference, documented by other columns
 
+    @cached_property
     def uses(self) -> tuple[str, ...]:
         """All columns that a row of the shape is read from."""
         return (*self.needs, *self.takes, *IDS)

@@ -140,7 +140,7 @@ class Opened:
 
     def used(self) -> tuple[str, ...]:
         """The columns that rows are read from."""
-        return tuple(column for column in dict.fromkeys(self.reading.shape.uses()) if column in self.columns)
+        return tuple(column for column in dict.fromkeys(self.reading.shape.uses) if column in self.columns)
 
     def unused(self) -> tuple[str, ...]:
         """The columns that are left."""

@@ -69,7 +69,7 @@ def extract(reading: Reading, raw: Mapping[str, Any], *, where: str) -> Extracte
 
 
 def _refuse_bytes(shape: Shape, raw: Mapping[str, Any], where: str) -> None:
-    for column in shape.uses():
+    for column in shape.uses:
         if isinstance(raw.get(column), bytes):
             raise BadInput(f"{where}: `{column}` holds bytes that are not UTF-8. Expected text: convert the column.")
 
@@ -109,7 +109,7 @@ def _turns(cell: Cell) -> Cell:
 def _refuse_parts(shape: Shape, prompt: Cell, raw: Mapping[str, Any], where: str) -> None:
     for column in PARTS:
         part = raw.get(column)
-        if column in shape.uses() or not isinstance(part, str) or not part.strip():
+        if column in shape.uses or not isinstance(part, str) or not part.strip():
             continue
         if isinstance(prompt.value, str) and part.strip() in prompt.value:
             continue
