@@ -14,6 +14,7 @@ from data.conversations import (
     Message,
     Question,
     conversation,
+    is_nothing,
     read,
     transcript,
 )
@@ -71,11 +72,11 @@ def ended(whole: Cell) -> tuple[Question, str]:
 
 
 def _asked(prompt: Cell | None) -> Question | None:
-    return None if prompt is None or prompt.value is None else read(prompt)
+    return None if prompt is None or is_nothing(prompt.value) else read(prompt)
 
 
 def _said(answer: Cell) -> Question:
-    if answer.value is None or answer.value in ("", []):
+    if is_nothing(answer.value) or answer.value == []:
         raise Dropped(EMPTY_ANSWER)
     said = read(answer)
     return conversation(said) if isinstance(said, str) and said.lstrip().startswith("Human:") else said

@@ -1,7 +1,8 @@
 """The columns of a source by the names that shapes know: `--map` and `--ignore`."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from data.errors import BadInput
@@ -41,11 +42,14 @@ def _constant(column: str) -> Any:
         return None
 
 
-def refuse_absent(names: Mapping[str, str], ignored: Collection[str], columns: Collection[str], *, where: str) -> None:
-    """Raises BadInput when --map or --ignore names a column that is not there."""
-    asked = [("--map", column) for column in names if _constant(column) is None]
-    for option, column in asked + [("--ignore", column) for column in ignored]:
-        if column not in columns and _top(column) not in columns:
+def refuse_absent(
+    names: Mapping[str, str], ignored: Collection[str], rows: Sequence[Mapping[str, Any]], *, where: str
+) -> None:
+    """Raises BadInput when --map or --ignore names a column or a path that none of these rows has."""
+    columns = dict.fromkeys(chain.from_iterable(rows))
+    for option, column in [("--map", column) for column in names] + [("--ignore", column) for column in ignored]:
+        there = column in columns or (option == "--map" and any(_value(row, column) is not _NOTHING for row in rows))
+        if not there:
             raise BadInput(f"{where}: {option} names `{column}`, but the columns are {', '.join(columns)}.")
 
 

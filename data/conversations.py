@@ -6,6 +6,7 @@ transcript (`transcript`), which a policy with `prompt_format: raw` continues.
 
 import ast
 import json
+import math
 import re
 from typing import Any, Literal, NamedTuple
 
@@ -41,6 +42,11 @@ class Cell(NamedTuple):
 
     column: str
     value: Any
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a cell is empty: nothing, an empty text (CSV), or NaN, which is how tables write nothing."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 EMPTY_PROMPT = "empty prompt"
@@ -174,7 +180,7 @@ def transcript(text: str) -> list[Message] | None:
 
 def question(cell: Cell) -> Question:
     """A prompt's value: a text as it is, or the messages up to an answer; transcripts are messages. Raises Dropped."""
-    if cell.value is None:
+    if is_nothing(cell.value):
         raise Dropped(EMPTY_PROMPT)
     said = conversation(read(cell))
     if isinstance(said, list) and said and said[-1][0] == "assistant":
@@ -190,7 +196,7 @@ def conversation(said: Question) -> Question:
 
 def with_system(asked: Question, system: Cell | None) -> Question:
     """A question with the text of a column for system messages. Raises Dropped when another one is there."""
-    if system is None or system.value is None or system.value == "":
+    if system is None or is_nothing(system.value):
         return asked
     if not isinstance(system.value, str):
         raise malformed(system, "a text")

@@ -34,8 +34,8 @@ _TEXT_PROMPTS = ("prompt", "instruction", "question", "query")
 _MESSAGES = ("messages", "conversations", "conversation")
 # Columns that may hold a prompt, or a part of it. Without a word of the user's they are never taken for one.
 _MAYBE_PROMPTS = (
-    *("input", "inputs", "context", "text", "turns", "post", "title", "passage", "document", "article", "dialogue"),
-    *("dialog", "problem", "user", "human", "request", "task", "source_text", "instances"),
+    *("input", "inputs", "context", "text", "turns", "post", "passage", "document", "article", "dialogue", "dialog"),
+    *("problem", "request", "source_text", "instances"),
 )
 PARTS = ("input", "context", "passage", "document", "article")
 
@@ -45,7 +45,7 @@ _COMPLETIONS = ("completion", "response", "output")
 _LABELS = ("good", "label", "kto_tag")
 
 KNOWN: dict[Kind, str] = {
-    "prompts": "a prompt: prompt, question, query, instruction (+ input), messages, conversations, text or turns",
+    "prompts": "one of prompt, question, query, instruction (+ input), messages, conversations, text, turns",
     "preferences": "a prompt column (prompt, question, query, instruction + input, messages or conversations) + chosen "
     "+ rejected; chosen + rejected as conversations; a prompt column + output_1 + output_2 + preference; a prompt "
     "column + response_1 + response_2 + preference_strength; a prompt column + completions, responses or answers with "

@@ -172,8 +172,9 @@ def open_request(request: Request) -> Opened:
     first = list(islice(limited, _PEEKED))
     if not first:
         raise BadInput(f"{request.source}: holds no rows. Expected some {request.kind}.")
-    theirs = dict.fromkeys(column for _, raw in first for column in raw)
-    columns.refuse_absent(request.names, request.ignored, theirs, where=request.source)
+    raw_rows = [raw for _, raw in first]
+    theirs = dict.fromkeys(chain.from_iterable(raw_rows))
+    columns.refuse_absent(request.names, request.ignored, raw_rows, where=request.source)
     named = columns.renamed_columns(theirs, request.names, request.ignored)
     reading = Reading(_shape(request, named, request.source), request.turns, request.pairs, request.coding)
     rows = ((number, columns.renamed(raw, request.names, request.ignored)) for number, raw in chain(first, limited))

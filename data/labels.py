@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from data.conversations import NO_PREFERENCE, Dropped
+from data.conversations import NO_PREFERENCE, Dropped, is_nothing
 from data.errors import BadInput
 
 Meaning = Literal["first", "second", "tie", "good", "bad"]
@@ -61,11 +61,6 @@ def value_text(value: Any) -> str:
     except ValueError:
         return text
     return str(int(number)) if number.is_integer() else str(number)
-
-
-def is_nothing(value: Any) -> bool:
-    """Whether a cell is empty: nothing, an empty text (CSV), or NaN, which is how tables write nothing."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any, Literal
 
-from data.conversations import NO_PREFERENCE, Cell, Dropped, malformed
-from data.labels import Notes, is_nothing, number
+from data.conversations import NO_PREFERENCE, Cell, Dropped, is_nothing, malformed
+from data.labels import Notes, number
 
 Pairs = Literal["best_worst", "all", "adjacent"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data import store
+from data.conversations import Cell, Dropped, conversation, read
 from data.errors import BadInput
 from data.sources import open_file
 
@@ -77,14 +78,33 @@ def _preference_row(raw: dict[str, Any], where: str) -> dict[str, Any]:
     texts = [raw.get(key) for key in ("prompt", "chosen", "rejected")]
     if not all(isinstance(text, str) and text.strip() for text in texts) or texts[1] == texts[2]:
         raise BadInput(f"{where}: expected texts under `prompt`, `chosen` and `rejected`, the last two different.")
-    prompt, chosen, rejected = texts
+    prompt, chosen, rejected = map(str, texts)
+    for column, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
+        refuse_conversation(text, column, where)
     return {
-        "prompt_id": prompt_id(str(prompt)),
+        "prompt_id": prompt_id(prompt),
         "prompt": prompt,
         "chosen": chosen,
         "rejected": rejected,
         "margin": margin(raw.get("margin"), where),
     }
+
+
+def refuse_conversation(text: str, column: str, where: str) -> None:
+    """Raises BadInput for a text that is a conversation written as text, which would be trained on as it stands.
+
+    A prompt may be a transcript, which `pco data import --turns transcript` writes; an answer may not.
+    """
+    try:
+        said = read(Cell(column, text))
+        said = said if column == "prompt" else conversation(said)
+    except Dropped:  # only like a conversation; an answer may be about one
+        return
+    if isinstance(said, list):
+        raise BadInput(
+            f"{where}: `{column}` is a conversation written as text. Import the file with `pco data import` first; it "
+            "reads conversations."
+        )
 
 
 def margin(found: object, where: str) -> float | None:
@@ -100,6 +120,7 @@ def _feedback_row(raw: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(raw.get("good"), bool):
         raise BadInput(f"{where}: expected true or false under `good`; found {raw.get('good')!r}.")
     prompt, completion = (_row(raw, where, key)["prompt"] for key in ("prompt", "completion"))
+    refuse_conversation(str(completion), "completion", where)
     return {"prompt_id": prompt_id(str(prompt)), "prompt": prompt, "completion": completion, "good": raw["good"]}
 
 
@@ -117,12 +138,14 @@ def _row(raw: dict[str, Any], where: str, key: str) -> Row:
     if not isinstance(text, str) or not text.strip():
         keys = ", ".join(map(repr, raw)) or "none"
         raise BadInput(f"{where}: expected an object with a non-empty text under `{key}`; found keys {keys}.")
+    if key == "prompt":
+        refuse_conversation(text, key, where)
     source = raw.get("id", raw.get("source_id"))
     return {
         "prompt_id": prompt_id(text),
         "source_id": None if source is None else str(source),
         "prompt": text,
-        "reference": _reference(raw.get("reference"), where),
+        "reference": reference(raw.get("reference"), where),
     }
 
 
@@ -131,7 +154,8 @@ def is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _reference(found: object, where: str) -> str | None:
+def reference(found: object, where: str) -> str | None:
+    """The right answer as text, a number as JSON writes it; None where there is none. Raises BadInput."""
     if found is None or is_nan(found):
         return None
     known = isinstance(found, str | int | float) and not isinstance(found, bool)

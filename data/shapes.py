@@ -17,6 +17,7 @@ from data.conversations import (
     Message,
     Question,
     Turns,
+    is_nothing,
     malformed,
     question,
     read,
@@ -109,9 +110,9 @@ def _turns(cell: Cell) -> Cell:
 def _refuse_parts(shape: Shape, prompt: Cell, raw: Mapping[str, Any], where: str) -> None:
     for column in PARTS:
         part = raw.get(column)
-        if column in shape.uses or not isinstance(part, str) or not part.strip():
+        if column in shape.uses or is_nothing(part) or not part or (isinstance(part, str) and not part.strip()):
             continue
-        if isinstance(prompt.value, str) and part.strip() in prompt.value:
+        if isinstance(part, str) and isinstance(prompt.value, str) and part.strip() in prompt.value:
             continue
         raise BadInput(
             f"{where}: `{column}` may be a part of the prompt beside `{prompt.column}`. Join the two with "
@@ -122,7 +123,7 @@ def _refuse_parts(shape: Shape, prompt: Cell, raw: Mapping[str, Any], where: str
 def _instruction(cell: Cell, raw: Mapping[str, Any]) -> Cell:
     """Instruction and input as Alpaca joins them: a blank line between."""
     about = Cell("input", _input(raw))
-    if labels.is_nothing(about.value) or about.value == []:
+    if is_nothing(about.value) or about.value == []:
         return cell
     if not isinstance(about.value, str):
         raise malformed(about, "a text")
@@ -141,7 +142,7 @@ def _input(raw: Mapping[str, Any]) -> Any:
 
 def _whole(asked: Question, raw: Mapping[str, Any]) -> Question:
     """A question with the earlier turns and the system message of columns of their own. Raises Dropped for tools."""
-    if not labels.is_nothing(raw.get("tools")) and raw["tools"] not in ([], "[]", {}, "{}"):
+    if not is_nothing(raw.get("tools")) and raw["tools"] not in ([], "[]", {}, "{}"):
         raise Dropped(TOOLS)
     earlier = _history(Cell("history", raw.get("history")))
     turns = [("user", asked)] if isinstance(asked, str) else asked
@@ -156,7 +157,7 @@ def _whole(asked: Question, raw: Mapping[str, Any]) -> Question:
 
 def _history(cell: Cell) -> list[Message]:
     """Earlier turns as LLaMA-Factory has them, pairs of question and answer; or as messages."""
-    if labels.is_nothing(cell.value) or cell.value in ([], "[]"):
+    if is_nothing(cell.value) or cell.value in ([], "[]"):
         return []
     pairs = cell.value if isinstance(cell.value, list) else []
     if pairs and all(_is_exchange(pair) for pair in pairs):

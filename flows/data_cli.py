@@ -191,8 +191,12 @@ def _tell_checked(checked: Checked) -> None:
         f"{checked.path}: {content.rows:,} rows of {checked.kind}, {len(content.prompts):,} different prompts, "
         f"{checked.duplicates:,} exact duplicates"
     )
-    if longer := card.told_longer(content):
+    longer = card.told_longer(content)
+    if longer:
         say(f"  longer answer chosen: {longer}")
+    if checked.references or checked.not_numbers:
+        nans = f"; {checked.not_numbers:,} are NaN, which is none" if checked.not_numbers else ""
+        say(f"  references: {checked.references:,} of {content.rows:,} rows{nans}")
 
 
 @app.command()

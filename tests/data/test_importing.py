@@ -457,8 +457,10 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 999)[:-20], "not whole gzip"),
     ("a.jsonl.gz", b'{"prompt": "a"}', "not whole gzip"),
     ("a.txt", b"a", r"unknown kind of file. Expected one of \.json, "),
+    ("a.parquet", b"version https://git-lfs.example/spec/v1\noid sha256:ab\nsize 9\n", "a pointer of Git LFS, not"),
+    ("a.csv", b"version https://git-lfs.example/spec/v1\noid sha256:ab\nsize 9\n", "a pointer of Git LFS, not"),
     ("a.parquet.gz", b"a", "Parquet is compressed within"),
-    ("a.jsonl", b'{"headline": "a", "id": 1}', r"Found columns headline, id; expected a prompt: prompt, question,"),
+    ("a.jsonl", b'{"headline": "a", "id": 1}', r"Found columns headline, id; expected one of prompt, question,"),
     ("a.jsonl", b'{"prompt": ""}', r"no row of 1 can be kept \(empty prompt: 1\)"),
 ]
 
