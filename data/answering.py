@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from data.conversations import (
     EMPTY_ANSWER,
+    EMPTY_PROMPT,
     STRAY_TURNS,
     Cell,
     Dropped,
@@ -45,6 +46,8 @@ def compared(prompt: Cell | None, chosen: Cell, rejected: Cell) -> Compared:
     if isinstance(sides[0], str) != isinstance(sides[1], str):
         raise Dropped(MIXED)
     asked = _without_answer(asked, sides)
+    if asked is None and prompt is not None and isinstance(sides[0], str):
+        raise Dropped(EMPTY_PROMPT)
     question, better = _answered(asked, sides[0], chosen)
     other, worse = _answered(asked, sides[1], rejected)
     if question != other:
@@ -69,6 +72,24 @@ def answered(prompt: Cell | None, answer: Cell) -> tuple[Question, str]:
 def ended(whole: Cell) -> tuple[Question, str]:
     """A conversation that ends with its answer."""
     return _from_messages(None, _said(whole), whole)
+
+
+def with_messages(question: Question, whole: Cell) -> Question:
+    """A question with what else a column of messages says before it. Raises Dropped where the two contradict.
+
+    The column may go on with an answer.
+    """
+    if is_nothing(whole.value) or whole.value == []:
+        return question
+    said = conversation(read(whole))
+    if isinstance(said, str):
+        raise Dropped(CONTRADICTION)
+    context = said[:-1] if said[-1][0] == "assistant" else said
+    if isinstance(question, str):
+        return question if context == [("user", question)] else _around_text(question, context)
+    if context[-len(question) :] != question:
+        raise Dropped(CONTRADICTION)
+    return context
 
 
 def _asked(prompt: Cell | None) -> Question | None:

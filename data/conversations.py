@@ -29,7 +29,12 @@ _TOOL_SPEAKERS = {"tool", "tools", "function", "function_call", "observation", "
 _TOOL_KEYS = ("tool_calls", "function_call")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
-_OTHER_TRANSCRIPT = re.compile(r"\s*Human:.*^Assistant:", re.DOTALL | re.MULTILINE)
+_OTHER_TRANSCRIPT = re.compile(r"\s*(Human|User):.*^(Assistant|AI):\s*\S", re.DOTALL | re.MULTILINE)
+_TEMPLATE_ANSWER = re.compile(
+    r".*(<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model|\[/INST\]"
+    r"|<\|assistant\|>|### Assistant:|### Response:)\s*\S",
+    re.DOTALL,
+)
 _LIKE_MESSAGES = re.compile(r"""\s*\[?\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 
 
@@ -55,6 +60,8 @@ SEVERAL_TURNS = "several turns or a system message"
 SAME_ANSWERS = "chosen equals rejected"
 NO_PREFERENCE = "tie or no preference"
 TOOLS = "tools or turns of tools"
+MEDIA = "images or other media"
+ANSWER_INSIDE = "a prompt in a chat template, with an answer inside"
 REASONING = "reasoning beside the content of a message"
 STRAY_TURNS = "turns (Human:, Assistant:) inside a text that is no transcript"
 CUT_MESSAGES = "text that begins like messages and is no whole list of them"
@@ -224,6 +231,8 @@ def rendered(asked: Question, turns: Turns) -> str:
         last = text = asked[0][1]
     if not last.strip():
         raise Dropped(EMPTY_PROMPT)
+    if _TEMPLATE_ANSWER.match(last):
+        raise Dropped(ANSWER_INSIDE)
     return text
 
 

@@ -28,10 +28,11 @@ IDS = ("source_id", "id", "prompt_id")
 MARGINS = ("margin", "score_chosen", "score_rejected")
 GENERATORS = ("chosen_generator", "rejected_generator")
 SYSTEMS = ("system", "system_prompt")
-_BESIDE = (*SYSTEMS, "history", "tools")  # columns that belong to any prompt
+MEDIA_COLUMNS = ("images", "image", "videos", "audios")
+_BESIDE = (*SYSTEMS, "history", "tools", *MEDIA_COLUMNS)  # columns that belong to any prompt
 
 _TEXT_PROMPTS = ("prompt", "instruction", "question", "query")
-_MESSAGES = ("messages", "conversations", "conversation")
+MESSAGES = ("messages", "conversations", "conversation")
 # Columns that may hold a prompt, or a part of it. Without a word of the user's they are never taken for one.
 _MAYBE_PROMPTS = (
     *("input", "inputs", "context", "text", "turns", "post", "passage", "document", "article", "dialogue", "dialog"),
@@ -76,7 +77,7 @@ def known_names() -> set[str]:
     outputs = chain.from_iterable(_OUTPUTS)
     names = {
         *_TEXT_PROMPTS,
-        *_MESSAGES,
+        *MESSAGES,
         "text",
         "turns",
         "input",
@@ -117,8 +118,8 @@ def _prompts(columns: Collection[str], mapped: Collection[str], where: str) -> S
         prompt = _only("text" if "text" in columns else "turns", columns)
     if prompt is None:
         return None
-    names: dict[str, Name] = {"instruction": "instruction", "turns": "turns", **dict.fromkeys(_MESSAGES, "messages")}
-    return Shape("prompts", names.get(prompt, "prompt"), prompt, (prompt,), _beside(prompt, columns))
+    names: dict[str, Name] = {"instruction": "instruction", "turns": "turns", **dict.fromkeys(MESSAGES, "messages")}
+    return Shape("prompts", names.get(prompt, "prompt"), prompt, (prompt,), _beside(prompt))
 
 
 def _preferences(columns: Collection[str], mapped: Collection[str], where: str) -> Shape | None:
@@ -130,7 +131,7 @@ def _preferences(columns: Collection[str], mapped: Collection[str], where: str) 
     prompt = prompt or _only("context", columns)  # HelpSteer 3 and NeMo have messages there
     if prompt is None:
         return None
-    beside = _beside(prompt, columns)
+    beside = (*_beside(prompt), *_conversations(prompt))
     strength = _one_of(_STRENGTHS, columns, mapped, where)
     if outputs and "preference" in columns:
         generators = ("generator_1", "generator_2")
@@ -148,7 +149,8 @@ def _preferences(columns: Collection[str], mapped: Collection[str], where: str) 
 def _compared(prompt: str | None, columns: Collection[str], where: str) -> Shape:
     answers, beside = ("chosen", "rejected"), (*MARGINS, *GENERATORS)
     if prompt is not None:
-        return Shape("preferences", "compared", prompt, (prompt, *answers), (*_beside(prompt, columns), *beside))
+        takes = (*_beside(prompt), *_conversations(prompt), *beside)
+        return Shape("preferences", "compared", prompt, (prompt, *answers), takes)
     maybe = [column for column in columns if column in _MAYBE_PROMPTS]
     if maybe:
         raise BadInput(
@@ -165,15 +167,16 @@ def _feedback(columns: Collection[str], mapped: Collection[str], where: str) -> 
     if prompt is None or label is None:
         return None
     if answer is not None:
-        return Shape("feedback", "good", prompt, (prompt, answer, label), _beside(prompt, columns))
-    if prompt in _MESSAGES:
+        takes = (*_beside(prompt), *_conversations(prompt))
+        return Shape("feedback", "good", prompt, (prompt, answer, label), takes)
+    if prompt in MESSAGES:
         return Shape("feedback", "conversation", prompt, (prompt, label), _BESIDE)
     return None
 
 
 def _prompt_column(columns: Collection[str], mapped: Collection[str], where: str) -> str | None:
     """The column that is clearly the prompt: a text by its name, else messages."""
-    return _one_of(_TEXT_PROMPTS, columns, mapped, where) or _one_of(_MESSAGES, columns, mapped, where)
+    return _one_of(_TEXT_PROMPTS, columns, mapped, where) or _one_of(MESSAGES, columns, mapped, where)
 
 
 def _one_of(names: Collection[str], columns: Collection[str], mapped: Collection[str], where: str) -> str | None:
@@ -191,6 +194,11 @@ def _only(name: str, columns: Collection[str]) -> str | None:
     return name if name in columns else None
 
 
-def _beside(prompt: str, columns: Collection[str]) -> tuple[str, ...]:
+def _conversations(prompt: str) -> tuple[str, ...]:
+    """Columns of messages beside a prompt of text, which must agree with it and may say more."""
+    return () if prompt in MESSAGES else MESSAGES
+
+
+def _beside(prompt: str) -> tuple[str, ...]:
     """What belongs to a prompt beside its own column. Instructions have inputs; Self-Instruct's are in `instances`."""
     return ("input", "instances", *_BESIDE) if prompt == "instruction" else _BESIDE

@@ -6,8 +6,9 @@ from itertools import chain
 from typing import Any
 
 from data import labels, ranking
-from data.answering import Compared, answered, compared, ended
+from data.answering import Compared, answered, compared, ended, with_messages
 from data.conversations import (
+    MEDIA,
     NO_PREFERENCE,
     SAME_ANSWERS,
     SEVERAL_TURNS,
@@ -25,7 +26,7 @@ from data.conversations import (
     rendered_answer,
     with_system,
 )
-from data.detecting import GENERATORS, IDS, PARTS, SYSTEMS, Shape
+from data.detecting import GENERATORS, IDS, MEDIA_COLUMNS, MESSAGES, PARTS, SYSTEMS, Shape
 from data.errors import BadInput
 from data.labels import Coding, Notes, Place
 from data.ranking import Pairs
@@ -114,9 +115,11 @@ def _refuse_parts(shape: Shape, prompt: Cell, raw: Mapping[str, Any], where: str
             continue
         if isinstance(part, str) and isinstance(prompt.value, str) and part.strip() in prompt.value:
             continue
+        names = {prompt.column: "instruction", column: "input"}
+        maps = " ".join(f"--map {theirs}={name}" for theirs, name in names.items())
         raise BadInput(
-            f"{where}: `{column}` may be a part of the prompt beside `{prompt.column}`. Join the two with "
-            f"--map {prompt.column}=instruction --map {column}=input, or leave it out with --ignore {column}."
+            f"{where}: `{column}` may be a part of the prompt beside `{prompt.column}`. Join the two with {maps}, or "
+            f"leave it out with --ignore {column}."
         )
 
 
@@ -140,8 +143,21 @@ def _input(raw: Mapping[str, Any]) -> Any:
     return raw.get("input")
 
 
+def _agreed(shape: Shape, asked: Question, raw: Mapping[str, Any]) -> Question:
+    """A question with what the columns of messages beside it say more."""
+    for column in MESSAGES:
+        if column in shape.takes and column in raw:
+            asked = with_messages(asked, Cell(column, raw[column]))
+    return asked
+
+
 def _whole(asked: Question, raw: Mapping[str, Any]) -> Question:
-    """A question with the earlier turns and the system message of columns of their own. Raises Dropped for tools."""
+    """A question with the earlier turns and the system message of columns of their own.
+
+    Raises Dropped for tools and pictures, which no table holds.
+    """
+    if any(not is_nothing(raw.get(column)) and raw[column] not in ([], "[]") for column in MEDIA_COLUMNS):
+        raise Dropped(MEDIA)
     if not is_nothing(raw.get("tools")) and raw["tools"] not in ([], "[]", {}, "{}"):
         raise Dropped(TOOLS)
     earlier = _history(Cell("history", raw.get("history")))
@@ -228,7 +244,7 @@ def _ranked(reading: Reading, prompt: Cell | None, raw: Mapping[str, Any], where
 def _row(
     reading: Reading, raw: Mapping[str, Any], pair: Compared, *, margin: float | None, generators: tuple[Any, Any]
 ) -> dict[str, Any]:
-    asked = _whole(pair.question, raw)
+    asked = _whole(_agreed(reading.shape, pair.question, raw), raw)
     prompt = rendered(asked, reading.turns)
     chosen, rejected = (rendered_answer(asked, answer, reading.turns) for answer in (pair.chosen, pair.rejected))
     if chosen == rejected:
@@ -256,7 +272,7 @@ def _feedback(reading: Reading, raw: Mapping[str, Any], where: str) -> dict[str,
         asked, completion = ended(prompt or Cell("messages", None))
     else:
         asked, completion = answered(prompt, Cell(shape.needs[1], raw[shape.needs[1]]))
-    asked = _whole(asked, raw)
+    asked = _whole(_agreed(shape, asked, raw), raw)
     text, completion = rendered(asked, reading.turns), rendered_answer(asked, completion, reading.turns)
     good = labels.goodness(raw[column], Place(where, column, reading.coding, reading.notes))
     return {**_with_ids(raw, text), "completion": completion, "good": good}

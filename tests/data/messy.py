@@ -263,6 +263,37 @@ MESSY: dict[str, Messy] = {
         table=[(Q,)],
         dropped={SEVERAL: 1},
     ),
+    "messages beside a prompt that say more": pairs(
+        {"prompt": Q, "messages": said(Q, GOOD), **SIDES},
+        {"prompt": Q, "messages": said(Q, GOOD, system="Be kind."), **SIDES},
+        {"prompt": Q, "messages": said(FIRST, "Rhine."), **SIDES},
+        table=[PAIR],
+        dropped={SEVERAL: 1, CONTRADICTED: 1},
+    ),
+    "pictures": pairs(
+        {"prompt": Q, "images": [], **SIDES},
+        {"prompt": Q, "images": ["a.png"], **SIDES},
+        table=[PAIR],
+        dropped={"images or other media": 1},
+    ),
+    "prompts in a chat template": Messy(
+        "prompts",
+        [
+            {"text": f"### Human: {Q}### Assistant: {GOOD}"},
+            {"text": f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n{GOOD}<|im_end|>"},
+            {"text": f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n"},
+        ],
+        table=[(f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n",)],
+        dropped={"a prompt in a chat template, with an answer inside": 2},
+    ),
+    "an empty prompt": pairs(KEPT, {"prompt": "", **SIDES}, table=[PAIR], dropped={"empty prompt": 1}),
+    "NaN for nothing": pairs(
+        KEPT,
+        {"prompt": float("nan"), **SIDES},
+        {"prompt": Q, "chosen": GOOD, "rejected": float("nan")},
+        table=[PAIR],
+        dropped={"empty prompt": 1, "empty answer": 1},
+    ),
     # Answers that repeat the prompt.
     "answers that repeat the prompt": pairs(
         {"prompt": Q, "chosen": f"{Q} {GOOD}", "rejected": f"{Q} {BAD}"}, table=[(Q, f" {GOOD}", f" {BAD}")]
