@@ -62,8 +62,10 @@ def compared(prompt: Cell | None, chosen: Cell, rejected: Cell) -> Compared:
 
 def answered(prompt: Cell | None, answer: Cell) -> tuple[Question, str]:
     """What was asked and what was answered. Raises Dropped, also for an answer that may repeat the prompt."""
-    said = _said(answer)
-    question, text = _answered(_without_answer(_asked(prompt), [said]), said, answer)
+    asked, said = _asked(prompt), _said(answer)
+    if asked is None and prompt is not None and isinstance(said, str):
+        raise Dropped(EMPTY_PROMPT)
+    question, text = _answered(_without_answer(asked, [said]), said, answer)
     if isinstance(said, str) and _several_words(_last(question)) and _repeats(text, _last(question)):
         raise Dropped(REPEATED_PROMPT)
     return question, text
@@ -107,8 +109,8 @@ def _without_answer(asked: Question | None, sides: list[Question]) -> Question |
     """A prompt of messages that ends with one of the row's answers, without it."""
     if not isinstance(asked, list) or not asked or asked[-1][0] != "assistant":
         return asked
-    answers = [side if isinstance(side, str) else side[-1][1] for side in sides]
-    return asked[:-1] if asked[-1][1] in answers else asked
+    wholes = [[*asked[:-1], ("assistant", side)] if isinstance(side, str) else side for side in sides]
+    return asked[:-1] if asked in wholes else asked
 
 
 def _answered(asked: Question | None, said: Question, cell: Cell) -> tuple[Question, str]:

@@ -193,7 +193,7 @@ def _nothing_kept(opened: Opened, rows_in: int, dropped: Mapping[str, int]) -> s
         return f"{said} If `{opened.reading.shape.prompt}` is not the prompt: --ignore {opened.reading.shape.prompt}."
     if NO_PROMPT in dropped and opened.unused():
         return f"{said} Name the prompt's column, such as --map {opened.unused()[0]}=prompt."
-    return f"{said} Known shapes of {request.kind}: {KNOWN[request.kind]}. `pco data show` prints the file's rows."
+    return f"{said} Known shapes of {request.kind}: {KNOWN[request.kind]}. --ignore leaves a column out of account."
 
 
 def told(dropped: Mapping[str, int]) -> str:

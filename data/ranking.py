@@ -12,7 +12,7 @@ Pairs = Literal["best_worst", "all", "adjacent"]
 
 ANSWERS = ("completions", "responses", "answers", "candidates")  # columns of lists
 SCORES = ("scores", "ratings", "rewards")  # the greater the better
-RANKS = ("ranks",)  # the smaller the better
+RANKS = ("ranks", "ranking")  # the smaller the better
 _ANSWER_KEYS = ("response", "completion", "answer", "text", "content", "output")
 _SCORE_KEYS = ("score", "rating", "reward", "overall_score")
 _RANK_KEY = "rank"

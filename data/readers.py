@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data import store
 from data.conversations import Cell, Dropped, conversation, read
 from data.errors import BadInput
 from data.sources import open_file
@@ -126,8 +125,14 @@ def _feedback_row(raw: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a file with their places; blank lines are skipped. A file whose name tells no format is JSONL."""
-    if not store.exists(path):
-        raise BadInput(f"{path}: no such file. Name an existing JSONL or Parquet file in the config's `prompts`.")
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise BadInput(
+            f"{path}: no such file. Name an existing JSONL or Parquet file in the config's `prompts`."
+        ) from None
+    except OSError as error:
+        raise BadInput(f"{path}: could not be read ({error.strerror}).") from None
     source = open_file(path, fallback=".jsonl")
     for number, raw in source.rows:
         yield f"{source.unit} {number}", raw

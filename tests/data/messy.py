@@ -270,6 +270,15 @@ MESSY: dict[str, Messy] = {
         table=[PAIR],
         dropped={SEVERAL: 1, CONTRADICTED: 1},
     ),
+    "a conversation of another kind beside a prompt": pairs(
+        {"prompt": Q, "conversation": [{"input": Q, "output": GOOD}], **SIDES},
+        refused="`conversation` is a list whose first is an object of input, output.*--ignore leaves a column out",
+    ),
+    "that conversation, ignored": pairs(
+        {"prompt": Q, "conversation": [{"input": Q, "output": GOOD}], **SIDES},
+        table=[PAIR],
+        settings={"ignored": ("conversation",)},
+    ),
     "pictures": pairs(
         {"prompt": Q, "images": [], **SIDES},
         {"prompt": Q, "images": ["a.png"], **SIDES},

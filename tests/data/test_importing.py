@@ -214,6 +214,7 @@ DROPS: list[tuple[Kind, Row, str]] = [
     ("preferences", {"chosen": [user("a"), assistant("b")]}, "one answer is a text, the other messages"),
     ("preferences", {"prompt": None, **PARTED}, "chosen and rejected answer different prompts"),
     ("feedback", {"completion": " "}, "empty answer"),
+    ("feedback", {"prompt": None}, "empty prompt"),
     ("feedback", {"label": None}, "tie or no preference"),
     ("feedback", {"label": float("nan")}, "tie or no preference"),
 ]
