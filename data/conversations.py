@@ -146,9 +146,11 @@ def _message(cell: Cell, item: Any) -> Message:
     names = [str(item[key]).lower() for key in ("role", "from") if item.get(key) is not None]
     if any(item.get(key) for key in _TOOL_KEYS) or set(names) & _TOOL_SPEAKERS:
         raise Dropped(TOOLS)
+    if not names:
+        raise Dropped(f"malformed: `{cell.column}` has {described(item)}, without a role")
     speakers = {_SPEAKERS.get(name) for name in names}
     if len(speakers) != 1 or None in speakers:
-        raise Dropped(f"malformed: `{cell.column}` has a message of unknown role {' and '.join(names)[:30] or 'none'}")
+        raise Dropped(f"malformed: `{cell.column}` has a message of unknown role {' and '.join(names)[:30]}")
     contents = [item[key] for key in ("content", "value") if item.get(key) is not None]
     if len(contents) != 1:
         raise Dropped(f"malformed: `{cell.column}` has a message with {len(contents)} contents")

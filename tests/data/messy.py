@@ -272,7 +272,7 @@ MESSY: dict[str, Messy] = {
     ),
     "a conversation of another kind beside a prompt": pairs(
         {"prompt": Q, "conversation": [{"input": Q, "output": GOOD}], **SIDES},
-        refused="`conversation` is a list whose first is an object of input, output.*--ignore leaves a column out",
+        refused="`conversation` has an object of input, output, without a role.*--ignore leaves a column out",
     ),
     "that conversation, ignored": pairs(
         {"prompt": Q, "conversation": [{"input": Q, "output": GOOD}], **SIDES},

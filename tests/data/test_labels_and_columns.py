@@ -177,7 +177,7 @@ def test_a_later_column_that_changes_nothing_is_only_told(tmp_path: Path) -> Non
         ({"prompt": "a", "history": "once"}, "`history` is a text, not pairs of question and answer, or messages"),
         ({"instruction": "a", "input": 3}, "`input` is a number, not a text"),
         ({"messages": [{"role": "user", "from": "gpt", "content": "a"}]}, "unknown role user and gpt"),
-        ({"messages": [{"content": "a"}]}, "unknown role none"),
+        ({"messages": [{"content": "a"}]}, "`messages` has an object of content, without a role"),
         ({"messages": [{"role": "user", "content": "a", "value": "b"}]}, "a message with 2 contents"),
         ({"messages": ["a"]}, "`messages` is a list whose first is a text"),
     ],
