@@ -188,7 +188,7 @@ def _dry_run(config: RunConfig) -> None:
     say(f"Checked: {inputs.summary()}.")
     say(f"{doctor.power(len(inputs.heldout))}.")
     for warning in warnings:
-        say(f"Warning: {warning.name}: {warning.told}.")
+        say(f"Warning: {warning.name}: {warning.message}.")
     check_same(config)
     say(f"Would run {config.rounds} round(s) ({', '.join(stages_of(config, 1))}) into {config.folder}.")
 
