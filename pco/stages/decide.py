@@ -15,14 +15,14 @@ def run(stage: Stage) -> store.Manifest:
     """
     started = stage.launched()
     new, previous, start = (metrics.read(stage.inputs[name].folder) for name in ("evaluation", "previous", "start"))
-    rulings = gate.judge(new, {"previous": previous, "start": start}, stage.config.gate)
-    decision = Decision(all(ruling.passed for ruling in rulings), gate.explain(stage.round, rulings))
+    results = gate.apply_rules(new, {"previous": previous, "start": start}, stage.config.gate)
+    decision = Decision(all(result.passed for result in results), gate.explain(stage.round, results))
     if not decision.promoted and stage.config.gate.otherwise == "ask":
         answer = approvals.read(stage)
         if answer is None:
             raise AwaitsAnswer(f"{decision.reason}. {approvals.how_to(stage.config)}")
         decision = Decision(answer.approve, f"{decision.reason}; {answer.summary()}")
-    rows = [{"round": stage.round, **vars(ruling), "promoted": decision.promoted} for ruling in rulings]
+    rows = [{"round": stage.round, **vars(result), "promoted": decision.promoted} for result in results]
     store.write_part(stage.folder, "decisions", 0, schemas.build("decisions", rows), stage.fingerprint)
     return stage.finish(
         unit="rules",

@@ -9,11 +9,12 @@ from typing import Any
 
 from data import schemas, store
 from data.errors import BadInput
+from data.rows import CandidateRow, EvaluationRow
 from pco import progress, rewards
 from pco.config.reward import ExactAnswerReward, RewardConfig, parts
 from pco.evaluation import lm_eval_tasks, metrics
-from pco.evaluation.metrics import Row
 from pco.models.engine import Request, Sampler, free_memory
+from pco.models.protocols import Tokenizer
 from pco.models.rendering import load_tokenizer, render, written
 from pco.models.sampling import GREEDY, SAMPLED, sampled
 from pco.progress import Progress
@@ -28,7 +29,7 @@ _GREEDY_SAMPLE = 0
 def run(stage: Stage) -> store.Manifest:
     """Write the held-out `candidates` and the `evaluations` table.
 
-    The inputs `start` and `previous` (evaluations of other policies) add the measures against those policies.
+    The inputs `start` and `previous` (evaluations of other policies) add the metrics against those policies.
     """
     started = stage.launched()
     current = policy.verified(stage)
@@ -46,7 +47,7 @@ def run(stage: Stage) -> store.Manifest:
     tokenizer = load_tokenizer(current.folder)
     shards = _shards(stage, tokenizer)
     sampling = complete_shards(stage, shards, engine)
-    candidates = store.read_parts(stage.folder, "candidates", stage.fingerprint).to_pylist()
+    candidates: list[CandidateRow] = store.read_parts(stage.folder, "candidates", stage.fingerprint).to_pylist()
     tasks = stage.config.evaluate.tasks
 
     @cache
@@ -82,12 +83,12 @@ def run(stage: Stage) -> store.Manifest:
     )
 
 
-def _evaluated(stage: Stage, rows: list[Row], counts: Counter[str] | None = None) -> Shard:
+def _evaluated(stage: Stage, rows: list[EvaluationRow], counts: Counter[str] | None = None) -> Shard:
     marked = [{**row, "policy": stage.inputs["policy"].fingerprint} for row in rows]
     return Shard(schemas.build("evaluations", marked), counts=counts or {})
 
 
-def _read(stage: Stage, engine: Sampler) -> list[Row]:
+def _read(stage: Stage, engine: Sampler) -> list[EvaluationRow]:
     """Log-probabilities under the policy: of human texts, and of what the starting policy sampled."""
     texts = read_prompts(stage, "text")
     rows = metrics.text_rows(
@@ -102,14 +103,16 @@ def _read(stage: Stage, engine: Sampler) -> list[Row]:
     return rows + metrics.drift_rows(rows, metrics.read(start)) + kl
 
 
-def _read_again(candidate: Row, context: int) -> bool:
+def _read_again(candidate: CandidateRow, context: int) -> bool:
     """Whether this is the first sample of its prompt (all would be slow on a CPU) and leaves vLLM room for a token."""
     tokens = len(candidate["token_ids"])
     is_first = candidate["mode"] == SAMPLED and candidate["sample"] == 0
     return is_first and 0 < tokens < context - len(candidate["prompt_token_ids"])
 
 
-def _measured(stage: Stage, candidates: list[Row], tokenizer: Any, counts: Counter[str]) -> list[Row]:
+def _measured(
+    stage: Stage, candidates: list[CandidateRow], tokenizer: Tokenizer, counts: Counter[str]
+) -> list[EvaluationRow]:
     """The metrics of completions. The counts of a judge are added to `counts`."""
     answers = _answers(stage, candidates, tokenizer)
     scores: dict[str, list[float]] = {}
@@ -132,15 +135,15 @@ def _measured(stage: Stage, candidates: list[Row], tokenizer: Any, counts: Count
 
 
 def _judging(stage: Stage) -> list[tuple[str, RewardConfig]]:
-    """The rewards by the measure that holds what they say."""
+    """The rewards by the metric that holds what they say."""
     second = stage.config.evaluate.second_reward
     return [("reward", stage.config.reward), *([("second_reward", second)] if second else [])]
 
 
-def _answers(stage: Stage, candidates: list[Row], tokenizer: Any) -> list[Row]:
+def _answers(stage: Stage, candidates: list[CandidateRow], tokenizer: Tokenizer) -> list[CandidateRow]:
     """The prompts' reference answers as rows of `candidates`, as if the policy had written them."""
     references = {row["prompt_id"]: row["reference"] for row in read_prompts(stage, "heldout")}
-    answers = []
+    answers: list[CandidateRow] = []
     for row in candidates:
         reference = references[row["prompt_id"]]
         if row["mode"] == GREEDY and reference is not None:
@@ -150,7 +153,7 @@ def _answers(stage: Stage, candidates: list[Row], tokenizer: Any) -> list[Row]:
 
 
 def _rewards(
-    stage: Stage, reward: Reward, candidates: list[Row], answers: list[Row]
+    stage: Stage, reward: Reward, candidates: list[CandidateRow], answers: list[CandidateRow]
 ) -> tuple[list[float], list[float]]:
     """The reward of each completion and of each reference answer; not finite where there is none.
 
@@ -168,7 +171,7 @@ def _rewards(
     return [score.value for score in scores], [score.value for score in rewards.judge(reward, stage, answers)]
 
 
-def _shards(stage: Stage, tokenizer: Any) -> list[Sequence[Request]]:
+def _shards(stage: Stage, tokenizer: Tokenizer) -> list[Sequence[Request]]:
     """One greedy and `samples` sampled completions per held-out prompt, in shards of `shard_size` prompts.
 
     The seeds do not depend on the round, so that two policies differ by their weights and not by chance.
