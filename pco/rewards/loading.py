@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data import files
 from data.errors import BadInput
 from pco.config.reward import (
     EnsembleReward,
