@@ -13,12 +13,13 @@ from rich.table import Table
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from flows import data_cli, deploy_cli, doctor_cli, evaluate_cli, private_server, reward_cli
+from flows import data_cli, deploy_cli, doctor_cli, evaluate_cli, quickstart_cli, reward_cli, running
 from flows.console import KEPT, Overrides, RunsDir, clear_errors, console, errors, print_rows, say
 from pco.config.run import RunConfig, load
 from pco.runs import status as run_status
-from pco.runs.folder import BEST, CONFIG, check_same, opened, report_path
 from pco.runs.folder import find as _find
+from pco.runs.folder import opened
+from pco.runs.status import RunState
 from pco.stage import StageName
 
 app = typer.Typer(
@@ -27,12 +28,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Iterative preference optimization: generate, score, pair, train, evaluate, gate, repeat.\n\n"
-    "A run is a folder under `runs/`. Everything it made lies there as Parquet, and whatever is finished is never done "
+    "A run is a folder under `runs/`. All that it makes lies there as Parquet, and whatever is finished is never done "
     "again: a run that died goes on with `pco resume`, or with the command that started it.",
-    epilog="Begin with `pco run configs/quickstart.yaml --dry-run`.",
+    epilog="Begin with `pco quickstart`.",
 )
 app.add_typer(data_cli.app, name="data")
 app.add_typer(evaluate_cli.app)
+app.command()(quickstart_cli.quickstart)
 app.command()(doctor_cli.doctor)
 app.command()(deploy_cli.deploy)
 app.add_typer(reward_cli.app, name="reward")
@@ -42,7 +44,7 @@ RunName = Annotated[
 ]
 
 
-class Verdict(StrEnum):
+class Choice(StrEnum):
     """What a person may say of a refused round."""
 
     approve = "approve"
@@ -71,9 +73,9 @@ def run(
     with clear_errors(KEPT):
         resolved = load(config, overrides)
         if dry_run:
-            _dry_run(resolved)
+            running.dry_run(resolved)
         else:
-            _run(resolved)
+            running.run(resolved)
 
 
 @app.command()
@@ -108,7 +110,7 @@ def resume(
             raise BadInput("--round: names the round of --from; give both.")
         if stage is not None:
             _set_aside(config, stage, number)
-        _run(config)
+        running.run(config)
 
 
 def _set_aside(config: RunConfig, stage: StageName, number: int | None) -> None:
@@ -124,7 +126,9 @@ def _set_aside(config: RunConfig, stage: StageName, number: int | None) -> None:
 @app.command()
 def answer(
     name: RunName,
-    verdict: Annotated[Verdict, typer.Argument(help="`approve` promotes the round, `refuse` ends the run.")],
+    choice: Annotated[
+        Choice, typer.Argument(metavar="approve|refuse", help="`approve` promotes the round, `refuse` ends the run.")
+    ],
     comment: Annotated[str, typer.Option(help="Why; kept with the round's decision.")] = "",
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
@@ -136,9 +140,9 @@ def answer(
         from pco.runs import approvals
 
         config = _find(name, runs_dir)
-        stage = run_status.awaited(config)
+        stage = RunState(config).awaited()
         with opened(config):
-            approvals.write(stage, approvals.Answer(verdict is Verdict.approve, comment, getpass.getuser()))
+            approvals.write(stage, approvals.Answer(choice is Choice.approve, comment, getpass.getuser()))
         say(f"Kept. `pco resume {name}` goes on with it.")
 
 
@@ -169,63 +173,15 @@ def fork(
         from pco.runs.fork import fork as fork_run
 
         if (stage is None) != (number is None):
-            raise BadInput("--from STAGE and --round N name one point together; give both or neither.")
+            raise BadInput("--from STAGE and --round N belong together; give both or neither.")
         origin = _find(name, runs_dir)
         # Quoted, or YAML would read the names `on` and `7` as something else than text.
         forked = _find(name, runs_dir, [f"run={json.dumps(new)}", *(overrides or [])])
-        made = fork_run(origin, forked, None if stage is None or number is None else (number, stage))
-        say(f"{forked.folder}: shares {len(made.shared)} stages with {origin.run}.")
-        for line in made.differing:
+        result = fork_run(origin, forked, None if stage is None or number is None else (number, stage))
+        say(f"{forked.folder}: shares {len(result.shared)} stages with {origin.run}.")
+        for line in result.differing:
             say(f"  taken as it is, {line}")
-        say(f"{run_status.to_do(forked)}")
-
-
-def _dry_run(config: RunConfig) -> None:
-    from pco import doctor
-
-    inputs, warnings = doctor.check(config)
-    say(f"Checked: {inputs.summary()}.")
-    say(f"{doctor.power(len(inputs.heldout))}.")
-    for warning in warnings:
-        say(f"Warning: {warning.name}: {warning.told}.")
-    check_same(config)
-    stages = "generate, score, pair, train, evaluate, decide"
-    say(f"Would run {config.rounds} round(s) ({stages}) into {config.folder}.")
-
-
-def _run(config: RunConfig) -> None:
-    if (config.folder / CONFIG).exists() and _is_over(config):
-        _conclude(config)
-        return
-    in_terminal = console.is_terminal
-    private_server.end_orphaned_servers()
-    private_server.set_defaults(in_terminal)
-    from flows.rounds import run_rounds
-    from tasks import views
-
-    console.print(
-        f"Run [bold]{config.run}[/]: {config.rounds} round(s) into {config.folder}", soft_wrap=True, highlight=False
-    )
-    if in_terminal:
-        with views.shown_in(views.Terminal(console)):
-            run_rounds(config)
-    else:
-        run_rounds(config)
-    _conclude(config)
-
-
-def _is_over(config: RunConfig) -> bool:
-    """Told from the run's folder alone: no server and no engine starts to find that nothing is left to do."""
-    check_same(config)
-    return report_path(config).exists() and run_status.is_finished(config)
-
-
-def _conclude(config: RunConfig) -> None:
-    for line in run_status.verdicts(config):
-        say(line)
-    if (best := config.folder / BEST).exists():
-        say(f"Best policy: {best} ({best.resolve()})")
-    say(f"Report: {report_path(config)}")
+        say(f"{RunState(forked).to_do}")
 
 
 @app.command()
@@ -248,13 +204,15 @@ def status(
             return
         config = _find(name, runs_dir)
         console.print(_stages_table(config))
-        say(run_status.to_do(config))
+        say(RunState(config).to_do)
         if verify:
             _verify(config)
 
 
 def _verify(config: RunConfig) -> None:
-    if damage := run_status.damage(config):
+    from pco.runs import verify
+
+    if damage := verify.damage(config):
         raise CorruptArtifact("\n".join(damage))
     console.print("Verified: every table and policy is what its manifest says.")
 
@@ -269,7 +227,7 @@ def _runs_table(runs_dir: Path) -> Table:
 def _stages_table(config: RunConfig) -> Table:
     columns = ("round", "stage", "state", "rows", "dropped", "time")
     table = Table(*columns, title=str(config.folder), title_justify="left")
-    for line in run_status.of_run(config):
+    for line in RunState(config).stages:
         table.add_row(
             str(line.round),
             line.stage,
@@ -344,7 +302,9 @@ def show(
     with clear_errors(KEPT):
         if table not in schemas.SCHEMAS:
             raise BadInput(f"{table}: no such table. There are: {', '.join(schemas.SCHEMAS)}.")
-        folders = run_status.folders_with(_find(name, runs_dir), table, number)
+        from pco.runs import verify
+
+        folders = verify.folders_with(_find(name, runs_dir), table, number)
         for where, folder in folders:
             _print_rows(f"{table}, {where}", store.read_table(folder, table), limit)
 

@@ -34,13 +34,13 @@ def doctor(
     with clear_errors("Nothing was changed."):
         from pco import doctor
 
-        table, verdicts = Table("examination", "verdict", "found", title_justify="left"), []
+        table, results = Table("check", "result", "details", title_justify="left"), []
         with errors.status("Examining"):
             for finding in doctor.examine(load(config, overrides), quick=quick):
-                verdicts.append(finding.verdict)
+                results.append(finding.verdict)
                 table.add_row(finding.name, finding.verdict, escape(finding.told), style=_STYLES[finding.verdict])
         console.print(table)
-        faults, warnings = verdicts.count("fault"), verdicts.count("warning")
+        faults, warnings = results.count("fault"), results.count("warning")
         say(f"{faults} fault(s), {warnings} warning(s).")
     if faults:
         raise typer.Exit(2)

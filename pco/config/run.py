@@ -5,9 +5,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from data import store
+from data import packaged, store
 from pco.config import file as config_file
-from pco.config.gate import TASK, Gate
+from pco.config.gate import Gate
+from pco.config.metrics import TASK
 from pco.config.reward import (
     RepetitionReward,
     RewardConfig,
@@ -17,7 +18,7 @@ from pco.config.reward import (
     parts,
     settings,
 )
-from pco.config.section import Section
+from pco.config.section import Section, added
 from pco.config.train import Train, absolute_loss
 
 
@@ -41,7 +42,10 @@ class Policy(Section):
 
 
 class Prompts(Section):
-    """JSONL or Parquet files with a `prompt` in each row and, if you like, an `id` and a `reference` (right answer)."""
+    """JSONL or Parquet files with a `prompt` in each row and, if you like, an `id` and a `reference` (right answer).
+
+    `package:quickstart/train_prompts.jsonl` names a file that comes with pco.
+    """
 
     train: str
     """Prompts that candidates are generated for in every round."""
@@ -133,7 +137,7 @@ class Replay(Section):
     """At most so many replayed pairs for each pair of the round itself."""
     half_life: float | None = Field(None, gt=0)
     """Rounds after which a pair is half as likely to be drawn; null: all are equally likely."""
-    rescore: bool = False
+    rescore: bool = added(default=False)
     """Let the run's reward judge what is drawn: where it prefers the rejected text the two change places, and a pair
     that it cannot tell apart is left out. For seed preferences, which no reward of the run has seen."""
 
@@ -145,7 +149,7 @@ class Evaluate(Section):
     """Sampled completions per held-out prompt."""
     second_reward: RewardConfig | None = None
     """A reward that makes no labels: one that stays behind while the first climbs tells that the first is gamed."""
-    tasks: list[str] = []
+    tasks: list[str] = added([])
     """Tasks of lm-eval that each policy is put to, as a regression suite; `task_NAME` is what the gate calls them."""
     task_limit: int | None = Field(200, ge=1)
     """The first so many documents of each task; null takes all."""
@@ -244,7 +248,8 @@ def _share_a_part(one: RewardConfig, other: RewardConfig) -> bool:
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a YAML config, apply `a.b=value` overrides, validate, and make its paths absolute.
 
-    Relative paths in the file are relative to the working directory, as a shell user expects.
+    Relative paths in the file are relative to the working directory, as a shell user expects; `package:PATH` names a
+    file that comes with pco, also as the config itself.
 
     Raises BadInput naming the file, the key, what was expected and, for an unknown key, the nearest known one.
     """
@@ -275,7 +280,7 @@ def _absolute(config: RunConfig) -> RunConfig:
             ),
             "prompts": prompts.model_copy(
                 update={
-                    name: str(Path(path).expanduser().resolve())
+                    name: str(packaged.absolute(path))
                     for name in ("train", "heldout", "heldout_text", "preferences", "feedback")
                     if (path := getattr(prompts, name)) is not None
                 }

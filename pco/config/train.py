@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pco.config.section import Section, added
+from pco.config.section import Section, added, settings_of
 
 
 class _Cringe(Section):
@@ -196,22 +196,9 @@ HOW_TRAINING_RUNS = (
 
 def deciding(train: Training) -> dict[str, Any]:
     """The settings that decide a training's result."""
-    settings = {name: value for name, value in _without_added(train).items() if name not in HOW_TRAINING_RUNS}
+    settings = {name: value for name, value in settings_of(train).items() if name not in HOW_TRAINING_RUNS}
     if isinstance(train, Train) and isinstance(train.loss, PythonLoss):
         settings["loss"].pop("folder")  # the function's file is an input of the stage, by content
-    return settings
-
-
-def _without_added(section: Section) -> dict[str, Any]:
-    """A section's settings, nested ones too, less those that came later and are at their defaults."""
-    settings = section.model_dump(mode="json")
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        extra = field.json_schema_extra
-        if isinstance(value, Section):
-            settings[name] = _without_added(value)
-        elif isinstance(extra, dict) and extra.get("added") and value == field.default:
-            del settings[name]
     return settings
 
 

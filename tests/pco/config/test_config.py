@@ -200,9 +200,7 @@ def test_a_second_reward_that_makes_labels_is_refused(second: dict[str, Any], re
     if not refused:
         assert config.parse(raw, source="x").evaluate.second_reward is not None
         return
-    with pytest.raises(
-        BadInput, match=r"evaluate\.second_reward has a part of `reward`.*name one that makes no labels"
-    ):
+    with pytest.raises(BadInput, match=r"evaluate\.second_reward.*`reward`"):
         config.parse(raw, source="x")
 
 
@@ -265,7 +263,7 @@ def test_a_file_that_is_no_config_is_refused_by_name(tmp_path: Path, content: by
 
 
 def test_a_missing_config_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no such config file. See configs/quickstart.yaml"):
+    with pytest.raises(BadInput, match="absent.yaml: no such config file"):
         config.load(tmp_path / "absent.yaml")
     with pytest.raises(BadInput, match="not readable"):
         config.load(tmp_path)
@@ -347,7 +345,7 @@ def test_a_wrong_override_is_refused_with_its_key(tmp_path: Path, override: str,
 
 def test_a_rule_on_a_task_needs_that_task(tmp_path: Path) -> None:
     rule = {"gate__guards": {"task_arc_easy": {"min_change": -0.05}}}
-    with pytest.raises(ValidationError, match=r"gate\.guards\.task_arc_easy: no such task is evaluated"):
+    with pytest.raises(ValidationError, match=r"gate\.guards\.task_arc_easy"):
         builders.config(tmp_path, **rule)
     builders.config(tmp_path, **rule, evaluate__tasks=["arc_easy"])
 

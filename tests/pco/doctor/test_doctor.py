@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from data.errors import BadInput
-from pco import doctor, rounds
+from pco import doctor
 from pco.config.run import RunConfig
 from pco.doctor import canary, resources
 from pco.doctor.checks import Inputs
@@ -331,6 +331,7 @@ def test_a_containers_limit_counts_as_its_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("script", "expected"), [("echo 24576; echo 81559", 24576 * 2**20), ("exit 9", None)])
+@pytest.mark.process
 def test_the_smallest_gpu_counts_and_a_driver_that_does_not_answer_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, expected: int | None
 ) -> None:
@@ -354,6 +355,7 @@ def test_the_smallest_gpu_counts_and_a_driver_that_does_not_answer_is_none(
         (None, None, False),
     ],
 )
+@pytest.mark.process
 def test_a_gpu_that_torch_does_not_use_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None, visible: str | None, used: bool
 ) -> None:
@@ -390,11 +392,11 @@ def test_the_same_weights_beside_those_of_the_index_are_not_counted(model: Path)
 def test_a_run_begins_with_the_quick_examinations(
     config: RunConfig, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare.run(rounds.planned(builders.changed(config, run="one", train__pairs_per_step=16)))
+    prepare.run(builders.prepare_stage(builders.changed(config, run="one", train__pairs_per_step=16)))
     assert "warning: enough prompts: 8 training prompts give" in capsys.readouterr().out
     second_bos(model)
-    spoilt = rounds.planned(builders.changed(config, run="two", policy__model=str(model)))
-    with pytest.raises(BadInput, match="policy's tokens: a prompt begins with '<s>' twice"):
+    spoilt = builders.prepare_stage(builders.changed(config, run="two", policy__model=str(model)))
+    with pytest.raises(BadInput, match="policy's tokens: .*<s>.* twice"):
         prepare.run(spoilt)
 
 
