@@ -1,8 +1,8 @@
-"""Models by name: a local folder or a hub id becomes a folder that holds a whole model."""
+"""Models by name: from a local folder or a hub id to a folder that holds a whole model."""
 
 from pathlib import Path
 
-from data import store
+from data import files
 from data.errors import BadInput
 
 _MODEL_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -14,9 +14,9 @@ def find_model(name: str, revision: str | None, *, key: str) -> Path:
     Raises BadInput when it is neither, or when its weights are missing or cut short.
     """
     folder = Path(name)
-    if not store.exists(folder):
+    if not files.exists(folder):
         folder = _download(name, revision, key)
-    if not store.exists(folder / "config.json"):
+    if not files.exists(folder / "config.json"):
         raise BadInput(f"{name}: has no config.json, so it is not a Hugging Face model folder (`{key}`).")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -27,7 +27,7 @@ def find_model(name: str, revision: str | None, *, key: str) -> Path:
 
 
 def _check_whole(path: Path) -> None:
-    """The header says how long the file must be; a copy that was cut short is refused without reading the weights."""
+    """Raise BadInput for a file that was cut short. Its header gives its length, so no weights are read."""
     from safetensors import SafetensorError, safe_open
 
     try:
