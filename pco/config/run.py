@@ -19,7 +19,7 @@ from pco.config.reward import (
     settings,
 )
 from pco.config.section import Section, added
-from pco.config.train import Train
+from pco.config.train import Train, absolute_loss
 
 
 class Policy(Section):
@@ -272,6 +272,7 @@ def _absolute(config: RunConfig) -> RunConfig:
                 update={"model": str(model.resolve()) if store.exists(model) else config.policy.model}
             ),
             "reward": absolute(config.reward),
+            "train": absolute_loss(config.train),
             "evaluate": config.evaluate.model_copy(
                 update={
                     "second_reward": None if (second := config.evaluate.second_reward) is None else absolute(second)

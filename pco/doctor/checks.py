@@ -14,10 +14,11 @@ from data import readers, store
 from data.errors import BadInput
 from pco import rewards
 from pco.config.run import RunConfig
-from pco.config.train import PairwiseCringe
+from pco.config.train import PairwiseCringe, PythonLoss
 from pco.evaluation import lm_eval_tasks
 from pco.models import hub
 from pco.models.rendering import load_tokenizer, render
+from pco.training import user_loss
 
 _FREE_GIB = 1.0
 _CONTEXT = 2048  # of a model that does not say
@@ -158,6 +159,14 @@ def _reward(inputs: Inputs) -> str:
     return f"`{config.kind}` and `{second.kind}` have what they need"
 
 
+def _loss(inputs: Inputs) -> str:
+    loss = inputs.config.train.loss
+    if not isinstance(loss, PythonLoss):
+        return f"`{loss.kind}` is one of this package"
+    user_loss.check(loss)
+    return f"{loss.module}:{loss.function} gives a finite loss with a gradient for each pair"
+
+
 def _tasks(inputs: Inputs) -> str:
     tasks = inputs.config.evaluate.tasks
     lm_eval_tasks.check(tasks)
@@ -250,6 +259,7 @@ CHECKS: dict[str, Callable[[Inputs], str]] = {
     "prompts": _prompts,
     "leakage": _leakage,
     "reward": _reward,
+    "loss": _loss,
     "tasks": _tasks,
     "model": _model,
     "lengths": _lengths,

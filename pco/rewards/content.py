@@ -14,6 +14,7 @@ from pco.config.reward import (
     RewardConfig,
     Single,
 )
+from pco.models import user_code
 from pco.rewards import functions, model
 
 
@@ -42,7 +43,9 @@ def digest(part: Single) -> str | None:
 
     Raises BadInput when they cannot be read.
     """
-    path = functions.source(part) if isinstance(part, PythonReward) else place(part)
+    if isinstance(part, PythonReward):
+        return user_code.digest(functions.named(part))
+    path = place(part)
     return None if path is None else _of(path)
 
 

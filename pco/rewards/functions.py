@@ -1,79 +1,23 @@
 """A reward that is a Python function of the user's."""
 
-import importlib
-import importlib.util
-import sys
-from collections.abc import Callable
-from importlib.machinery import PathFinder
-from pathlib import Path
 from typing import Any
 
 from data.errors import BadInput
 from pco.config.reward import PythonReward
+from pco.models import user_code
+from pco.models.user_code import UserFunction
 from pco.rewards.scores import Candidates, Score, Scorer
-from pco_pipeline import PACKAGES
 
 
-def source(config: PythonReward) -> Path:
-    """The file that holds the function, found without running any of it.
-
-    Raises BadInput when there is none.
-    """
-    module = config.function.partition(":")[0]
-    importlib.invalidate_caches()
-    where: list[str] | None = [config.folder, *sys.path]
-    origin, names = None, module.split(".")
-    for i in range(len(names)):
-        spec = PathFinder.find_spec(".".join(names[: i + 1]), where)
-        origin, where = (spec.origin, list(spec.submodule_search_locations or [])) if spec else (None, [])
-    if origin is None or not origin.endswith(".py"):
-        raise BadInput(
-            f"reward.function: no Python file for the module `{module}` in {config.folder} or among the installed "
-            "packages. Set reward.folder to the folder that holds it."
-        )
-    return Path(origin)
-
-
-def function(config: PythonReward) -> Callable[[list[Any]], Any]:
-    """The function itself; its module is run now.
-
-    Raises BadInput when the module cannot be imported or has no such function.
-    """
-    path = source(config)
+def named(config: PythonReward) -> UserFunction:
+    """The function that the config names."""
     module, _, name = config.function.partition(":")
-    if config.folder not in sys.path:
-        sys.path.append(config.folder)  # for what the module itself imports
-    # From this very file, whatever else has the module's name.
-    spec = importlib.util.spec_from_file_location(module, path)
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    namesake = sys.modules.get(module)
-    sys.modules[module] = loaded  # dataclasses, for one, look their module up while it is run
-    try:
-        spec.loader.exec_module(loaded)
-    except (Exception, SystemExit) as error:  # whatever the user's code does
-        raise BadInput(
-            f"{path}: could not be imported for reward.function {config.function} ({type(error).__name__}: {error})."
-            f"{_names_of_ours(Path(config.folder))}"
-        ) from error
-    finally:
-        if namesake is not None:
-            sys.modules[module] = namesake
-    found = getattr(loaded, name, None)
-    if not callable(found):
-        raise BadInput(f"{path}: has no function `{name}`, which reward.function {config.function} names.")
-    return found  # type: ignore[no-any-return]
-
-
-def _names_of_ours(folder: Path) -> str:
-    """Advice where the folder holds what its modules cannot import: in this process our packages have those names."""
-    hidden = [f"`{name}.py`" for name in PACKAGES if (folder / f"{name}.py").exists()]
-    return f" pco has packages named as {', '.join(hidden)} here; rename yours to import it." if hidden else ""
+    return UserFunction("reward", module, name, config.folder)
 
 
 def scorer(config: PythonReward) -> Scorer:
     """Hands the function lists of candidates, and holds what it returns to one number each."""
-    judge = function(config)
+    judge = user_code.load(named(config))
 
     def score(candidates: Candidates) -> list[Score]:
         if not candidates:

@@ -22,6 +22,7 @@ from pco.config.reward import (
     parts,
     settings,
 )
+from pco.models import user_code
 from pco.rewards import content, ensemble, functions, llm_judge, model, programs
 from pco.rewards.scores import Counts, Reward, Scorer, plain
 
@@ -71,7 +72,7 @@ def check(config: RewardConfig, prompts: Mapping[str, Sequence[Mapping[str, Any]
             case JsonSchemaReward():
                 programs.schema(part)
             case PythonReward():
-                functions.function(part)
+                user_code.load(functions.named(part))
             case ModelReward():
                 model.check(part)
             case JudgeReward():

@@ -1,6 +1,6 @@
 """Stage `refer`: log-probabilities of every pair under the reference policy, so that training needs no second model.
 
-Only losses with a reference (DPO, IPO) have this stage.
+Only losses with a reference (DPO, IPO, one of your own that asks for it) have this stage.
 """
 
 import time

@@ -19,7 +19,7 @@ from pco.pairing import replay
 from pco.runs import policy
 from pco.seeds import seed_of
 from pco.stage import Stage, round_folder
-from pco.training import loop
+from pco.training import loop, user_loss
 from pco.training.batches import Batch, Example, Rated, Step, examples_of, micro_batches, rated_of, steps
 from pco.training.objective import STATISTICS, PairPolicy, step_tokens
 
@@ -32,6 +32,7 @@ def run(stage: Stage) -> store.Manifest | None:
     started = stage.launched()
     loop.start_ranks()
     current = policy.verified(stage)
+    user_loss.check_unchanged(stage)
     rows, feedback = replay.rows_of(stage.inputs["pairs"].folder), _read(stage, "prompts", "feedback")
     limit = stage.config.train.max_pair_tokens
     examples = _that_fit(examples_of(rows, _read(stage, "reference", "reference_logps")), limit)
@@ -101,7 +102,7 @@ def _job(stage: Stage, pair_policy: PairPolicy, examples: list[Example], rated: 
         shares,
         partial(step_tokens, train=train),
         partial(_row, train),
-        "Lower train.learning_rate, raise train.loss.tau, or use precision: fp32.",
+        "Lower train.learning_rate, use precision: fp32, or, with pairwise_cringe, raise train.loss.tau.",
     )
 
 
