@@ -27,7 +27,7 @@ def dry_run(config: RunConfig) -> None:
     say(f"Checked: {inputs.summary()}.")
     say(f"{doctor.power(len(inputs.heldout))}.")
     for warning in warnings:
-        say(f"Warning: {warning.name}: {warning.told}.")
+        say(f"Warning: {warning.name}: {warning.message}.")
     check_same(config)
     stages = ", ".join(stages_of(config, 1))
     say(f"Would run {config.rounds} round(s) ({stages}) into {config.folder}.")

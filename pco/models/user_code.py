@@ -80,7 +80,7 @@ def load(function: UserFunction) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:  # whatever the user's code does
         raise BadInput(
             f"{path}: could not be imported for {function.title} ({type(error).__name__}: {error})."
-            f"{_hidden_files(Path(function.folder))}"
+            f"{_names_of_ours(Path(function.folder))}"
         ) from error
     finally:
         if namesake is not None:
@@ -91,7 +91,7 @@ def load(function: UserFunction) -> Callable[..., Any]:
     return attribute  # type: ignore[no-any-return]
 
 
-def _hidden_files(folder: Path) -> str:
+def _names_of_ours(folder: Path) -> str:
     """Advice where the folder holds what its modules cannot import: in this process our packages have those names."""
     hidden = [f"`{name}.py`" for name in PACKAGES if (folder / f"{name}.py").exists()]
     return f" pco has packages named as {', '.join(hidden)} here; rename yours to import it." if hidden else ""

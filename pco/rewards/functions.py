@@ -1,7 +1,5 @@
 """A reward that is a Python function of the user's."""
 
-from typing import Any
-
 from data.errors import BadInput
 from pco.config.reward import PythonReward
 from pco.models import user_code
@@ -16,7 +14,7 @@ def named(config: PythonReward) -> UserFunction:
 
 
 def scorer(config: PythonReward) -> Scorer:
-    """Hands the function lists of candidates, and holds what it returns to one number each."""
+    """A scorer that calls the function with lists of candidates and checks that it returns one number for each."""
     judge = user_code.load(named(config))
 
     def score(candidates: Candidates) -> list[Score]:
@@ -34,7 +32,7 @@ def scorer(config: PythonReward) -> Scorer:
     return score
 
 
-def _checked(values: Any, count: int, config: PythonReward) -> list[float]:
+def _checked(values: object, count: int, config: PythonReward) -> list[float]:
     wanted = f"reward.function {config.function}: expected a list of {count} numbers, one per candidate;"
     if not isinstance(values, list | tuple):
         raise BadInput(f"{wanted} it returned {type(values).__name__}.")
@@ -43,7 +41,7 @@ def _checked(values: Any, count: int, config: PythonReward) -> list[float]:
     return [_number(value, f"{wanted} number {i + 1} is {value!r}.") for i, value in enumerate(values)]
 
 
-def _number(value: Any, message: str) -> float:
+def _number(value: object, message: str) -> float:
     """A float, an int, or what turns into one as numpy's numbers do; text and lists do not, and True is no number."""
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
         raise BadInput(message)

@@ -1,7 +1,7 @@
 """From pairs and feedback to optimizer steps and micro-batches, the same ones on every rank."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic
 
@@ -12,7 +12,7 @@ from typing_extensions import TypeVar
 from pco.losses import IGNORE
 from pco.seeds import seed_of
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,7 @@ def _told(*arguments: str) -> str:
     return result.output
 
 
+@pytest.mark.process
 def test_a_finished_run_is_recognised_without_a_server_an_engine_or_their_libraries(finished: RunConfig) -> None:
     program = (
         "import sys; from flows.cli import app; app(sys.argv[1:], standalone_mode=False); "

@@ -200,9 +200,7 @@ def test_a_second_reward_that_makes_labels_is_refused(second: dict[str, Any], re
     if not refused:
         assert config.parse(raw, source="x").evaluate.second_reward is not None
         return
-    with pytest.raises(
-        BadInput, match=r"evaluate\.second_reward has a part of `reward`.*name one that makes no labels"
-    ):
+    with pytest.raises(BadInput, match=r"evaluate\.second_reward.*`reward`"):
         config.parse(raw, source="x")
 
 
@@ -347,7 +345,7 @@ def test_a_wrong_override_is_refused_with_its_key(tmp_path: Path, override: str,
 
 def test_a_rule_on_a_task_needs_that_task(tmp_path: Path) -> None:
     rule = {"gate__guards": {"task_arc_easy": {"min_change": -0.05}}}
-    with pytest.raises(ValidationError, match=r"gate\.guards\.task_arc_easy: no such task is evaluated"):
+    with pytest.raises(ValidationError, match=r"gate\.guards\.task_arc_easy"):
         builders.config(tmp_path, **rule)
     builders.config(tmp_path, **rule, evaluate__tasks=["arc_easy"])
 

@@ -384,7 +384,7 @@ def test_another_content_of_a_prompts_file_is_another_stage_and_another_place_of
 
 def test_planning_with_a_missing_file_is_refused(config: RunConfig) -> None:
     Path(config.prompts.heldout).unlink()
-    with pytest.raises(BadInput, match="Name a JSONL or Parquet file as `prompts.heldout`"):
+    with pytest.raises(BadInput, match="`prompts.heldout`"):
         builders.prepare_stage(config)
 
 

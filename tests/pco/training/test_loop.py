@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,10 +18,10 @@ from data.errors import BadInput, StageFailed
 from pco.config.run import Policy
 from pco.execution import launcher
 from pco.models.rendering import load_tokenizer, render
-from pco.progress import Progress
 from pco.stage import Artifact, Stage, round_folder
 from pco.training.batches import examples_of, steps
 from tests import builders
+from tests.points import Points
 
 PAIRS = 9
 PAIRS_PER_STEP = 4  # so that the last step has one pair, and its second rank none
@@ -328,18 +327,13 @@ def test_equal_trainings_give_equal_bytes(train: Train) -> None:
 
 @pytest.mark.e2e
 def test_a_training_that_was_killed_starts_again_and_ends_the_same(
-    train: Train, tiny: Path, pairs: Artifact, tmp_path: Path
+    train: Train, tiny: Path, pairs: Artifact, tmp_path: Path, points: Points
 ) -> None:
     config = builders.config(tmp_path, tiny, **BASE)
     stage = builders.stage("train", config, {"policy": builders.model(tiny), "pairs": pairs})
-
-    def kill_ranks(_: Progress) -> None:
-        launcher_process = next(one for one in psutil.Process().children() if "deepspeed" in " ".join(one.cmdline()))
-        for rank in launcher_process.children():
-            rank.kill()
-
-    with pytest.raises(StageFailed):
-        launcher.run(stage, on_progress=kill_ranks)
+    points.kill("round-01/.policy.tmp", "self")
+    with pytest.raises(StageFailed, match="SIGKILL"):
+        launcher.run(stage)
     assert store.read_manifest(stage.folder) is None
     launcher.run(stage)
     assert store.folder_digest(round_folder(config, 1) / "policy") == store.folder_digest(train().policy)
