@@ -11,7 +11,7 @@ UV := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS=$(PIP_FIND_LINKS),UV_TORCH_BACKEND=cp
 LOCKED := requirements/cpu.txt requirements/dev.txt requirements/quickstart.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test e2e test-ui chaos test-tasks test-compose lint format lock clean
+.PHONY: help setup quickstart fast test e2e test-ui chaos test-tasks test-compose lint format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,11 +28,11 @@ $(VENV)/.installed: $(LOCKED) pyproject.toml
 
 setup: $(VENV)/.installed ## make .venv and install the pinned dependencies
 
-$(MODEL)/config.json: | $(VENV)/.installed
-	$(BIN)/pco model $(MODEL)
+quickstart: setup ## two rounds on a real 135M model; prints the report's path
+	$(BIN)/pco quickstart --model $(MODEL)
 
-quickstart: setup $(MODEL)/config.json ## two rounds on a real 135M model; prints the report's path
-	$(BIN)/pco run configs/quickstart.yaml
+fast: setup ## the tests that start no process and load no model: under a minute
+	$(BIN)/pytest -m "not process and not engine" --hypothesis-profile=fast
 
 test: setup lint ## lint, types, import rules and the default tests
 	$(BIN)/pytest
@@ -40,14 +40,14 @@ test: setup lint ## lint, types, import rules and the default tests
 e2e: setup ## the long end-to-end runs with the real engines
 	$(BIN)/pytest -m e2e
 
-test-ui: setup ## the form, Retry and a schedule in Prefect's UI; needs chromium and playwright
-	$(BIN)/pytest -m ui -rs
+test-ui: setup $(VENV)/ui ## the forms, Retry and a schedule in Prefect's UI; needs chromium
+	PYTHONPATH=$(VENV)/ui $(BIN)/pytest -m ui -rs
 
 chaos: setup ## kill a run with SIGKILL at 50 and more moments; it must end as one left alone
 	$(BIN)/pytest -m chaos -s
 
 # Not in .venv: transformers imports scikit-learn wherever it finds it, and every stage process would start later.
-$(VENV)/tasks: requirements/tasks.txt | $(VENV)/.installed
+$(VENV)/tasks $(VENV)/ui: $(VENV)/%: requirements/%.txt | $(VENV)/.installed
 	$(UV) pip install --python $(BIN)/python --quiet --no-deps --target $@ -r $<
 	touch $@
 
@@ -74,10 +74,13 @@ lock: setup ## resolve the pinned lists anew, keeping what is pinned where possi
 	@# For GPUs neither the overrides nor a folder's CPU build of torch.
 	$(filter-out UV_FIND_LINKS=%,$(UV)) $(COMPILE) --extra gpu -o requirements/gpu.txt
 	$(CPU_COMPILE) --extra dev -c requirements/cpu.txt -o requirements/dev.txt
-	$(CPU_COMPILE) --extra tasks -c requirements/cpu.txt -c requirements/dev.txt -o requirements/tasks.txt
-	sed -i 's/+cpu$$//' requirements/cpu.txt requirements/dev.txt requirements/tasks.txt
+	for extra in tasks ui; do \
+	    $(CPU_COMPILE) --extra $$extra -c requirements/cpu.txt -c requirements/dev.txt -o requirements/$$extra.txt || exit; done
+	sed -i 's/+cpu$$//' requirements/{cpu,dev,tasks,ui}.txt
 	grep -vxFf <(grep -v '^#' requirements/cpu.txt) requirements/dev.txt > requirements/dev.tmp && mv requirements/dev.tmp requirements/dev.txt
-	grep -vxFf <(cat requirements/cpu.txt requirements/dev.txt | grep -v '^#') requirements/tasks.txt > requirements/tasks.tmp && mv requirements/tasks.tmp requirements/tasks.txt
+	for extra in tasks ui; do \
+	    grep -vxFf <(cat requirements/cpu.txt requirements/dev.txt | grep -v '^#') requirements/$$extra.txt > requirements/$$extra.tmp \
+	    && mv requirements/$$extra.tmp requirements/$$extra.txt || exit; done
 
 clean: ## remove .venv, caches and the quickstart's model (runs stay)
 	rm -rf $(VENV) models .mypy_cache .pytest_cache .ruff_cache *.egg-info

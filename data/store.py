@@ -1,33 +1,28 @@
-"""The run on disk: part files and manifests that appear whole or not at all, and reads that verify.
+"""The run on disk: part files and manifests that appear whole or not at all, and verified reads.
 
-A stage's folder holds `<table>-<shard>.parquet` parts and, once the stage is finished, `manifest.json`. All paths of a
-run go through this module, so that another kind of storage means changing this module alone.
+A stage's folder holds `<table>-<shard>.parquet` parts and, once the stage is finished, `manifest.json`. All reads and
+writes of a run use this module, so that another kind of storage changes this module alone.
 """
 
 import errno
-import hashlib
 import json
-import os
 import platform
-import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import schemas
+from data import files, schemas
 from data.errors import BadInput, CorruptArtifact, PCOError
 
 MANIFEST = "manifest.json"
-ORIGIN = ".origin.json"  # beside the manifest of a stage that was taken over from another run
+ORIGIN = ".origin.json"  # beside the manifest of a stage that is shared from another run
 _FINGERPRINT_KEY = b"pco.fingerprint"
 _SHARDS_KEY = b"pco.shards"
 _DROPPED_KEY = b"pco.dropped"
@@ -49,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished stage made, from what, and what it left out.
+    """What a finished stage wrote, from which inputs, and how many rows it dropped.
 
     `rows_in == rows_out + sum(dropped.values())`, counted in the stage's own unit (`unit`).
     """
@@ -62,7 +57,7 @@ class Manifest:
     rows_out: int
     dropped: dict[str, int]
     inputs: dict[str, str]  # name -> fingerprint
-    settings: dict[str, Any]
+    settings: dict[str, object]
     outputs: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     started: float = 0.0  # seconds since the epoch
@@ -74,132 +69,6 @@ class Manifest:
     @property
     def seconds(self) -> float:
         return self.finished - self.started
-
-
-def digest(value: object) -> str:
-    """Hash of anything JSON can say, independent of key order: the base of every fingerprint."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def folder_digest(folder: Path) -> str:
-    """Hash of the names and contents of the files directly in a model folder."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return digest({path.name: file_digest(path) for path in files})
-
-
-def exists(path: Path) -> bool:
-    """Whether there is something at this path, as far as this user may look."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
-
-
-@contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into an error that says what to do; nothing committed is lost by it."""
-    try:
-        yield
-    except PermissionError as error:
-        raise BadInput(f"{path}: no permission to write here. Give this user the right, or set `runs_dir`.") from error
-    except OSError as error:
-        raise PCOError(
-            f"{path}: could not be written ({error.strerror or error}). All that was committed is intact; resume the "
-            "run once the cause is gone."
-        ) from error
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path`, synced to disk, if the block ends well; else nothing remains of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with write_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            _sync(temporary)
-            temporary.replace(path)
-            _sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes `folder`'s place, synced to disk, if the block ends well.
-
-    Whatever happens, `folder` is the old one, the new one, or absent; never half of either.
-    """
-    temporary, replaced = folder.with_name(f".{folder.name}.tmp"), _replaced(folder)
-    for leftover in (temporary, replaced):  # of an attempt that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    with write_errors(folder):
-        try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            sync_tree(temporary)
-            if folder.exists():
-                folder.rename(replaced)
-            temporary.rename(folder)
-            _sync(folder.parent)
-        finally:
-            for leftover in (temporary, replaced):
-                shutil.rmtree(leftover, ignore_errors=True)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder so that at every moment it is whole or absent."""
-    replaced = _replaced(folder)
-    with write_errors(folder):
-        shutil.rmtree(replaced, ignore_errors=True)
-        folder.rename(replaced)
-        shutil.rmtree(replaced)
-
-
-def _replaced(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
-
-
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder; for its only writer."""
-    for path in folder.glob(".*.tmp"):
-        if path.is_file():
-            path.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def link(path: Path, target: Path) -> None:
-    """Make `path` a symbolic link to `target`, atomically; a relative one where both lie in the same folder."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with write_errors(path):
-        temporary.unlink(missing_ok=True)  # of an attempt that was killed
-        temporary.symlink_to(target.relative_to(path.parent) if target.is_relative_to(path.parent) else target)
-        temporary.replace(path)
-
-
-def sync_tree(folder: Path) -> None:
-    """Have a folder with all that is in it on disk, names included."""
-    for path in (*folder.rglob("*"), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def part_path(folder: Path, table: str, shard: int) -> Path:
@@ -219,8 +88,8 @@ def write_part(
 ) -> Path:
     """Commit one of a table's `of` shards.
 
-    Fingerprint and `of` travel in the file: a resumed stage knows its own parts, and others how many there will be. So
-    does what was `dropped`, by reason, for `dropped_rows`, and what else was counted, for `counted`.
+    The file holds the fingerprint, by which a resumed stage knows its own parts, and `of`, the number of shards. It
+    also holds what was `dropped`, by reason (see `dropped_rows`), and other `counts` (see `counted`).
     """
     schemas.check(table, content, where=f"{folder.name} shard {shard}")
     path = part_path(folder, table, shard)
@@ -230,18 +99,18 @@ def write_part(
     if counts:
         marks[_COUNTS_KEY] = json.dumps(counts).encode()
     marked = content.replace_schema_metadata(marks)
-    with atomic_path(path) as temporary:
+    with files.atomic_path(path) as temporary:
         pq.write_table(marked, temporary, compression="zstd", write_page_checksum=True)
     return path
 
 
 def dropped_rows(folder: Path, table: str, fingerprint: str) -> Counter[str]:
-    """How many rows the committed parts of one attempt left out, by reason."""
+    """How many rows the committed parts of one attempt dropped, by reason."""
     return _summed(folder, table, fingerprint, _DROPPED_KEY)
 
 
 def counted(folder: Path, table: str, fingerprint: str) -> dict[str, float]:
-    """What the committed parts of one attempt counted, summed by name."""
+    """The counts of the committed parts of one attempt, summed by name."""
     return dict(_summed(folder, table, fingerprint, _COUNTS_KEY))
 
 
@@ -254,7 +123,7 @@ def _summed(folder: Path, table: str, fingerprint: str, key: bytes) -> Counter[s
 
 
 def has_part(folder: Path, table: str, shard: int, fingerprint: str) -> bool:
-    """Whether this shard was committed for this very fingerprint and is whole; a damaged one counts as not made yet."""
+    """Whether this shard was committed for this fingerprint and is whole. A damaged one counts as missing."""
     path = part_path(folder, table, shard)
     if not _is_of(path, fingerprint):
         return False
@@ -268,7 +137,7 @@ def has_part(folder: Path, table: str, shard: int, fingerprint: str) -> bool:
 def committed(folder: Path) -> tuple[int, int]:
     """How many shards an unfinished stage has committed, and of how many; (0, 0) when there is none yet.
 
-    Of the newest attempt, should an earlier one have had other settings.
+    An earlier attempt with other settings does not count.
     """
     paths = sorted(folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)
     marks = [(_table_of(path), _marks(path)) for path in paths]
@@ -276,8 +145,8 @@ def committed(folder: Path) -> tuple[int, int]:
         return 0, 0
     newest = marks[-1][1].get(_FINGERPRINT_KEY)
     ours = [(table, int(mark.get(_SHARDS_KEY, 1))) for table, mark in marks if mark.get(_FINGERPRINT_KEY) == newest]
-    table, of = max(ours, key=lambda one: one[1])  # of a stage's tables the one that it makes shard by shard
-    return sum(one == table for one, _ in ours), of
+    table, of = max(ours, key=lambda part: part[1])  # the table that the stage writes shard by shard
+    return sum(name == table for name, _ in ours), of
 
 
 def _is_of(path: Path, fingerprint: str) -> bool:
@@ -285,16 +154,16 @@ def _is_of(path: Path, fingerprint: str) -> bool:
 
 
 def _marks(path: Path) -> dict[bytes, bytes]:
-    """What is noted in a part; nothing in one that is missing or no Parquet.
+    """The metadata of a part; empty if it is missing or not Parquet.
 
-    Raises PCOError when the system does not let us look: a part that is there must not count as absent.
+    Raises PCOError when the system refuses to read it: a part that is there must not count as missing.
     """
     try:
         return dict(pq.read_schema(path).metadata or {})
     except FileNotFoundError:
         return {}
     except OSError as error:
-        if error.errno:  # pyarrow's own OSErrors, about the content, have none
+        if error.errno:  # pyarrow's own OSErrors, about the content, have no errno
             raise _unreadable(path, error) from error
         return {}
     except pa.ArrowException:
@@ -306,12 +175,12 @@ def _unreadable(path: Path, error: OSError) -> PCOError:
 
 
 def read_committed(folder: Path, table: str, shard: int) -> pa.Table:
-    """One shard of a stage still at work."""
+    """One shard of an unfinished stage."""
     return _read_part(part_path(folder, table, shard), table)
 
 
 def read_parts(folder: Path, table: str, fingerprint: str | None = None) -> pa.Table:
-    """The committed parts of a table of a stage still at work, in shard order; of one attempt, if named."""
+    """The committed parts of a table of an unfinished stage, in shard order; of one attempt if `fingerprint` is set."""
     paths = sorted(folder.glob(f"{table}-*.parquet"))
     if fingerprint is not None:
         paths = [path for path in paths if _is_of(path, fingerprint)]
@@ -328,14 +197,14 @@ def finish(
     rows_out: int,
     dropped: Mapping[str, int],
     inputs: Mapping[str, str],
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     started: float,
     outputs: Mapping[str, str] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Manifest:
-    """Write the manifest over this fingerprint's parts in `folder`: from now on the stage is done.
+    """Write the manifest of this fingerprint's parts in `folder`; after that the stage is done.
 
-    Parts that an earlier attempt with other settings committed are left out.
+    Parts of an earlier attempt with other settings are left out.
 
     Raises PCOError when rows were lost without being counted, or a shard is missing.
     """
@@ -357,22 +226,22 @@ def finish(
         outputs=dict(outputs or {}),
         metrics=dict(metrics or {}),
         started=started,
-        finished=max(started, time.time()),  # a clock may have been set back
+        finished=max(started, time.time()),  # the clock may have been set back
         versions=_versions(),
         host=socket.gethostname(),
     )
-    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
+    files.write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
     return manifest
 
 
 def _whole_tables(folder: Path, fingerprint: str) -> list[Part]:
-    """The parts of a stage that has ended; raises PCOError when a shard is not there."""
+    """The parts of a stage that has ended; raises PCOError when a shard is missing."""
     paths = [path for path in sorted(folder.glob("*.parquet")) if _is_of(path, fingerprint)]
-    found = Counter(_table_of(path) for path in paths)
+    shards = Counter(_table_of(path) for path in paths)
     for path in paths:
         table, of = _table_of(path), int(_marks(path).get(_SHARDS_KEY, 1))
-        if found[table] < of:
-            raise PCOError(f"{folder}: {found[table]} of {of} shards of `{table}` are there. Resume to make the rest.")
+        if shards[table] < of:
+            raise PCOError(f"{folder}: {shards[table]} of {of} shards of `{table}` are there. Resume to make the rest.")
     return [_part(path) for path in paths]
 
 
@@ -381,17 +250,17 @@ def _table_of(path: Path) -> str:
 
 
 def _part(path: Path) -> Part:
-    return Part(_table_of(path), path.name, pq.read_metadata(path).num_rows, file_digest(path))
+    return Part(_table_of(path), path.name, pq.read_metadata(path).num_rows, files.file_digest(path))
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -418,13 +287,13 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def share(source: Path, folder: Path, *, origin: str) -> None:
-    """Make `folder` hold the very files of the folder `source`, without copying, and note the run they come from.
+    """Fill `folder` with the files of the folder `source`, without copying, and record the run that they come from.
 
-    Hard links: nothing here is ever changed in place, and either folder may be removed without harm to the other.
+    The files are hard links. No file is ever changed in place, and either folder can be removed without the other.
 
     Raises BadInput when the two are on different file systems.
     """
-    with atomic_folder(folder) as temporary:
+    with files.atomic_folder(folder) as temporary:
         for path in source.iterdir():
             if path.is_file() and path.name != ORIGIN:
                 _link(path, temporary / path.name)
@@ -439,21 +308,12 @@ def _link(source: Path, target: Path) -> None:
             raise
         raise BadInput(
             f"{source}: the system does not let this file be shared with {target.parent.parent} ({error.strerror}). "
-            "Hard links need one file system that has them, and mostly a file of one's own."
+            "Hard links need a file system that has them, and usually a file that belongs to this user."
         ) from error
 
 
-def move(folder: Path, target: Path) -> None:
-    """Move a folder within a run, whole or not at all."""
-    with write_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(target)
-        _sync(target.parent)
-        _sync(folder.parent)
-
-
 def origin(folder: Path) -> str | None:
-    """The run that a stage was taken over from as it is; None for a stage of this run's own making."""
+    """The run that a stage is shared from; None for a stage that this run made."""
     path = folder / ORIGIN
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["run"])
@@ -480,29 +340,29 @@ def read_table(folder: Path, table: str) -> pa.Table:
 
 
 def parts(folder: Path, table: str) -> list[Part]:
-    """The parts of a finished stage's table, in shard order, to be read one by one."""
+    """The parts of a finished stage's table, in shard order, to be read one after the other."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise CorruptArtifact(
             f"{folder}: has no {MANIFEST}, so its stage is not finished. Resume the run to finish it."
         )
-    found = [part for part in manifest.parts if part.table == table]
-    if not found:
-        held = sorted({part.table for part in manifest.parts})
-        raise CorruptArtifact(f"{folder}: holds no `{table}` table; it has {', '.join(held) or 'none'}.")
-    return found
+    parts_of_table = [part for part in manifest.parts if part.table == table]
+    if not parts_of_table:
+        tables = sorted({part.table for part in manifest.parts})
+        raise CorruptArtifact(f"{folder}: holds no `{table}` table; it has {', '.join(tables) or 'none'}.")
+    return parts_of_table
 
 
 def read_part(folder: Path, part: Part) -> pa.Table:
     """One part of a finished stage, after checking it against the manifest; raises CorruptArtifact."""
     path = folder / part.file
     try:
-        found = file_digest(path)
+        digest = files.file_digest(path)
     except FileNotFoundError:
         raise CorruptArtifact(f"{path}: missing, though its manifest lists it ({part.rows} rows). {_REPAIR}") from None
     except OSError as error:
         raise _unreadable(path, error) from error
-    if found != part.sha256:
+    if digest != part.sha256:
         raise CorruptArtifact(f"{path}: its content is not what its manifest recorded (checksum differs). {_REPAIR}")
     return _read_part(path, part.table)
 

@@ -1,13 +1,8 @@
-"""The Prefect server that a command reports to: the one that is named, or a private one of its own.
-
-`python -m flows.private_server PORT` is the private one's process.
-"""
+"""The Prefect server that a command reports to: the one that is named, or a private one of its own."""
 
 import atexit
-import ctypes
 import fcntl
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,18 +13,18 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from data import store
+from data import files
 from data.errors import BadInput, PCOError
 from pco.execution import machine
 from pco.execution.process_group import namespace
 
 _OWNER = "PCO_SERVER_OWNER"  # in the environment of a private server: the process that started it
 _APP = "prefect.server.api.server:create_app"
+_MAIN = Path(__file__).with_name("private_server_main.py")
 _URL = "PREFECT_API_URL"
 _HEALTH_S = 5.0  # a server that is named must answer within it
 _POLL_S = 0.05
 _ATTEMPTS = 3  # another program may take the port before the server does
-_PR_SET_PDEATHSIG = 1
 
 
 def begin(in_terminal: bool) -> None:
@@ -125,7 +120,7 @@ def _start() -> None:
     One at a time on a machine: they share a database, which the first of all has to make.
     """
     home = _home()
-    with store.write_errors(home):
+    with files.write_errors(home):
         home.mkdir(parents=True, exist_ok=True)
         turn = (home / ".pco-server-starts").open("a", encoding="utf-8")
     with turn, (home / "pco-server.log").open("ab") as log:
@@ -169,7 +164,7 @@ def _process(port: int, log: IO[bytes]) -> "subprocess.Popen[bytes]":
     # As Prefect's own temporary server: without UI, schedules and other services.
     extra = {_OWNER: str(os.getpid()), "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.private_server", _APP, str(port)],
+        [sys.executable, "-P", str(_MAIN), _APP, str(port)],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
@@ -191,17 +186,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _serve(port: int) -> None:
-    import uvicorn
-
-    if sys.platform == "linux":  # a run that is killed cannot end its server
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != int(os.environ.get(_OWNER, os.getppid())):
-            sys.exit(1)
-    uvicorn.run(_APP, factory=True, host="127.0.0.1", port=port, log_level="error", lifespan="on")
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[-1]))

@@ -14,14 +14,14 @@ from typing import Any, Generic, Literal, get_args
 import pyarrow as pa
 from typing_extensions import TypeVar
 
-from data import store
+from data import files, store
 from data.errors import BadInput, RunConflict
 from pco.config import reward as reward_config
 from pco.config import reward_training
 from pco.config.reward_training import RewardTraining
 from pco.config.run import RunConfig
 from pco.config.section import settings_of
-from pco.config.train import DPO, IPO, deciding
+from pco.config.train import deciding
 
 StageName = Literal["prepare", "generate", "score", "pair", "refer", "train", "evaluate", "decide"]
 RewardStageName = Literal["split", "train_reward", "evaluate_reward"]
@@ -53,6 +53,8 @@ class StageSpec:
     """Where the module of its name lies."""
     version: int = 1
     """Raised when its code makes other results from the same settings and inputs."""
+    valid_versions: tuple[int, ...] = ()
+    """Earlier versions whose finished work stays: what they made was right when it was made."""
     in_start: bool = False
     """Whether the start (round 0) has it."""
     in_round: Callable[[RunConfig], bool] = lambda _: True
@@ -138,7 +140,7 @@ SPECS: dict[StageName | RewardStageName, StageSpec] = {
         StageSpec("generate", "candidates", _generate, out_of_memory=_LESS_FOR_ENGINE),
         StageSpec("score", "scores", _score, out_of_memory=_LESS_FOR_REWARD),
         StageSpec("pair", "pairs", _pair, out_of_memory=_LESS_FOR_REWARD),
-        StageSpec("refer", "reference", _refer, in_round=lambda config: isinstance(config.train.loss, DPO | IPO)),
+        StageSpec("refer", "reference", _refer, in_round=lambda config: config.train.loss.reference_policy is not None),
         StageSpec(
             "train",
             "training",
@@ -149,7 +151,8 @@ SPECS: dict[StageName | RewardStageName, StageSpec] = {
             out_of_memory=_LESS_FOR_TRAINING,
         ),
         StageSpec("evaluate", "evaluation", _evaluate, version=2, in_start=True, out_of_memory=_LESS_FOR_ENGINE),
-        StageSpec("decide", "decision", _decide),
+        # Version 1 took its intervals from a bootstrap.
+        StageSpec("decide", "decision", _decide, version=2, valid_versions=(1,)),
         # Of a reward training.
         StageSpec("split", "pairs", reward_training.of_split, "pco.reward_training"),
         StageSpec(
@@ -244,10 +247,13 @@ class Stage(Generic[Config]):
     @property
     def fingerprint(self) -> str:
         """Equal fingerprints mean equal results: a finished stage with this one is never run again."""
-        return store.digest(
+        return self._fingerprint(self.spec.version)
+
+    def _fingerprint(self, version: int) -> str:
+        return files.digest(
             {
                 "stage": self.spec.recorded_as or self.name,
-                "version": self.spec.version,
+                "version": version,
                 "round": self.round,
                 "settings": self.settings,
                 "inputs": {name: artifact.fingerprint for name, artifact in self.inputs.items()},
@@ -290,7 +296,10 @@ class Stage(Generic[Config]):
 
         What a fork took over from another run is taken as it is.
         """
-        if manifest.fingerprint == self.fingerprint or store.origin(self.folder) is not None:
+        versions = (self.spec.version, *self.spec.valid_versions)
+        if any(manifest.fingerprint == self._fingerprint(version) for version in versions):
+            return []
+        if store.origin(self.folder) is not None:
             return []
         before, now = flat(manifest.settings), flat(self.settings)
         changes = [
@@ -388,7 +397,7 @@ def file_fingerprint(path: Path, recorded: str | None, *, key: str) -> str:
     Raises BadInput when it cannot be read.
     """
     try:
-        return store.file_digest(path)
+        return files.file_digest(path)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and recorded is not None:
             return recorded

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from data import packaged
 from data.errors import BadInput
 from pco.config import typed
 from pco.config.overrides import overridden
@@ -24,9 +25,11 @@ def read(kind: type[BaseModel], path: Path, overrides: list[str]) -> dict[str, A
     Raises BadInput for what is not readable, not a mapping, or has a key twice.
     """
     try:
-        raw = typed.document(path.read_text(encoding="utf-8"), [kind])
+        raw = typed.document(packaged.absolute(path).read_text(encoding="utf-8"), [kind])
     except FileNotFoundError:
-        raise BadInput(f"{path}: no such config file. See configs/quickstart.yaml for one that works.") from None
+        raise BadInput(
+            f"{path}: no such config file. `package:presets/quickstart.yaml` is one that comes with pco and works."
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise BadInput(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(raw, dict):

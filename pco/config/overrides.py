@@ -1,5 +1,6 @@
 """`a.b=value` strings over a raw config, as of `--set` and of a form's overrides."""
 
+import copy
 from typing import Any
 
 import yaml
@@ -12,13 +13,14 @@ Raw = dict[str, Any]
 
 
 def overridden(model: type[BaseModel], raw: Raw, overrides: list[str]) -> Raw:
-    """The raw config with `a.b=value` strings applied, in place.
+    """A copy of the raw config with `a.b=value` strings applied.
 
     A value is read by the type of its field (`typed.value`). A section whose `kind` is changed begins from the defaults
     of the new kind: of the old one only what other overrides have set is kept.
 
     Raises BadInput for a string that is not of that form.
     """
+    raw = copy.deepcopy(raw)
     said: set[str] = set()
     for override in overrides:
         dotted, equals, text = override.partition("=")

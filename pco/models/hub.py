@@ -1,9 +1,9 @@
-"""Models by name: a local folder or a hub id becomes a folder that holds a whole model."""
+"""Models by name: from a local folder or a hub id to a folder that holds a whole model."""
 
 import json
 from pathlib import Path
 
-from data import store
+from data import files
 from data.errors import BadInput
 from pco.models import weights
 
@@ -18,16 +18,16 @@ def find_model(name: str, revision: str | None, *, key: str) -> Path:
     Raises BadInput when it is neither, when it is an adapter, or when its weights are missing or cut short.
     """
     folder = Path(name)
-    if not store.exists(folder):
+    if not files.exists(folder):
         folder = _download(name, revision, key)
-    if store.exists(folder / _ADAPTER):
+    if files.exists(folder / _ADAPTER):
         raise BadInput(_adapter(folder, name, key))
-    if not store.exists(folder / "config.json"):
+    if not files.exists(folder / "config.json"):
         raise BadInput(f"{name}: has no config.json, so it is not a Hugging Face model folder (`{key}`).")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    weight_files = sorted(folder.glob("*.safetensors"))
+    if not weight_files:
         raise BadInput(f"{name}: has no *.safetensors weights. Save it with `save_pretrained` (`{key}`).")
-    for path in files:
+    for path in weight_files:
         _check_whole(path)
     _check_index(folder)
     return folder
@@ -52,7 +52,7 @@ def _adapter(folder: Path, name: str, key: str) -> str:
 def _check_index(folder: Path) -> None:
     """Every file and tensor that the index names is there."""
     path = folder / weights.INDEX
-    if not store.exists(path):
+    if not files.exists(path):
         return
     try:
         named = {
@@ -60,12 +60,12 @@ def _check_index(folder: Path) -> None:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path}: no index of weights ({error!r}). Copy or download it again.") from error
-    if missing := sorted(file for file in set(named.values()) if not store.exists(folder / file)):
+    if missing := sorted(file for file in set(named.values()) if not files.exists(folder / file)):
         raise BadInput(
             f"{folder}: {len(missing)} of {len(set(named.values()))} files of its weights are missing: "
             f"{', '.join(missing[:3])} (named in {path.name}). Copy or download them."
         )
-    if store.exists(folder / _SINGLE) and _SINGLE not in named.values():
+    if files.exists(folder / _SINGLE) and _SINGLE not in named.values():
         raise BadInput(
             f"{folder}: holds both {_SINGLE} and weights that {path.name} names, and engine and trainer would each "
             "take others. Remove the ones that are not meant."
@@ -78,7 +78,7 @@ def _check_index(folder: Path) -> None:
 
 
 def _check_whole(path: Path) -> None:
-    """The header says how long the file must be; a copy that was cut short is refused without reading the weights."""
+    """Raise BadInput for a file that was cut short. Its header gives its length, so no weights are read."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,8 +1,8 @@
-"""Policies of rounds long past may be removed to save room, but never one that a run still needs (`keep_last`)."""
+"""Remove policies of old rounds to save room, but never one that the run still needs (`keep_last`)."""
 
 from pathlib import Path
 
-from data import store
+from data import files
 from pco.config.run import RunConfig
 from pco.rounds import decisions
 from pco.stage import Stage
@@ -11,9 +11,9 @@ _MARK = "policy.removed"
 
 
 def prune(config: RunConfig) -> list[Path]:
-    """Remove the policies that `keep_last` and `keep_best` give up; returns their folders.
+    """Remove the policies that `keep_last` and `keep_best` do not keep; returns their folders.
 
-    The last round's policy stays, since the next round may begin from it, and so does the best one.
+    The policy of the last round is kept, since the next round may begin from it, and so is the best one.
     """
     if config.keep_last is None:
         return []
@@ -25,19 +25,19 @@ def prune(config: RunConfig) -> list[Path]:
 
 
 def was_removed(policy: Path) -> bool:
-    """Whether a policy that is not there was removed on purpose."""
+    """Whether a missing policy was removed on purpose."""
     return policy.with_name(_MARK).exists()
 
 
 def mark_removed(policy: Path) -> None:
     """Note that a policy's folder is missing on purpose."""
-    store.write_text(policy.with_name(_MARK), "Removed to save room: `keep_last` in the run's config.\n")
+    files.write_text(policy.with_name(_MARK), "Removed to save room: `keep_last` in the run's config.\n")
 
 
 def _remove(folder: Path) -> bool:
-    """The note comes first: a kill in between leaves a policy that the next call removes."""
+    """Remove a policy. The note is written first: a kill in between leaves a policy that the next call removes."""
     if not folder.is_dir():
         return False
     mark_removed(folder)
-    store.remove_folder(folder)
+    files.remove_folder(folder)
     return True

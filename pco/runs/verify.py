@@ -1,8 +1,8 @@
-"""Read what a run holds, against what its manifests say."""
+"""Check the files of a run against its manifests."""
 
 from pathlib import Path
 
-from data import store
+from data import files, store
 from data.errors import BadInput, PCOError
 from pco.config.run import RunConfig
 from pco.runs import retention
@@ -11,7 +11,7 @@ from pco.stage import Stage
 
 
 def damage(config: RunConfig) -> list[str]:
-    """What is wrong with a run's finished stages, after reading every table and policy; nothing if all is whole."""
+    """The faults of a run's finished stages, after reading every table and policy; empty if there are none."""
     faults = []
     for number, name in points(config):
         stage = Stage(name, number, config)
@@ -42,13 +42,13 @@ def _model_damage(folder: Path, digest: str) -> list[str]:
         if retention.was_removed(folder):
             return []
         return [f"{folder}: missing. Restore it from a copy, or make it again with `pco resume --from train`."]
-    if store.folder_digest(folder) != digest:
+    if files.folder_digest(folder) != digest:
         return [f"{folder}: its files are not those that were trained. Restore them from a copy."]
     return []
 
 
 def folders_with(config: RunConfig, table: str, number: int | None) -> list[tuple[str, Path]]:
-    """The finished stage folders that hold a table, with words for where they are.
+    """The finished stage folders that hold a table, each with its place in words.
 
     Raises BadInput when there is none.
     """

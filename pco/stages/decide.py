@@ -1,4 +1,4 @@
-"""Stage `decide`: the gate. A round is promoted when every rule passes; the table says why."""
+"""Stage `decide`: the gate. A round is promoted when every rule passes; the table gives the reasons."""
 
 from data import schemas, store
 from data.errors import AwaitsAnswer
@@ -11,18 +11,18 @@ from pco.stage import Stage
 def run(stage: Stage) -> store.Manifest:
     """Write the `decisions` table, a row per rule; `outputs` hold the decision.
 
-    Raises AwaitsAnswer when a person is to decide and has not.
+    Raises AwaitsAnswer when a person has to decide and has not decided yet.
     """
     started = stage.launched()
     new, previous, start = (metrics.read(stage.inputs[name].folder) for name in ("evaluation", "previous", "start"))
-    rulings = gate.judge(new, {"previous": previous, "start": start}, stage.config.gate)
-    decision = Decision(all(ruling.passed for ruling in rulings), gate.explain(stage.round, rulings))
+    results = gate.apply_rules(new, {"previous": previous, "start": start}, stage.config.gate)
+    decision = Decision(all(result.passed for result in results), gate.explain(stage.round, results))
     if not decision.promoted and stage.config.gate.otherwise == "ask":
         answer = approvals.read(stage)
         if answer is None:
             raise AwaitsAnswer(f"{decision.reason}. {approvals.how_to(stage.config)}")
-        decision = Decision(answer.approve, f"{decision.reason}; {answer.told()}")
-    rows = [{"round": stage.round, **vars(ruling), "promoted": decision.promoted} for ruling in rulings]
+        decision = Decision(answer.approve, f"{decision.reason}; {answer.summary()}")
+    rows = [{"round": stage.round, **vars(result), "promoted": decision.promoted} for result in results]
     store.write_part(stage.folder, "decisions", 0, schemas.build("decisions", rows), stage.fingerprint)
     return stage.finish(
         unit="rules",

@@ -17,7 +17,7 @@ from deepspeed.accelerator import get_accelerator
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from data import store
+from data import files, store
 from data.errors import BadInput, StageFailed
 from pco import progress
 from pco.config.train import LoRA, Training
@@ -163,12 +163,13 @@ def _deepspeed_config(train: Training) -> dict[str, Any]:
 def _train(job: Job[Pair], engine: Any) -> list[Row]:
     train, folder = job.settings, job.checkpoints
     # DeepSpeed splits a checkpoint by these two; with others it could not be read.
-    fingerprint = store.digest([job.stage.fingerprint, train.processes, train.zero_stage])
+    fingerprint = files.digest([job.stage.fingerprint, train.processes, train.zero_stage])
     log: list[Row] = []
     if is_writer():
         checkpoints.keep_only(folder, fingerprint)
     torch.distributed.barrier()
-    if (checkpoint := checkpoints.latest(folder, fingerprint)) is not None:
+    checkpoint = checkpoints.latest(folder, fingerprint)
+    if checkpoint is not None:
         checkpoints.load(engine, checkpoint)
         log = checkpoint.log
     total = len(job.plan)
@@ -176,7 +177,7 @@ def _train(job: Job[Pair], engine: Any) -> list[Row]:
         progress.report(Progress(len(log), total, "steps"))  # what is kept, before the first is taken
     for step in job.plan[len(log) :]:
         log.append(_step(job, engine, step))
-        _tell(log[-1], total)
+        _report(log[-1], total)
         if len(log) % train.checkpoint_steps == 0 and len(log) < total:
             checkpoints.save(engine, folder, log, fingerprint, of=total, keep=train.keep_checkpoints)
     return log
@@ -221,7 +222,7 @@ def _totals(job: Job[Pair], step: Step[Pair], sums: torch.Tensor) -> dict[str, f
     return totals
 
 
-def _tell(row: Row, total: int) -> None:
+def _report(row: Row, total: int) -> None:
     if is_writer():
         speed = f"{row['tokens'] / row['seconds']:,.0f} tok/s"
         progress.report(Progress(row["step"] + 1, total, "steps", speed))
@@ -251,7 +252,7 @@ def save(state: dict[str, torch.Tensor], fresh: Any, tokenizer: Path, folder: Pa
             f"{sorted(unexpected)[:3]} besides. This is a fault of the program; please report it with the model's name."
         )
     merged = fresh.merge_and_unload() if hasattr(fresh, "merge_and_unload") else fresh
-    with store.atomic_folder(folder) as temporary:
+    with files.atomic_folder(folder) as temporary:
         _save_weights(merged, temporary)
         load_tokenizer(tokenizer).save_pretrained(temporary)
 
@@ -270,7 +271,7 @@ def finish(
     tokens, seconds = (sum(row[name] for row in log) for name in ("tokens", "seconds"))
     work = {"training_s": seconds, "steps": len(log), "tokens": tokens, "tokens_per_s": tokens / seconds}
     manifest = job.stage.finish(
-        outputs={folder.name: store.folder_digest(folder)},
+        outputs={folder.name: files.folder_digest(folder)},
         metrics={**work, **(metrics or {})},
         **account,
     )

@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.points import Hold, Points
+
 ROOT = Path(__file__).parents[2]
 RUNS = "/app/runs"
 PATIENCE_S = 600  # for a busy machine
@@ -24,13 +26,14 @@ class Stack:
 
     env_file: Path
     data: Path
+    points_folder: Path
     port: int
     auth: tuple[str, str] | None = None
 
     def call(self, *words: str, check: bool = True, timeout_s: float = PATIENCE_S) -> str:
         """What `docker compose ...` prints."""
-        file = str(ROOT / "docker/docker-compose.yml")
-        command = ["docker", "compose", "-p", "pco-test", "-f", file, "--env-file", str(self.env_file), *words]
+        files = ["-f", str(ROOT / "docker/docker-compose.yml"), "-f", str(Path(__file__).with_name("points.yml"))]
+        command = ["docker", "compose", "-p", "pco-test", *files, "--env-file", str(self.env_file), *words]
         done = subprocess.run(
             command, env=self._environment, check=False, timeout=timeout_s, capture_output=True, text=True
         )
@@ -40,7 +43,13 @@ class Stack:
 
     @property
     def _environment(self) -> dict[str, str]:
-        own = {"DATA": str(self.data), "PORT": str(self.port), "WORKER_MEMORY": "6g", "RECOVER_SECONDS": "5"}
+        own = {
+            "DATA": str(self.data),
+            "POINTS": str(self.points_folder),
+            "PORT": str(self.port),
+            "WORKER_MEMORY": "6g",
+            "RECOVER_SECONDS": "5",
+        }
         wheels = {"WHEELS": os.environ["PIP_FIND_LINKS"]} if os.environ.get("PIP_FIND_LINKS") else {}
         auth = {"PREFECT_SERVER_API_AUTH_STRING": ":".join(self.auth)} if self.auth else {}
         return {**os.environ, "BUILD_NETWORK": "host", "OMP_NUM_THREADS": "1", **wheels, **own, **auth}
@@ -101,10 +110,14 @@ class Stack:
         found: Row = self.until(there, f"{flow_run} {state}")
         return found
 
-    def comes_to(self, path: str) -> None:
-        """Wait until a run's folder holds a file."""
-        found = f"test -e {RUNS}/{path} && echo there"
-        self.until(lambda: self.inside("sh", "-c", found, check=False).strip() == "there", path)
+    @property
+    def points(self) -> Points:
+        """Where stages in the worker's container wait."""
+        return Points(self.points_folder / "plans")
+
+    def reaches(self, hold: Hold) -> None:
+        """Wait until a stage's process waits there."""
+        self.until(hold.arrived, f"a process at {hold.before}")
 
     def finished(self, run: str) -> dict[str, str]:
         """All that a run has committed, with inode and time of writing."""

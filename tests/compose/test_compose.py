@@ -3,6 +3,7 @@
 The tests are one story in this order; `make test-compose` tells it.
 """
 
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pco.runs.folder import read_config
 from pco.runs.status import RunState
 from tests import builders, tiny_model
 from tests.compose.stack import ROOT, RUNS, Stack
+from tests.points import SITE
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(3600)]
 
@@ -47,7 +49,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    made = Stack(folder / "env", _data(folder / "data"), port)
+    made = Stack(folder / "env", _data(folder / "data"), _points(folder / "points"), port)
     made.call("down", "--volumes", "--remove-orphans")  # of a test that was killed
     made.call("build", timeout_s=1800)
     made.up()
@@ -65,6 +67,15 @@ def _data(folder: Path) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
+
+
+def _points(folder: Path) -> Path:
+    """For the container's user to write into."""
+    shutil.copytree(SITE, folder / "site", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "plans").mkdir()
+    for path in (folder, folder / "plans"):
+        path.chmod(0o777)
     return folder
 
 
@@ -91,27 +102,37 @@ def test_the_quickstart_is_ready_without_a_network(stack: Stack) -> None:
 
 
 def test_a_run_survives_the_death_of_each_service_and_a_restart_of_all(stack: Stack, tmp_path: Path) -> None:
+    hold = stack.points.hold
+    generates = hold(f"{RUN}/round-01/candidates/candidates-00002.parquet")
     flow_run = stack.start_run(CONFIG)
-    stack.comes_to(f"{RUN}/round-01/candidates/candidates-00001.parquet")
+    stack.reaches(generates)
     finished = stack.finished(RUN)
     stack.kill("worker")
 
-    stack.comes_to(f"{RUN}/round-01/logs/pair.log")
+    pairs = hold(f"{RUN}/round-01/pairs/pairs-00000.parquet")
+    generates.release()
+    stack.reaches(pairs)
     finished |= stack.finished(RUN)
     stack.inside("sh", "-c", f"kill -9 $(grep -o '\"pid\": [0-9]*' {RUNS}/{RUN}/.lock | cut -d ' ' -f 2)")
 
-    stack.comes_to(f"{RUN}/round-01/logs/train.log")
+    trains = hold(f"{RUN}/round-01/.policy.tmp")
+    pairs.release()
+    stack.reaches(trains)
     finished |= stack.finished(RUN)
     stack.kill("server")
 
-    stack.comes_to(f"{RUN}/round-01/logs/evaluate.log")
+    evaluates = hold(f"{RUN}/round-01/evaluation/evaluations-00000.parquet")
+    trains.release()
+    stack.reaches(evaluates)
     finished |= stack.finished(RUN)
     stack.kill("postgres")
 
-    stack.comes_to(f"{RUN}/round-02/candidates/candidates-00001.parquet")
+    generates = hold(f"{RUN}/round-02/candidates/candidates-00002.parquet")
+    evaluates.release()
+    stack.reaches(generates)
     finished |= stack.finished(RUN)
-    assert f"{RUNS}/{RUN}/round-02/candidates/manifest.json" not in finished, "it was not in the middle any more"
     stack.call("restart")
+    generates.release()
 
     row = stack.becomes(flow_run, "Completed")
     assert row["run_count"] == 4, "after the deaths of the worker and of the run's process, and after the restart"

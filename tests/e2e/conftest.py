@@ -2,10 +2,10 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import yaml
 from pco.config.run import RunConfig
 from pco.runs.folder import CONFIG, read_config
 from tests import builders, tiny_model
+from tests.points import PATIENCE_S, Points, until
 
 EPOCHS = 3
 LENIENT = {
@@ -39,6 +40,11 @@ class Case:
 
     file: Path
     environment: dict[str, str]
+    points: Points
+
+    def under(self, **environment: str) -> "Case":
+        """The same with more in the environment of its commands."""
+        return replace(self, environment={**self.environment, **environment})
 
     @property
     def folder(self) -> Path:
@@ -54,7 +60,7 @@ class Case:
 
     def start(self, *sets: str) -> subprocess.Popen[str]:
         """Start `pco run`; its output goes to a file, since a killed run's private server would hold a pipe open."""
-        settings = [word for one in sets for word in ("--set", one)]
+        settings = [word for setting in sets for word in ("--set", setting)]
         with self.output.open("w") as output:
             return subprocess.Popen(
                 self.command("run", str(self.file), *settings),
@@ -69,19 +75,22 @@ class Case:
         """What the last `pco run` printed."""
         return self.file.with_name("output.txt")
 
-    def kill_at(self, moment: str) -> None:
-        """Run until a file of the run is there, then kill the command, as the system does when memory runs out."""
-        process, deadline = self.start(), time.monotonic() + 300
-        while not (self.folder / moment).exists():
+    def kill_before(self, file: str) -> None:
+        """Run until a stage is about to write a file of the run, and kill the command there.
+
+        As the system does when memory runs out; the stage's process must not outlive it.
+        """
+        hold = self.points.hold(self.folder / file)
+        process = self.start()
+
+        def check() -> None:
             assert process.poll() is None, self.output.read_text()
-            assert time.monotonic() < deadline, f"{moment} never came"
-            time.sleep(0.05)
+
+        hold.wait(check)
         process.kill()
         process.wait()
-        deadline = time.monotonic() + 10
-        while stage_processes(self.folder):
-            assert time.monotonic() < deadline, "a stage process outlived its parent"
-            time.sleep(0.1)
+        until(lambda: not stage_processes(self.folder), "the end of a stage's process whose parent was killed")
+        hold.release()
 
     def forked(self, name: str, *words: str) -> "Case":
         """A new run that shares the stages of this one, not yet begun; `words` are those of `pco fork`."""
@@ -140,9 +149,20 @@ def make_case(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
             section[last] = value
         file = folder / "config.yaml"
         file.write_text(yaml.safe_dump(raw))
-        return Case(file, {**ENVIRONMENT, "PREFECT_HOME": str(folder / "prefect")})
+        points = Points(folder / "points")
+        return Case(file, {**ENVIRONMENT, **points.environment, "PREFECT_HOME": str(folder / "prefect")}, points)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def roomy(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a context that the prompts and texts which come with pco fit into."""
+    folder = tmp_path_factory.mktemp("models") / "roomy"
+    shutil.copytree(tiny, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -158,29 +178,28 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (home / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 300
-        while not _healthy(url):
-            assert process.poll() is None, (home / "log").read_text()
-            assert time.monotonic() < deadline, "the server never came up"
-            time.sleep(0.5)
+        until(lambda: _healthy(url, process, home / "log"), "the server")
         yield url
     finally:
         os.killpg(process.pid, 15)
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
 
 def asked(method: str, url: str, **body: Any) -> Any:
     """What a Prefect server answers; while its database is busy it says 503, and its own client asks again too."""
-    deadline = time.monotonic() + 60
-    while (answer := httpx.request(method, url, timeout=30, **body)).status_code == 503:
-        assert time.monotonic() < deadline, f"{url}: its database stayed busy"
-        time.sleep(0.5)
+
+    def served() -> httpx.Response | None:
+        answer = httpx.request(method, url, timeout=PATIENCE_S, **body)
+        return None if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE else answer
+
+    answer = until(served, f"{url}, whose database is busy", every_s=0.5)
     answer.raise_for_status()
     return answer.json() if answer.content else None
 
 
-def _healthy(url: str) -> bool:
+def _healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
     try:
-        return httpx.get(f"{url}/health").is_success
+        return httpx.get(f"{url}/health", timeout=PATIENCE_S).is_success
     except httpx.TransportError:
         return False

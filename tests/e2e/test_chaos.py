@@ -4,19 +4,17 @@ Planned kills hit a stage's process, its parent or both at some call to the disk
 and between rename and manifest. Unplanned ones hit the flow's process at any time.
 """
 
-import os
 import random
 import signal
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from data import store
+from data import files, store
 from pco import progress
 from pco.config.run import RunConfig
 from pco.execution import launcher
@@ -24,6 +22,7 @@ from pco.progress import Progress
 from pco.runs.status import points
 from pco.stage import Stage, round_folder
 from tests.e2e.conftest import Case
+from tests.points import until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3000)]
 
@@ -53,10 +52,7 @@ class Ledger:
 
 
 def _environment(case: Case, server: str, chaos: Path) -> Case:
-    site = Path(__file__).parent / "chaos"
-    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-    extra = {"PCO_PROGRESS_EVERY_S": "0", "PREFECT_API_URL": server, "PCO_CHAOS": str(chaos), "PYTHONPATH": path}
-    return replace(case, environment={**case.environment, **extra})
+    return case.under(PCO_PROGRESS_EVERY_S="0", PREFECT_API_URL=server, PCO_CHAOS=str(chaos))
 
 
 def _chaos_folder(case: Case) -> Path:
@@ -98,10 +94,7 @@ def _stage_processes(folder: Path) -> list[str]:
 
 
 def _check_after_a_death(case: Case, ledger: Ledger) -> None:
-    deadline = time.monotonic() + 15
-    while left := _stage_processes(case.folder):
-        assert time.monotonic() < deadline, f"outlived their parent: {left}"
-        time.sleep(0.05)
+    until(lambda: not _stage_processes(case.folder), "the end of stage processes whose parent was killed")
     now = _committed(case.folder)
     rewritten = [str(path) for path, mark in ledger.committed.items() if now.get(path) != mark]
     assert not rewritten, f"finished work was done again: {rewritten}"
@@ -166,7 +159,7 @@ def _accounts(config: RunConfig) -> dict[str, object]:
             if kept == content.column_names:
                 found[f"{number}/{name}/{table}/bytes"] = [part.sha256 for part in manifest.parts]
         if name == "train":
-            found[f"{number}/policy"] = store.folder_digest(round_folder(config, number) / "policy")
+            found[f"{number}/policy"] = files.folder_digest(round_folder(config, number) / "policy")
     return found
 
 

@@ -29,8 +29,9 @@ def _run(case: Case) -> Case:
 
 
 @pytest.fixture(scope="module")
-def good(make_case: Callable[..., Case]) -> Case:
-    return _run(make_case(run="good", rounds=1, train__learning_rate=RATE, gate=DEFAULT))
+def good(make_case: Callable[..., Case], server: str) -> Case:
+    case = make_case(run="good", rounds=1, train__learning_rate=RATE, gate=DEFAULT)
+    return _run(case.under(PREFECT_API_URL=server))
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +98,11 @@ ENDS = {"n": 4, "temperature": 1.0, "max_tokens": 64, "shard_size": 8, "stop": [
     [("tokens", {"generate": ENDS}, "length ratio"), ("one_word", {}, "perplexity ratio")],
 )
 def test_a_round_that_pleases_a_bad_reward_is_refused_for_what_it_harms(
-    make_case: Callable[..., Case], function: str, changes: dict[str, Any], rule: str
+    make_case: Callable[..., Case], server: str, function: str, changes: dict[str, Any], rule: str
 ) -> None:
     reward = {"kind": "python", "function": f"bad_rewards:{function}", "folder": str(BAD_REWARDS)}
-    case = _run(make_case(run=function, rounds=1, reward=reward, gate=DEFAULT, **changes))
+    case = make_case(run=function, rounds=1, reward=reward, gate=DEFAULT, **changes)
+    case = _run(case.under(PREFECT_API_URL=server))
     assert rule in _broken(case)
     assert "reward change" not in _broken(case), "it did not learn what the reward pays for"
     assert _best(case) == _start(case)
@@ -125,8 +127,8 @@ def test_a_refused_round_is_tried_again_from_the_best_policy_at_a_lower_rate_and
 
 def test_a_retry_that_is_killed_ends_as_one_left_alone(retried: Case) -> None:
     killed = retried.forked("killed", "--from", "generate", "--round", "2", *_set("gate.patience=2"))
-    for moment in ("round-02/candidates/candidates-00001.parquet", "round-02/logs/train.log"):
-        killed.kill_at(moment)
+    for moment in ("round-02/candidates/candidates-00002.parquet", "round-02/.policy.tmp"):
+        killed.kill_before(moment)
     _run(killed)
     assert RunState(killed.config).reasons == RunState(retried.config).reasons[:2]
     assert _trained(killed, 2).outputs == _trained(retried, 2).outputs

@@ -51,7 +51,7 @@ def _servers(home: str) -> list[int]:
     servers = []
     for process in psutil.process_iter(["cmdline"]):
         try:
-            if "flows.private_server" in (process.info["cmdline"] or []):
+            if "prefect.server.api.server:create_app" in (process.info["cmdline"] or []):
                 servers += [process.pid] * (process.environ().get("PREFECT_HOME") == home)
         except psutil.Error:
             continue

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ import yaml
 from pco.runs.folder import holder, read_config
 from pco.runs.status import RunState
 from tests.e2e.conftest import Case, asked, stage_processes
+from tests.points import PATIENCE_S, Hold, Points, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 POOL = "local"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
-HALF_GENERATED = "round-01/candidates/candidates-00001.parquet"
+ANSWER_S = 86_400
 TOO_YOUNG_S = 10  # a flow run that has said Running for so short is given the benefit of the doubt
 Row = dict[str, Any]
 
@@ -41,10 +43,15 @@ class Site:
     deployment: str
 
     @property
+    def points(self) -> Points:
+        return Points(self.home / "points")
+
+    @property
     def environment(self) -> dict[str, str]:
         return {
             **os.environ,
             "OMP_NUM_THREADS": "1",
+            **self.points.environment,
             "PREFECT_HOME": str(self.home),
             "PREFECT_API_URL": self.url,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
@@ -68,7 +75,7 @@ class Site:
 
     def told(self, *words: str) -> str:
         """What a command prints."""
-        return self.start(*words).communicate(timeout=60)[0]
+        return self.start(*words).communicate(timeout=PATIENCE_S)[0]
 
 
 @dataclass(frozen=True)
@@ -94,28 +101,45 @@ class Run:
         self.site.post(f"flow_runs/{self.id}/set_state", state={"type": kind, "name": name}, force=True)
 
     def retry(self) -> None:
-        """Like a person who first sees it ended: the worker overwrites a retry that it did not expect (Crashed)."""
-        time.sleep(3)
+        """As the pages do it, and once more where the worker, late to tell how it ended (Crashed), overwrote it."""
+        before = self.row["run_count"]
         self.set_state("SCHEDULED", "AwaitingRetry")
+        self.begins_again(before)
+
+    def begins_again(self, before: int) -> None:
+        """Wait until it began more often than before; a worker is there."""
+
+        def begun() -> bool:
+            row = self.row
+            if row["run_count"] == before and row["state_type"] in ENDED:
+                self.set_state("SCHEDULED", "AwaitingRetry")
+            return bool(row["run_count"] > before)
+
+        self.until(begun, "its next attempt")
 
     def resume(self, **answer: Any) -> Row:
         """As the form of a suspended run in the UI does it, and like a person no sooner than its process has ended."""
-        _until(lambda: not psutil.pid_exists(self.lock["pid"]), 60, self)
-        time.sleep(3)
+        self.until(lambda: not psutil.pid_exists(self.lock["pid"]), "the end of its process")
         answered: Row = self.site.post(f"flow_runs/{self.id}/resume", run_input=answer)
         return answered
 
-    def becomes(self, state: str, within_s: float) -> str:
+    def waits_no_longer(self) -> None:
+        """Have the time for an answer be over."""
+        state = self.row["state"]
+        over = {**state["state_details"], "pause_timeout": "2020-01-01T00:00:00Z"}
+        state = {"type": state["type"], "name": state["name"], "state_details": over}
+        self.site.post(f"flow_runs/{self.id}/set_state", state=state, force=True)
+
+    def becomes(self, state: str) -> str:
         """Wait for a state by name; returns its message."""
-        return str(
-            _until(lambda: self.row["state"] if self.row["state_name"] == state else None, within_s, self)["message"]
-        )
+        return str(self.until(lambda: self.row["state"] if self.row["state_name"] == state else None, state)["message"])
 
-    def comes_to(self, file: str, within_s: float = 90) -> None:
-        _until((self.folder / file).exists, within_s, self)
+    def reaches(self, hold: Hold) -> int:
+        """Wait until its stage's process waits there; returns that."""
+        return int(self.until(hold.arrived, f"its stage at {hold.before}"))
 
-    def works_within(self, seconds: float) -> None:
-        _until(lambda: self.folder.exists() and holder(self.folder) == self.id, seconds, self)
+    def works(self) -> None:
+        self.until(lambda: self.folder.exists() and holder(self.folder) == self.id, "its hold of the folder")
 
     @property
     def lock(self) -> Row:
@@ -131,28 +155,21 @@ class Run:
         worker.kill()
         self.kill()
 
-    def hang(self) -> None:
-        """Stop the stage where it is; a polite signal does not reach it any more."""
-        for pid in _until(lambda: stage_processes(self.folder), 60, self):
-            os.kill(pid, signal.SIGSTOP)
-
-    def is_quiet_within(self, seconds: float) -> None:
-        _until(lambda: not stage_processes(self.folder), seconds, self)
+    def is_quiet(self) -> None:
+        self.until(lambda: not stage_processes(self.folder), "the end of its stage's process")
 
     def finished(self) -> dict[Path, int]:
         """All that is committed, and when it was written."""
         files = [*self.folder.rglob("*.parquet"), *self.folder.rglob("manifest.json")]
         return {path: path.stat().st_mtime_ns for path in files}
 
-
-def _until(come: Callable[[], Any], within_s: float, run: Run) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (found := come()):
-        if time.monotonic() > deadline:
-            log = (run.site.home / "worker.log").read_text()[-3000:]
-            pytest.fail(f"not within {within_s} s; {run.row['state_name']}: {run.row['state']['message']}\n{log}")
-        time.sleep(0.1)
-    return found
+    def until(self, come: Callable[[], Any], what: str) -> Any:
+        """Wait; what the worker says is told where that is in vain."""
+        try:
+            return until(come, what, every_s=0.1)
+        except AssertionError as error:
+            log = (self.site.home / "worker.log").read_text()[-3000:]
+            pytest.fail(f"{error}; {self.row['state_name']}: {self.row['state']['message']}\n{log}")
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +215,7 @@ def _is_whole(run: Run, finished: dict[Path, int]) -> None:
     after = run.finished()
     assert {path: after.get(path) for path in finished} == finished
     assert (run.folder / "report.html").exists()
-    _until(lambda: {task["state_type"] for task in run.tasks} <= ENDED, 10, run)
+    run.until(lambda: {task["state_type"] for task in run.tasks} <= ENDED, "the end of its tasks")
 
 
 def test_a_run_that_failed_was_cancelled_and_killed_is_retried_and_redoes_nothing(
@@ -209,31 +226,35 @@ def test_a_run_that_failed_was_cancelled_and_killed_is_retried_and_redoes_nothin
     prompts = case.file.parent / "heldout.jsonl"
     away = prompts.rename(prompts.with_suffix(".away"))
     run = site.start_run(case)
-    assert "heldout.jsonl: could not be read" in run.becomes("Failed", 60)
+    assert "heldout.jsonl: could not be read" in run.becomes("Failed")
 
     away.rename(prompts)
+    half_generated = site.points.hold(run.folder / "round-01/candidates/candidates-00002.parquet")
     run.retry()
-    run.comes_to(HALF_GENERATED)
-    run.hang()
+    os.kill(run.reaches(half_generated), signal.SIGSTOP)  # a polite signal does not reach it any more
     second = site.start_run(case)
-    assert f"Another flow run works on {run.folder}" in second.becomes("AwaitingConcurrencySlot", 60)
+    assert f"Another flow run works on {run.folder}" in second.becomes("AwaitingConcurrencySlot")
     second.set_state("CANCELLED", "Cancelled")
 
     finished = run.finished()
     run.set_state("CANCELLING", "Cancelling")
-    run.is_quiet_within(15)
-    run.becomes("Cancelled", 45)
-    assert not (run.folder / "round-01/candidates/manifest.json").exists(), "it was not in the middle any more"
+    run.is_quiet()
+    run.becomes("Cancelled")
+    half_generated.release()
 
+    half_trained = site.points.hold(run.folder / "round-01/.policy.tmp")
+    began = run.row["run_count"]
     assert "has been scheduled for retry" in site.told("prefect", "flow-run", "retry", run.id)
-    run.comes_to("round-01/logs/train.log")
+    run.begins_again(began)
+    run.reaches(half_trained)
     finished |= run.finished()
     run.kill()
-    run.becomes("Crashed", 15)
-    run.is_quiet_within(5)
+    run.becomes("Crashed")
+    run.is_quiet()
+    half_trained.release()
 
     run.retry()
-    run.becomes("Completed", 120)
+    run.becomes("Completed")
     _is_whole(run, finished)
 
 
@@ -242,14 +263,18 @@ def test_a_refused_round_asks_and_a_person_answers_there_or_on_the_command_line(
 ) -> None:
     start_worker()
     impossible = {"reward": {"min_change": 5.0, "confidence": None}}
-    settings = {"gate__require": impossible, "gate__otherwise": "ask", "gate__answer_within_s": 15, "rounds": 1}
+    settings = {"gate__require": impossible, "gate__otherwise": "ask", "gate__answer_within_s": ANSWER_S, "rounds": 1}
     case = make_case(run="asked", **settings)
     run = site.start_run(case)
-    run.becomes("Suspended", 180)
+    run.becomes("Suspended")
     assert RunState(case.config).stages[-1].state == "waiting"
     assert holder(run.folder) is None, "nobody works on it meanwhile"
     assert run.resume(approve="perhaps")["status"] == "REJECT"
-    run.becomes("Failed", 60)  # without an answer
+    details = run.row["state"]["state_details"]
+    waits = datetime.fromisoformat(details["pause_timeout"]) - datetime.fromisoformat(run.row["state"]["timestamp"])
+    assert ANSWER_S - PATIENCE_S < waits.total_seconds() < ANSWER_S + PATIENCE_S
+    run.waits_no_longer()
+    run.becomes("Failed")
 
     fork = ("--from", "decide", "--round", "1")
     assert "shares 7 stages" in case.tell("fork", str(run.folder), "refused", *fork)
@@ -262,9 +287,9 @@ def test_a_refused_round_asks_and_a_person_answers_there_or_on_the_command_line(
 
     finished = run.finished()
     run.retry()
-    run.becomes("Suspended", 60)
+    run.becomes("Suspended")
     assert run.resume(approve=True, comment="it reads well")["status"] == "ACCEPT"
-    run.becomes("Completed", 60)
+    run.becomes("Completed")
     _is_whole(run, finished)
     assert RunState(case.config).reasons[0].endswith("; asked, it was approved (it reads well)")
     assert (run.folder / "best").resolve() == (run.folder / "round-01/policy").resolve()
@@ -274,49 +299,54 @@ def test_a_run_whose_worker_died_with_it_is_recovered_and_one_whose_worker_died_
     make_case: Callable[..., Case], site: Site, start_worker: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
     worker = start_worker()
-    run = site.start_run(make_case(run="orphaned", rounds=1))
-    run.comes_to("round-00/logs/evaluate.log")
+    case = make_case(run="orphaned", rounds=1)
+    half_evaluated = site.points.hold(case.folder / "round-00/evaluation/evaluations-00000.parquet")
+    run = site.start_run(case)
+    run.reaches(half_evaluated)
     assert f"({run.id}): alive" in site.told("flows.cli", "recover", "--resume")
     finished = run.finished()
     run.kill_with(worker)
-    run.is_quiet_within(5)
+    run.is_quiet()
     time.sleep(TOO_YOUNG_S)
     assert run.row["state_name"] == "Running"
     assert "RUNNING" in {task["state_type"] for task in run.tasks}
 
     other = site.start("flows.cli", "resume", str(run.folder))
-    assert "the lock of the run's folder says so" in run.becomes("Crashed", 60)
+    assert "the lock of the run's folder says so" in run.becomes("Crashed")
     assert {task["state_type"] for task in run.tasks} <= ENDED
     assert run.lock["flow_run"] != run.id
     other.kill()
-    told = _until(lambda: _told_dead(site), 60, run)
+    told = run.until(lambda: _told_dead(site), "a word on the other's death")
     assert f"({run.lock['flow_run']}): dead: marked Crashed, has no deployment to resume it: `pco resume" in told
 
-    run.retry()
     worker = start_worker()
-    run.works_within(60)
+    run.retry()
+    run.works()
     run.kill_with(worker)
     run.set_state("CANCELLING", "Cancelling")
     time.sleep(TOO_YOUNG_S)
     assert f"({run.id}): dead: marked Cancelled" in site.told("flows.cli", "recover", "--resume")
     assert run.row["state_name"] == "Cancelled"
 
-    run.retry()
     worker = start_worker()
-    run.works_within(60)
+    run.retry()
+    run.works()
     run.kill_with(worker)
     time.sleep(TOO_YOUNG_S)
     both = [site.start("flows.cli", "recover", "--resume", "--max-attempts", "9") for _ in range(2)]
-    told = "".join(one.communicate(timeout=60)[0] for one in both)
+    told = "".join(process.communicate(timeout=PATIENCE_S)[0] for process in both)
     assert told.count("dead: marked Crashed, resumes as attempt 4") == 1, told
     assert (run.row["state_name"], run.row["run_count"]) == ("AwaitingRetry", 3)
     assert {task["state_type"] for task in run.tasks} <= ENDED
 
+    half_generated = site.points.hold(run.folder / "round-01/candidates/candidates-00001.parquet")
+    half_evaluated.release()
     worker = start_worker()
-    run.comes_to("round-01/logs/generate.log")
+    run.reaches(half_generated)
     worker.kill()
     finished |= run.finished()
-    run.becomes("Completed", 120)
+    half_generated.release()
+    run.becomes("Completed")
     _is_whole(run, finished)
     assert run.row["run_count"] == 4
     assert "No flow run says Running" in site.told("flows.cli", "recover")

@@ -8,7 +8,7 @@ from statistics import fmean
 import pyarrow as pa
 import pytest
 
-from data import store
+from data import files, store
 from pco.config.run import RunConfig
 from pco.runs.status import points
 from pco.stage import Stage, StageName
@@ -77,7 +77,7 @@ def test_each_row_is_traceable_to_the_policy_that_made_it(finished: Case) -> Non
     assert trained is not None
     assert set(second["policy"].to_pylist()) == {trained.outputs["policy"]}
     assert set(first["policy"].to_pylist()).isdisjoint(second["policy"].to_pylist())
-    assert store.folder_digest(config.folder / "round-01" / "policy") == trained.outputs["policy"]
+    assert files.folder_digest(config.folder / "round-01" / "policy") == trained.outputs["policy"]
 
 
 def test_training_changes_the_policy_towards_the_chosen_completions(finished: Case) -> None:
@@ -118,12 +118,12 @@ def _servers(home: str) -> list[str]:
     return [line for line in listed.stdout.splitlines() if "create_app" in line and f"PREFECT_HOME={home} " in line]
 
 
-MOMENTS = [
-    "round-00/evaluation/candidates-00000.parquet",
-    "round-01/candidates/candidates-00001.parquet",
-    "round-01/logs/train.log",
-    "round-01/policy/config.json",
-    "round-02/candidates/candidates-00000.parquet",
+MOMENTS = [  # before which a stage is killed
+    "round-00/evaluation/evaluations-00000.parquet",
+    "round-01/candidates/candidates-00002.parquet",
+    "round-01/.policy.tmp",
+    "round-01/training/manifest.json",
+    "round-02/candidates/candidates-00001.parquet",
 ]
 
 
@@ -132,7 +132,7 @@ def test_a_run_killed_again_and_again_resumes_to_the_same_tables(
 ) -> None:
     case = make_case()
     for moment in MOMENTS:
-        case.kill_at(moment)
+        case.kill_before(moment)
     status, output = case.run()
     assert status == 0, output
     assert _servers(case.environment["PREFECT_HOME"]) == []

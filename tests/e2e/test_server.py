@@ -1,6 +1,5 @@
 """The same command with a Prefect server to report to."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,24 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.comparison import evaluate_policies
 from flows.recover import FOLDER
 from tests.e2e.conftest import Case, asked
+from tests.points import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 def _ask(url: str, what: str, wanted: int, **body: Any) -> list[dict[str, Any]]:
     """Rows arrive late: ask until they are there."""
-    deadline = time.monotonic() + 60
-    while True:
+
+    def come() -> list[dict[str, Any]] | None:
         rows: list[dict[str, Any]] = asked("POST", f"{url}/{what}/filter", json=body)
-        if len(rows) >= wanted or time.monotonic() > deadline:
-            return rows
-        time.sleep(1)
+        return rows if len(rows) >= wanted else None
+
+    rows: list[dict[str, Any]] = until(come, f"{wanted} {what}", every_s=1)
+    return rows
 
 
 def test_a_run_reports_to_the_server_in_the_environment(make_case: Callable[..., Case], server: str) -> None:
-    made = make_case(rounds=1)
-    case = Case(made.file, {**made.environment, "PREFECT_API_URL": server})
+    case = make_case(rounds=1).under(PREFECT_API_URL=server)
     status, output = case.run()
     assert status == 0, output
     assert "temporary server" not in output
@@ -42,8 +42,8 @@ def test_a_run_reports_to_the_server_in_the_environment(make_case: Callable[...,
 
 
 def test_a_failed_stage_gives_its_cause_as_the_runs_state_message(make_case: Callable[..., Case], server: str) -> None:
-    made = make_case(stage_timeout_s=1)
-    case = Case(made.file, {**made.environment, "PREFECT_API_URL": server})
+    case = make_case(stage_timeout_s=1).under(PREFECT_API_URL=server)
+    case.points.hold("late/round-00/prompts/manifest.json")
     status, output = case.run("run=late")
     assert status == 2
     assert "ran out of time" in output
@@ -69,8 +69,7 @@ def test_policies_are_evaluated_as_a_flow_with_a_task_for_each_stage_of_each(
 def test_the_automation_for_crashed_runs_is_made_once_keeps_its_switch_and_goes_when_told(
     make_case: Callable[..., Case], server: str
 ) -> None:
-    made = make_case()
-    case = Case(made.file, {**made.environment, "PREFECT_API_URL": server})
+    case = make_case().under(PREFECT_API_URL=server)
 
     def deployed(attempts: int) -> list[dict[str, Any]]:
         case.tell("deploy", "--resume-crashed", str(attempts))

@@ -21,6 +21,7 @@ import yaml
 from tests import tiny_model
 from tests.e2e.conftest import Case, asked
 from tests.pco.reward_training.conftest import preferences
+from tests.points import PATIENCE_S, Points, until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="not tested: pip install playwright")
 CHROMIUM = shutil.which("chromium")
@@ -40,6 +41,7 @@ class Site:
     page: Any
     api: str
     images: Path
+    points: Points
 
     def open(self, path: str) -> None:
         self.page.goto(f"{self.api.removesuffix('/api')}/v2/{path}")
@@ -59,15 +61,17 @@ class Site:
 
 @pytest.fixture
 def site(server: str, tmp_path: Path) -> Iterator[Site]:
+    points = Points(tmp_path / "points")
     environment = {
         **os.environ,
+        **points.environment,
         "OMP_NUM_THREADS": "1",
         "PREFECT_API_URL": server,
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
     deploy = [sys.executable, "-m", "flows.cli", "deploy", "--folder", str(tmp_path)]
-    subprocess.run(deploy, env=environment, check=True, timeout=120)
+    subprocess.run(deploy, env=environment, check=True, timeout=PATIENCE_S)
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "pco", "--type", "process"]
     images = Path(os.environ.get("PCO_IMAGES", tmp_path))
     with (
@@ -77,8 +81,8 @@ def site(server: str, tmp_path: Path) -> Iterator[Site]:
     ):
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", NOWHERE])
         page = browser.new_page(viewport={"width": 1500, "height": 900}, device_scale_factor=0.8)
-        page.set_default_timeout(120_000)
-        yield Site(page, server, images)
+        page.set_default_timeout(1000 * PATIENCE_S)
+        yield Site(page, server, images, points)
         browser.close()
         working.kill()  # asked politely, it sometimes stays
 
@@ -110,10 +114,7 @@ def _submit(site: Site) -> str:
 
 
 def _come(rows: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    deadline = time.monotonic() + 120
-    while not (found := rows()):
-        assert time.monotonic() < deadline, "the server made no flow run"
-        time.sleep(1)
+    found: list[dict[str, Any]] = until(rows, "a flow run of the server's making", every_s=1)
     return found
 
 
@@ -162,10 +163,13 @@ def test_a_run_goes_from_the_form_over_a_failed_stage_and_retry_to_its_report(
 
     finished = _written(folder)
     obstacle.unlink()
+    scored = site.points.hold(folder / "round-01/scores/scores-00000.parquet")
     page.locator("button[aria-haspopup=menu]").first.click()
     page.get_by_role("menuitem", name="Retry").click()
     page.get_by_role("button", name="Retry").click()
-    site.page.get_by_text("AwaitingRetry").or_(site.page.get_by_text("Running")).first.wait_for()
+    scored.wait()
+    site.page.get_by_text("Running", exact=True).first.wait_for()
+    scored.release()
     _becomes(site, run, "Completed")
     after = _written(folder)
     assert {path: after[path] for path in finished} == finished

@@ -59,6 +59,7 @@ def test_what_is_no_address_of_a_server_is_refused_by_the_variable(config_file: 
     assert f"PREFECT_API_URL: {url} is no address of a server" in result.output
 
 
+@pytest.mark.process
 def test_a_run_for_a_dead_server_ends_before_any_work(config_file: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PREFECT_API_URL": f"{DEAD}/api", "PREFECT_HOME": str(tmp_path / "prefect")}
     command = [sys.executable, "-m", "flows.cli", "run", str(config_file)]
@@ -111,6 +112,7 @@ def until(true: Callable[[], bool], patience_s: float = 60) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.process
 def test_two_runs_at_once_on_a_new_machine_have_a_server_each_that_ends_with_its_run(tmp_path: Path) -> None:
     first, second = begun(tmp_path), begun(tmp_path)  # both would make the database
     urls = [url_of(first), url_of(second)]
@@ -124,6 +126,7 @@ def test_two_runs_at_once_on_a_new_machine_have_a_server_each_that_ends_with_its
     until(lambda: not answers(urls[0]))
 
 
+@pytest.mark.process
 def test_a_ctrl_c_is_for_the_run_and_not_for_its_server(tmp_path: Path) -> None:
     process = begun(tmp_path)
     url = url_of(process)

@@ -34,8 +34,11 @@ def test_ordinary_text_is_no_event(line: str) -> None:
     "body",
     ["", "[]", "3", '{"other": {}}', '{"progress": 3}', '{"progress": {"done": 1}}', '{"failure": {"x": 1}}', "nul"],
 )
-def test_a_marked_line_that_is_no_event_is_log_text(body: str) -> None:
-    assert progress.parse(f"{progress._MARK}{body}") is None
+def test_a_marked_line_that_is_no_event_is_log_text(body: str, capsys: pytest.CaptureFixture[str]) -> None:
+    progress.send({"failure": {"kind": "PCOError", "message": "whole"}})
+    mark, brace, event = capsys.readouterr().out.rstrip("\n").partition("{")
+    assert progress.parse(mark + brace + event) == Failure("PCOError", "whole")
+    assert progress.parse(f"{mark}{body}") is None
 
 
 def test_the_end_is_always_reported_and_what_is_before_it_only_now_and_then(

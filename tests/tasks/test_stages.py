@@ -1,13 +1,16 @@
 """The task around a stage: Prefect shows a run, and what it cannot show costs the run nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.logging import disable_run_logger
 
+from data import store
 from pco.progress import Progress
-from tasks import stages, views
+from pco.stage import Stage
+from tasks import stages
 from tests import builders
 
 
@@ -22,10 +25,17 @@ def test_a_server_that_does_not_answer_costs_the_picture_and_not_the_stage(
     monkeypatch.setattr(stages, "_ARTIFACT_EVERY_S", 0)
     monkeypatch.setattr(stages, "create_progress_artifact", lambda *_, **__: "id")
     monkeypatch.setattr(stages, broken, _server_is_gone)
-    with disable_run_logger():
-        watch = stages._Watch(builders.stage("score", builders.config(tmp_path)), views.Lines())
+    stage = builders.stage("score", builders.config(tmp_path))
+    manifest = stage.finish(unit="candidates", rows_in=3, rows_out=3, dropped={}, started=0.0)
+
+    def run(_: Stage, *, on_progress: Callable[[Progress], None], **__: Any) -> store.Manifest:
         for done in (1, 2, 3):
-            watch.advance(Progress(done, 3, "candidates"))
+            on_progress(Progress(done, 3, "candidates"))
+        return manifest
+
+    monkeypatch.setattr(stages.launcher, "run", run)
+    with disable_run_logger():
+        assert stages.run_stage.fn(stage) == manifest
 
 
 def test_the_line_of_a_finished_stage_tells_of_its_judges_position_bias(tmp_path: Path) -> None:

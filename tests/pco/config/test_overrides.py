@@ -164,6 +164,12 @@ def test_a_key_of_the_old_kind_that_is_set_as_well_is_refused(tmp_path: Path) ->
         from_file(tmp_path, "", "train.loss.tau=3", "train.loss.kind=dpo")
 
 
+def test_the_config_that_is_overridden_is_left_as_it_is(tmp_path: Path) -> None:
+    raw = dumped(tmp_path)
+    with_set("train.loss.kind=dpo", "policy.system=Be brief.", raw=raw)
+    assert raw == dumped(tmp_path)
+
+
 def test_a_changed_reward_begins_from_its_own_defaults_and_its_texts_are_texts(tmp_path: Path) -> None:
     raw = dumped(tmp_path, reward={"kind": "length", "max_tokens": 9})
     raw = with_set("reward.pattern=a #b", "reward.kind=regex", raw=raw)

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from data import store
+from data import files, store
 from data.errors import BadInput
-from pco import rounds
 from pco.config.run import RunConfig
 from pco.doctor import checks
 from pco.stages import prepare
@@ -333,7 +332,7 @@ def test_an_empty_preferences_file_is_refused(config: RunConfig) -> None:
 
 
 def test_frozen_preferences_are_pairs_of_tokens_with_the_end_of_text(config: RunConfig, tokenizer: Any) -> None:
-    stage = rounds.planned(with_preferences(config, PREFERENCE, PREFERENCE))
+    stage = builders.prepare_stage(with_preferences(config, PREFERENCE, PREFERENCE))
     assert prepare.run(stage).rows_in == 6
     first, second = store.read_table(stage.folder, "preferences").to_pylist()
     assert tokenizer.decode(first["chosen_token_ids"]) == PREFERENCE["chosen"] + tokenizer.eos_token
@@ -347,7 +346,7 @@ def test_frozen_preferences_are_pairs_of_tokens_with_the_end_of_text(config: Run
 
 
 def test_what_was_checked_is_frozen_with_the_models_digest(config: RunConfig, tiny: Path) -> None:
-    stage = rounds.planned(config)
+    stage = builders.prepare_stage(config)
     manifest = prepare.run(stage)
     rows = store.read_table(stage.folder, "prompts").to_pylist()
     assert rows == [
@@ -356,13 +355,13 @@ def test_what_was_checked_is_frozen_with_the_models_digest(config: RunConfig, ti
         builders.prompt_row("Human prose.", "text"),
     ]
     assert manifest.rows_in == manifest.rows_out == 4
-    assert manifest.outputs == {"policy": store.folder_digest(tiny), "policy_folder": str(tiny)}
+    assert manifest.outputs == {"policy": files.folder_digest(tiny), "policy_folder": str(tiny)}
 
 
 def test_frozen_feedback_holds_the_tokens_of_prompt_and_completion_with_the_end_of_text(
     config: RunConfig, tokenizer: Any
 ) -> None:
-    stage = rounds.planned(with_feedback(config, THUMB))
+    stage = builders.prepare_stage(with_feedback(config, THUMB))
     prepare.run(stage)
     (row,) = store.read_table(stage.folder, "feedback").to_pylist()
     assert tokenizer.decode(row["prompt_token_ids"]) == row["prompt"]
@@ -375,19 +374,19 @@ def test_frozen_feedback_holds_the_tokens_of_prompt_and_completion_with_the_end_
 def test_another_content_of_a_prompts_file_is_another_stage_and_another_place_of_it_is_not(
     config: RunConfig, tmp_path: Path
 ) -> None:
-    before = rounds.planned(config).fingerprint
+    before = builders.prepare_stage(config).fingerprint
     shutil.copyfile(config.prompts.train, tmp_path / "copy.jsonl")
     moved = builders.changed(config, prompts__train=str(tmp_path / "copy.jsonl"))
-    assert rounds.planned(moved).fingerprint == before
+    assert builders.prepare_stage(moved).fingerprint == before
     with (tmp_path / "copy.jsonl").open("a") as file:
         file.write('{"prompt": "one more"}\n')
-    assert rounds.planned(moved).fingerprint != before
+    assert builders.prepare_stage(moved).fingerprint != before
 
 
 def test_planning_with_a_missing_file_is_refused(config: RunConfig) -> None:
     Path(config.prompts.heldout).unlink()
-    with pytest.raises(BadInput, match="Name a JSONL or Parquet file as `prompts.heldout`"):
-        rounds.planned(config)
+    with pytest.raises(BadInput, match="`prompts.heldout`"):
+        builders.prepare_stage(config)
 
 
 @pytest.mark.parametrize(

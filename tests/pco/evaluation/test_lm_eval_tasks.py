@@ -10,8 +10,10 @@ import pytest
 from data.errors import BadInput
 from pco.config.gate import Gate
 from pco.evaluation import lm_eval_tasks, metrics
+from pco.evaluation.gate import apply_rules
+from pco.evaluation.rows import EvaluationRow
 from pco.stage import Artifact, Stage
-from pco.stages import decide, evaluate
+from pco.stages import evaluate
 from tests import builders
 from tests.fake_sampler import FakeSampler
 
@@ -78,8 +80,8 @@ def test_each_document_of_a_task_is_a_row_that_the_gate_can_hold_a_round_to(eval
     guard = {"task_first": {"min_change": -0.1, "confidence": 0.95}}
     gate = Gate.model_validate({"require": {"reward": None}, "guards": {**dict.fromkeys(Gate().guards), **guard}})
     for now, passes in ((rows, True), (worse, False)):
-        (ruling,) = decide.judge(now, {"start": rows, "previous": rows}, gate)
-        assert ruling.passed == passes, ruling
+        (result,) = apply_rules(now, {"start": rows, "previous": rows}, gate)
+        assert result.passed == passes, result
 
 
 def test_no_more_documents_are_read_than_the_limit_says(evaluated: Callable[..., Stage]) -> None:
@@ -96,7 +98,7 @@ def test_a_killed_evaluation_goes_on_with_the_task_it_was_at(
     (stage.folder / "evaluations-00002.parquet").unlink()
     made, real = [], lm_eval_tasks.rows
 
-    def watched(policy: Any, task: str, limit: int | None) -> list[metrics.Row]:
+    def watched(policy: Any, task: str, limit: int | None) -> list[EvaluationRow]:
         made.append(task)
         return real(policy, task, limit)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from data import schemas, store
+from data import files, schemas, store
 from data.errors import CorruptArtifact, PCOError
 from pco.execution import disk_space, launcher
 from pco.runs import policy
@@ -23,6 +23,8 @@ from pco.stage import Stage
 from pco.training import checkpoints
 from tests import builders
 from tests.processes import as_nobody
+
+pytestmark = pytest.mark.process
 
 MIB = 2**20
 
@@ -66,7 +68,7 @@ def test_a_shard_that_does_not_fit_the_disk_leaves_what_was_committed_and_no_tra
     store.write_part(folder, "scores", 0, shard(10), "f")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     filler = _fill(small_disk, leave=20_000)
-    with pytest.raises(PCOError, match=r"scores-00001\.parquet: could not be written \(.*[Nn]o space left.*resume"):
+    with pytest.raises(PCOError, match=r"scores-00001\.parquet: .*[Nn]o space left"):
         store.write_part(folder, "scores", 1, shard(5000), "f")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     filler.unlink()
@@ -91,7 +93,7 @@ def test_a_stage_on_a_disk_that_fills_up_says_so_and_goes_on_when_there_is_room(
 def test_a_stage_that_needs_more_room_than_there_is_does_not_start(tmp_path: Path, small_disk: Path) -> None:
     stage = _scoring(tmp_path, small_disk / "runs")
     stage.config.folder.mkdir(parents=True)
-    with pytest.raises(PCOError, match=r"round 1/2 · score may need 0\.10 GiB of disk, and only 0\.00 GiB are free"):
+    with pytest.raises(PCOError, match=r"round 1/2 · score .*0\.10 GiB.* 0\.00 GiB"):
         launcher.run(stage)
     assert not stage.folder.exists()
 
@@ -133,7 +135,7 @@ def test_a_checkpoint_that_does_not_fit_the_disk_is_removed_and_the_earlier_one_
     folder = small_disk / checkpoints.FOLDER
     folder.mkdir()
     builders.checkpoint(folder, 1)
-    with pytest.raises(PCOError, match="step-00000002: the checkpoint could not be written"):
+    with pytest.raises(PCOError, match="step-00000002: .* GiB"):
         checkpoints.save(Engine(), folder, [{}, {}], "f", of=9, keep=2)
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000001.json"]
     assert checkpoints.progress(small_disk) == (1, 9)
@@ -149,8 +151,8 @@ def test_weights_that_do_not_fit_the_disk_leave_the_old_policy(small_disk: Path,
     (small_disk / "policy/config.json").write_text("old")
     _fill(small_disk, leave=20_000)
     with (
-        pytest.raises(PCOError, match="policy: could not be written .*No space left"),
-        store.atomic_folder(small_disk / "policy") as temporary,
+        pytest.raises(PCOError, match="policy: .*No space left"),
+        files.atomic_folder(small_disk / "policy") as temporary,
     ):
         _save_weights(model, temporary)
     assert (small_disk / "policy/config.json").read_text() == "old"
@@ -182,7 +184,7 @@ def test_a_lock_that_cannot_be_written_is_a_clear_error(tmp_path: Path, small_di
     config = builders.config(tmp_path, runs_dir=str(small_disk / "runs"))
     config.folder.mkdir(parents=True)
     _fill(small_disk, leave=0)
-    with pytest.raises(PCOError, match=r"(?i)could not be written \(no space left"), opened(config):
+    with pytest.raises(PCOError, match=r"(?i)\.lock: .*no space left"), opened(config):
         pass
 
 
@@ -202,7 +204,7 @@ def test_a_part_that_may_not_be_read_is_neither_made_again_nor_taken_for_damaged
             lambda: store.read_parts(tmp_path / "scores", "scores", "f"),
             lambda: store.read_table(tmp_path / "scores", "scores"),
         ):
-            with pytest.raises(PCOError, match=r"scores-00000\.parquet: could not be read \(.*[Pp]ermission denied"):
+            with pytest.raises(PCOError, match=r"scores-00000\.parquet: .*[Pp]ermission denied"):
                 look()
 
     as_nobody(refused)
@@ -211,14 +213,14 @@ def test_a_part_that_may_not_be_read_is_neither_made_again_nor_taken_for_damaged
 def test_a_stage_does_not_end_without_one_of_its_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for shard in (0, 2):
         store.write_part(tmp_path, "scores", shard, schemas.build("scores", []), "f", of=3)
-    with pytest.raises(PCOError, match="2 of 3 shards of `scores` are there"):
+    with pytest.raises(PCOError, match="2 of 3 .*`scores`"):
         builders.finished(tmp_path, {}, fingerprint="f")
 
     def fail(_: Path) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(store.pq, "read_schema", fail)
-    with pytest.raises(PCOError, match="could not be read .Input/output error"):
+    with pytest.raises(PCOError, match="Input/output error"):
         builders.finished(tmp_path, {}, fingerprint="f")
     assert store.read_manifest(tmp_path) is None
 
@@ -230,7 +232,7 @@ def test_a_stage_in_a_folder_that_may_no_longer_be_written_says_so_and_goes_on_w
     stage.config.folder.mkdir(parents=True)
 
     def refused() -> None:
-        with pytest.raises(PCOError, match="no permission to write here"):
+        with pytest.raises(PCOError, match="permission .*`runs_dir`"):
             launcher.run(stage)
 
     as_nobody(refused)
@@ -246,20 +248,27 @@ def test_a_stage_for_which_memory_runs_out_says_what_to_lower(
 ) -> None:
     stage = _scoring(tmp_path, tmp_path / "runs", candidates=2)
     stage_does(
-        f"import pco.stages.score\ndef hog(stage):\n    {hog}\npco.stages.score.run = hog\n"
-        "from pco.execution.worker_main import main\nmain()"
+        f"from pco.stages import score\ndef hog(stage):\n    {hog}\nscore.run = hog\n"
+        "from pco.execution import worker_main\nworker_main.main()"
     )
-    with pytest.raises(PCOError, match=r"round 1/2 · score: out of memory \(.*\)\. Free memory .*, then resume"):
+    with pytest.raises(PCOError, match=r"round 1/2 · score: out of memory \("):
         launcher.run(stage)
 
 
 @pytest.mark.parametrize(("name", "advice"), [("train", "micro_batch_pairs=1"), ("generate", "engine.kv_cache_gib")])
-def test_want_of_memory_is_told_with_the_settings_that_need_less(name: Any, advice: str, tmp_path: Path) -> None:
-    from pco.execution.worker_main import _out_of_memory
-
-    error = _out_of_memory(builders.stage(name, builders.config(tmp_path)), MemoryError())
-    assert "out of memory (MemoryError)" in str(error)
-    assert advice in str(error)
+def test_want_of_memory_is_told_with_the_settings_that_need_less(
+    name: Any, advice: str, tmp_path: Path, stage_does: Callable[[str], None]
+) -> None:
+    inputs = {"policy": builders.PRETEND, "pairs": builders.finished(tmp_path / "pairs", {"pairs": []})}
+    stage = builders.stage(name, builders.config(tmp_path), inputs)
+    stage.config.folder.mkdir(parents=True)
+    stage_does(
+        "from types import SimpleNamespace\ndef hog(stage):\n    raise MemoryError\n"
+        f"sys.modules[{stage.module!r}] = SimpleNamespace(run=hog)\nos.environ['RANK'] = '0'\n"
+        "from pco.execution import worker_main\nworker_main.main()"
+    )
+    with pytest.raises(PCOError, match=f"{name}: out of memory .*MemoryError.*{advice}"):
+        launcher.run(stage)
 
 
 # Damaged files.
@@ -275,7 +284,7 @@ def test_a_damaged_input_is_named_and_once_it_is_restored_the_stage_runs(tmp_pat
     stage = _scoring(tmp_path, tmp_path / "runs")
     (part,) = stage.inputs["candidates"].folder.glob("*.parquet")
     _flip(part, 999)
-    with pytest.raises(CorruptArtifact, match=r"candidates-00000\.parquet: its content is not what its manifest"):
+    with pytest.raises(CorruptArtifact, match=r"candidates-00000\.parquet: "):
         launcher.run(stage)
     _flip(part, 999)
     assert launcher.run(stage).rows_out == 2000
@@ -300,7 +309,7 @@ def test_a_policy_whose_weights_were_cut_short_is_refused_before_it_is_loaded(tm
     assert policy.verified(stage).folder == copy
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(CorruptArtifact, match=r"its files changed since .*--from train"):
+    with pytest.raises(CorruptArtifact, match=r"policy: .*--from train"):
         policy.verified(stage)
 
 

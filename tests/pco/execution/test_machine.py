@@ -136,12 +136,14 @@ def told(program: str, *arguments: str, before: str = "exec", **environment: str
     return done.stdout.decode()
 
 
+@pytest.mark.process
 def test_a_locale_without_utf_8_is_none_for_this_program_and_its_children() -> None:
     program = "import os; print(sys.argv[1], sys.getfilesystemencoding(), os.environ['PYTHONUTF8'])"
     for chosen in ("C", "POSIX"):
         assert told(program, "über 河", LC_ALL=chosen, PYTHONUTF8="0") == "über 河 utf-8 1\n"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("closed", ["<&-", "<&- 2>&-"])
 def test_a_standard_stream_that_is_closed_is_no_other_file_s(closed: str) -> None:
     program = "import os; file = open(os.devnull); print(file.fileno() > 2)"

@@ -3,10 +3,4 @@
 import sys
 from pathlib import Path
 
-from hypothesis import settings
-
 sys.path.insert(0, str(Path(__file__).parent))
-
-# How long an example takes says nothing about the losses.
-settings.register_profile("losses", settings(), deadline=None)
-settings.load_profile("losses")

@@ -49,7 +49,7 @@ def test_a_system_message_comes_before_the_users(tokenizer: Any) -> None:
 
 
 def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=f"{tmp_path}: no tokenizer could be loaded"):
+    with pytest.raises(BadInput, match=f"{tmp_path}: .*tokenizer"):
         load_tokenizer(tmp_path)
 
 
@@ -57,5 +57,5 @@ def test_a_broken_tokenizer_is_refused_by_name(tmp_path: Path, tiny: Path) -> No
     for file in tiny.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(BadInput, match=f"{tmp_path}: no tokenizer could be loaded"):
+    with pytest.raises(BadInput, match=f"{tmp_path}: .*tokenizer"):
         load_tokenizer(tmp_path)

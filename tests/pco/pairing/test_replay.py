@@ -258,12 +258,12 @@ def test_seed_preferences_cannot_be_judged_by_a_reward_that_needs_references(
 ) -> None:
     settings = {"reward": reward, "prompts__preferences": "seed.jsonl", "replay__rounds": 1}
     builders.config(tmp_path, **settings)
-    with pytest.raises(ValidationError, match=r"replay\.rescore: the reward compares with `reference`"):
+    with pytest.raises(ValidationError, match=r"replay\.rescore: .*`reference`"):
         builders.config(tmp_path, **settings, replay__rescore=True)
 
 
 def test_human_answers_are_not_judged_anew(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="reference_worst prefers the reference whatever a reward says"):
+    with pytest.raises(ValidationError, match="reference_worst"):
         builders.config(tmp_path, pair__strategy="reference_worst", replay__rescore=True)
 
 

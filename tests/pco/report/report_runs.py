@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from data import schemas, store
+from pco.config.gate import Gate
 from pco.config.run import RunConfig
-from pco.evaluation import metrics
-from pco.evaluation.metrics import read
+from pco.evaluation import gate, metrics
+from pco.evaluation.decision import Decision
+from pco.rewards.programs import repeated_share
 from pco.stage import Artifact, Stage, StageName, stages_of
-from pco.stages import decide
 from tests import builders
 
 Row = dict[str, Any]
@@ -53,7 +54,7 @@ def evaluate(config: RunConfig, number: int, text: str, perplexity_logprob: floa
     ]
     stage = stage_of(config, number, "evaluate")
     store.write_part(stage.folder, "candidates", 0, schemas.build("candidates", rows), stage.fingerprint)
-    rewards = [-metrics.repeated_share(row["token_ids"], 3) for row in rows]
+    rewards = [-repeated_share(row["token_ids"], 3) for row in rows]
     second = [-0.1 * number] * len(rows) if config.evaluate.second_reward else None  # ever worse, whatever is written
     values = metrics.completion_rows(rows, rewards, second_rewards=second)
     values += metrics.text_rows(["text0"], [(perplexity_logprob, 10)])
@@ -122,12 +123,20 @@ def train(config: RunConfig, number: int) -> None:
     finish(config, number, "train", "train_log", rows, unit="pairs", rows_in=3, rows_out=3, metrics=metrics)
 
 
-def judge(config: RunConfig, number: int) -> None:
-    new, previous, start = (read(stage_of(config, i, "evaluate").folder) for i in (number, number - 1, 0))
-    rulings = decide.judge(new, {"previous": previous, "start": start}, config.gate)
-    promoted = all(ruling.passed for ruling in rulings)
-    rows = [{"round": number, **vars(ruling), "promoted": promoted} for ruling in rulings]
-    finish(config, number, "decide", "decisions", rows, outputs={"promoted": "yes" if promoted else "no"})
+def decide(config: RunConfig, number: int) -> None:
+    new, previous, start = (metrics.read(stage_of(config, i, "evaluate").folder) for i in (number, number - 1, 0))
+    results = gate.apply_rules(new, {"previous": previous, "start": start}, _of_means(config.gate))
+    promoted = all(result.passed for result in results)
+    rows = [{"round": number, **vars(result), "promoted": promoted} for result in results]
+    finish(config, number, "decide", "decisions", rows, outputs=Decision(promoted, f"round {number}").outputs)
+
+
+def _of_means(rules: Gate) -> Gate:
+    """The gate without the confidence of its requirement: four prompts are too few to be sure of a gain."""
+    raw = rules.model_dump()
+    if raw["require"]["reward"]:
+        raw["require"]["reward"]["confidence"] = None
+    return Gate.model_validate(raw)
 
 
 def write_stage(config: RunConfig, number: int, name: StageName, text: str, *, ruined: bool = False) -> None:
@@ -146,7 +155,7 @@ def write_stage(config: RunConfig, number: int, name: StageName, text: str, *, r
         case "evaluate":
             evaluate(config, number, text, -90.0 if ruined else -40.0)
         case "decide":
-            judge(config, number)
+            decide(config, number)
 
 
 def make_run(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,13 +17,13 @@ from pco import rewards
 from pco.config.reward import ModelReward
 from pco.config.reward_training import RewardTraining
 from pco.execution import launcher
-from pco.progress import Progress
 from pco.report import reward as report
 from pco.reward_training import order
 from pco.runs.folder import opened, read_config
 from pco.stage import Stage
 from tests import tiny_reward
 from tests.pco.reward_training.conftest import training_config
+from tests.points import Points
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 BASE = {
@@ -144,7 +143,7 @@ def test_another_setting_under_the_same_name_is_refused_and_pco_status_says_what
     other = config.model_copy(update={"seed": 7})
     with pytest.raises(RunConflict, match="(?s)seed: 0 there, 7 now"), opened(other):
         pass
-    with pytest.raises(Exception, match="is a reward training, not a run of rounds: `pco reward train"):
+    with pytest.raises(Exception, match="`pco reward train"):
         read_config(config.folder)
 
 
@@ -180,27 +179,19 @@ def test_an_encoder_and_a_reward_model_without_a_padding_token_learn_as_well(
 
 
 def test_a_training_killed_in_the_middle_resumes_and_ends_where_it_would_have_ended(
-    train: Train, tmp_path: Path, tiny: Path
+    train: Train, tmp_path: Path, tiny: Path, points: Points
 ) -> None:
     config = training_config(tmp_path, tiny, **BASE, train__checkpoint_steps=2)
-
-    def kill(stage: Stage[Any]) -> store.Manifest:
-        def once_kept(progress: Progress) -> None:
-            if stage.name == "train_reward" and list(stage.folder.glob("checkpoints/*.json")):
-                for process in psutil.Process().children(recursive=True):
-                    process.kill()
-
-        return launcher.run(stage, on_progress=once_kept)
-
+    points.kill("checkpoints/step-00000004.json", "group")
     with pytest.raises(StageFailed, match="SIGKILL"):
-        done(config, kill)
+        done(config)
     taken: list[int] = []
 
     def watch(stage: Stage[Any]) -> store.Manifest:
         return launcher.run(stage, on_progress=lambda told: taken.append(told.done) if told.unit == "steps" else None)
 
     resumed = done(config, watch)
-    assert min(taken) >= 2
+    assert min(taken) == 2
     assert all(resumed.weights[name].equal(weight) for name, weight in train().weights.items())
 
 

@@ -33,6 +33,7 @@ from tests import builders
 from tests.chat_server import ChatServer, Fault, Reply, serving
 from tests.pco.rewards.test_reward_models import FakeSampler, evaluating
 from tests.pco.rewards.test_rewards import scoring
+from tests.points import PATIENCE_S
 
 Serve = Callable[[Reply], ChatServer]
 
@@ -133,23 +134,31 @@ def test_a_fair_judge_has_no_position_bias(serve: Serve) -> None:
 def test_the_rewards_depend_neither_on_concurrency_nor_on_the_order_of_the_candidates(serve: Serve) -> None:
     candidates = rows("a", "bbb", "cc", "dd") + rows("eeee", "f", "gg", prompt="q")
 
-    def slow(question: str) -> str:
+    expected = values(configured(serve(longer), opponents=1), candidates)
+    for concurrency in (1, 3, 50):
+        server = serve(meeting(min(concurrency, 2)))
+        config = configured(server, concurrency=concurrency, opponents=1)
+        assert values(config, candidates) == expected
+        assert values(config, candidates[::-1])[::-1] == expected
+        assert min(concurrency, 2) <= server.busiest <= concurrency
+
+
+def meeting(parties: int) -> Reply:
+    """Answers the first questions only once so many are under way, and each after a moment in which others may come."""
+    meet, first = threading.Barrier(parties), threading.Semaphore(parties)
+
+    def reply(question: str) -> str:
+        if first.acquire(blocking=False):
+            meet.wait(PATIENCE_S)
         time.sleep(0.01)
         return longer(question)
 
-    for concurrency in (1, 3, 50):
-        server = serve(slow)
-        config = configured(server, concurrency=concurrency, opponents=1)
-        found = values(config, candidates)
-        assert found == values(config, candidates[::-1])[::-1]
-        assert server.busiest <= concurrency
-        assert found == values(configured(serve(longer), opponents=1), candidates)
-    assert server.busiest > 1
+    return reply
 
 
 @given(count=st.integers(1, 9), opponents=st.none() | st.integers(1, 9))
 def test_each_candidate_meets_as_many_others_as_were_asked_for(count: int, opponents: int | None) -> None:
-    pairs = llm_judge._drawn("p", list(range(count)), opponents)
+    pairs = llm_judge._opponents("p", list(range(count)), opponents)
     assert len(set(pairs)) == len(pairs)
     assert all(i < j for i, j in pairs)
     met = [sum(i in pair for pair in pairs) for i in range(count)]
@@ -215,20 +224,21 @@ def test_a_journal_that_was_torn_anywhere_loses_at_most_its_last_line(tmp_path: 
 
 def test_a_journal_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.jsonl").mkdir()
-    with pytest.raises(BadInput, match=r"notes\.jsonl: could not be read"):
+    with pytest.raises(BadInput, match=r"notes\.jsonl: .*read"):
         list(Journal(tmp_path / "notes.jsonl").read())
-    with pytest.raises(PCOError, match=r"notes\.jsonl: could not be written"):
+    with pytest.raises(PCOError, match=r"notes\.jsonl: .*written"):
         Journal(tmp_path / "notes.jsonl").add({})
 
 
+@pytest.mark.process
 def test_a_process_killed_while_it_asks_has_kept_every_answer_that_came(serve: Serve, tmp_path: Path) -> None:
-    answered, enough = threading.Semaphore(3), threading.Event()
+    answered, enough, over = threading.Semaphore(3), threading.Event(), threading.Event()
 
     def stalls(question: str) -> str | Fault:
         if answered.acquire(blocking=False):
             return longer(question)
         enough.set()
-        time.sleep(5)
+        over.wait()
         return Fault(cut=True)
 
     config = configured(serve(stalls), concurrency=1)
@@ -241,8 +251,9 @@ def test_a_process_killed_while_it_asks_has_kept_every_answer_that_came(serve: S
     candidates = rows("a", "bb", "ccc")
     command = [sys.executable, "-c", program, config.model_dump_json(), json.dumps(candidates), str(tmp_path)]
     with subprocess.Popen(command) as process:
-        assert enough.wait(60)
+        assert enough.wait(PATIENCE_S)
         process.kill()
+    over.set()
     server = serve(longer)
     resumed = config.model_copy(update={"base_url": server.url})
     assert values(resumed, candidates, tmp_path) == [0, 0.5, 1]
@@ -292,21 +303,24 @@ def test_what_may_pass_is_tried_again_and_changes_nothing(serve: Serve, fault: F
 def test_an_endpoint_that_does_not_recover_fails_the_stage_for_another_try(
     serve: Serve, fault: Fault, told: str
 ) -> None:
-    with pytest.raises(StageFailed, match=f"http://127.*{told}.*Answers so far are kept"):
+    with pytest.raises(StageFailed, match=f"http://127.*{told}"):
         values(configured(serve(lambda _: fault), retries=2), rows("a", "bb"))
 
 
 def test_an_endpoint_that_is_not_there_or_hangs_fails_the_stage(serve: Serve) -> None:
     nowhere = JudgeReward(base_url="http://127.0.0.1:9/v1", model="judge", retries=1)
-    with pytest.raises(StageFailed, match="failed 2 times, at last because of ConnectError"):
+    with pytest.raises(StageFailed, match="2 times.* ConnectError"):
         values(nowhere, rows("a", "bb"))
 
+    over = threading.Event()
+
     def hangs(_: str) -> str:
-        time.sleep(0.5)
+        over.wait()
         return "[[A]]"
 
-    with pytest.raises(StageFailed, match=r"no answer came within 0\.05 s"):
+    with pytest.raises(StageFailed, match=r"127\.0\.0\.1.*within 0\.05 s.*timeout_s"):
         values(configured(serve(hangs), timeout_s=0.05, retries=1), rows("a", "bb"))
+    over.set()
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 302])
@@ -315,7 +329,7 @@ def test_what_is_wrong_with_every_request_is_told_at_once_and_without_the_key(
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", "secret-4711")
     server = serve(lambda _: Fault(status, "bad key secret-4711", {"Location": "/"}))
-    with pytest.raises(BadInput, match=rf"it answered {status}: bad key \*\*\*.*JUDGE_KEY") as caught:
+    with pytest.raises(BadInput, match=rf"{status}: .*\*\*\*.*JUDGE_KEY") as caught:
         values(configured(server, api_key_env="JUDGE_KEY", concurrency=1), rows("a", "bb"))
     assert server.keys == ["Bearer secret-4711"]
     assert "secret-4711" not in str(caught.value)
@@ -357,7 +371,7 @@ def test_a_question_that_the_endpoint_refuses_is_no_readable_answer(serve: Serve
     scored = reward.score(rows("a", "bb", "ccc"))
     assert [found.dropped for found in scored] == [None, None, UNREAD]
     assert rewards.metrics(reward.counts)["judge_refused"] == 4
-    with pytest.raises(BadInput, match=r"refused every question; it answered 400: too long"):
+    with pytest.raises(BadInput, match=r"every question.* 400: too long"):
         values(configured(serve(lambda _: Fault(400, "too long"))), rows("a", "bb"))
 
 
@@ -369,7 +383,7 @@ def test_no_more_requests_begin_than_the_rate_allows(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     for rate, expected in ((1200.0, [0.0, 0.05, 0.1]), (None, [0.0] * 3)):
-        turns = endpoint._Turns(JudgeReward(base_url="http://h/v1", model="judge", requests_per_minute=rate))
+        turns = endpoint._RateLimit(JudgeReward(base_url="http://h/v1", model="judge", requests_per_minute=rate))
         with monkeypatch.context() as patch:
             patch.setattr(asyncio, "sleep", note)
             for _ in range(3):
@@ -378,13 +392,36 @@ def test_no_more_requests_begin_than_the_rate_allows(monkeypatch: pytest.MonkeyP
         waits.clear()
 
 
-def test_the_wait_doubles_up_to_a_limit_and_the_endpoint_may_ask_for_its_own() -> None:
-    waits = [endpoint._wait_s(attempt, endpoint._Transient("x")) for attempt in range(20)]
+def waits_before_requests(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, retry_after: str | None, retries: int = 1
+) -> list[float]:
+    """Seconds between the failures of an endpoint that asks for so much patience."""
+    slept, sleep = [], asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(0)
+
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    config = configured(serve(lambda _: Fault(503, headers=headers)), retries=retries, concurrency=1)
+    with monkeypatch.context() as patch, pytest.raises(StageFailed):
+        patch.setattr(endpoint, "FIRST_WAIT_S", 1.0)
+        patch.setattr(asyncio, "sleep", note)
+        values(config, rows("a", "bb"))
+    return slept[1 : 2 * retries : 2]  # before each it also waits for its turn
+
+
+def test_the_wait_doubles_up_to_a_limit_and_the_endpoint_may_ask_for_its_own(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = waits_before_requests(serve, monkeypatch, None, retries=19)
     assert all(2**attempt / 2 <= wait <= 2**attempt for attempt, wait in enumerate(waits[:6]))
-    assert waits[-1] == endpoint._wait_s(0, endpoint._Transient("x", 1e9)) == 120
-    assert endpoint._wait_s(9, endpoint._Transient("x", 0.0)) == 0
-    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(minutes=1), usegmt=True)
-    assert 50 < (endpoint._retry_after(in_a_minute) or 0) <= 60
+    assert len(waits) == 19 and waits[-1] == 120
+    assert waits_before_requests(serve, monkeypatch, "1000000000") == [120]
+    assert waits_before_requests(serve, monkeypatch, "7") == [7]
+    in_half_a_day, yesterday = (datetime.now(UTC) + timedelta(hours=hours) for hours in (12, -24))
+    assert waits_before_requests(serve, monkeypatch, format_datetime(in_half_a_day, usegmt=True)) == [120]
+    assert waits_before_requests(serve, monkeypatch, format_datetime(yesterday, usegmt=True)) == [0]
 
 
 # The config.
@@ -430,10 +467,10 @@ def test_a_template_of_ones_own_is_asked_and_its_content_names_the_reward(serve:
     assert rewards.load(config).digest != before
     assert rewards.inputs(stage)["reward"].fingerprint != given.fingerprint
     file.write_text("{first} or")
-    with pytest.raises(BadInput, match=r"ask\.txt: has no place for \{prompt\}, \{second\}"):
+    with pytest.raises(BadInput, match=r"ask\.txt: .*\{prompt\}, \{second\}"):
         rewards.check(config, {})
     file.unlink()
-    with pytest.raises(BadInput, match=r"ask\.txt: could not be read"):
+    with pytest.raises(BadInput, match=r"ask\.txt: .*read"):
         rewards.check(config, {})
 
 

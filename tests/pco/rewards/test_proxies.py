@@ -23,7 +23,7 @@ def _behind_a_dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def answers(base_url: str) -> list[str]:
     heard: list[str] = []
     config = JudgeReward(base_url=base_url, model="judge", retries=0)
-    endpoint.ask(["q"], config, on_answer=lambda *answer: heard.append(str(answer[1])), counts=defaultdict(float))
+    endpoint.ask(["q"], config, on_reply=lambda *reply: heard.append(str(reply[1])), counts=defaultdict(float))
     return heard
 
 

@@ -76,6 +76,7 @@ def edit(path: Path, **changes: Any) -> None:
 # Laws.
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("name", ["judge", "padded", "encoder"])
 def test_a_score_depends_neither_on_batch_size_nor_on_padding_nor_on_order(
     name: str, request: pytest.FixtureRequest
@@ -89,6 +90,7 @@ def test_a_score_depends_neither_on_batch_size_nor_on_padding_nor_on_order(
         assert values(config, candidates[::-1]) == pytest.approx(alone[::-1], abs=1e-5)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("name", ["judge", "padded", "encoder"])
 def test_a_score_is_the_logit_of_the_model_for_the_rendered_dialogue_alone(
     name: str, request: pytest.FixtureRequest, tokenizer: Any
@@ -237,9 +239,8 @@ def test_a_template_that_begins_the_text_twice_begins_it_once(change: Callable[.
 
 
 def test_a_text_that_is_too_long_gets_no_reward_and_the_longest_that_fits_does(judge: Path) -> None:
-    loaded = model._load(ModelReward(model=str(judge)))
     candidates = [{**rows(1)[0], "source_prompt": "z", "completion": "z" * n} for n in range(1, tiny_reward.CONTEXT)]
-    lengths = [len(model.rendered(loaded.tokenizer, "z", row["completion"], loaded.config)) for row in candidates]
+    lengths = [len(model.reads(ModelReward(model=str(judge)), "z", row["completion"])[1]) for row in candidates]
     assert {tiny_reward.CONTEXT, tiny_reward.CONTEXT + 1} <= set(lengths)
     for limit in (None, 20):
         config = ModelReward(model=str(judge), max_tokens=limit)
@@ -340,7 +341,7 @@ def drop_head(folder: Path) -> None:
 
 def test_weights_without_the_head_are_refused_when_they_are_loaded(copy: Path) -> None:
     drop_head(copy)
-    with pytest.raises(BadInput, match=r"its weights lack score\.weight: not a trained reward model"):
+    with pytest.raises(BadInput, match=r"weights .*score\.weight"):
         rewards.load(ModelReward(model=str(copy)))
 
 
@@ -396,8 +397,8 @@ def test_a_hub_model_is_named_by_its_id_and_revision_without_asking_the_hub(tmp_
 def test_looking_at_a_rewards_files_imports_no_heavy_library(tmp_path: Path, judge: Path) -> None:
     config = builders.config(tmp_path, reward={"kind": "model", "model": str(judge)})
     program = (
-        "import sys; from pco.config.run import RunConfig\n"
-        "from pco import rewards, rounds; from pco.stage import Stage\n"
+        "import sys; from pco import rewards, rounds; from pco.config.run import RunConfig\n"
+        "from pco.stage import Stage\n"
         "assert rewards.inputs(Stage('score', 1, RunConfig.model_validate_json(sys.argv[1]), {}))\n"
         "assert not {'torch', 'transformers', 'jsonschema'} & set(sys.modules)"
     )
@@ -442,8 +443,7 @@ def test_an_evaluation_leaves_out_and_counts_what_the_reward_cannot_judge(
     every = evaluate.run(evaluating(tmp_path / "every", tiny, kind="model", model=str(judge)))
     assert "without_reward" not in every.metrics
     config = ModelReward(model=str(judge))
-    loaded = model._load(config)
-    limit = len(model.rendered(loaded.tokenizer, "z", "zz", config))
+    limit = len(model.reads(config, "z", "zz")[1])
     stage = evaluating(tmp_path / "some", tiny, kind="model", model=str(judge), max_tokens=limit)
     manifest = evaluate.run(stage)
     assert manifest.rows_out == 4
@@ -453,7 +453,7 @@ def test_an_evaluation_leaves_out_and_counts_what_the_reward_cannot_judge(
     assert manifest.metrics["without_reward"] == 4 - len(rewarded)
     assert math.isfinite(manifest.metrics["reward"])
     assert sum(row["measure"] == "length" for row in rows) == 4
-    with pytest.raises(BadInput, match=r"none of 4 held-out completions got a reward .*too long"):
+    with pytest.raises(BadInput, match=r"none of 4 .*too long"):
         evaluate.run(evaluating(tmp_path / "none", tiny, kind="model", model=str(judge), max_tokens=1))
 
 
@@ -461,13 +461,13 @@ def test_an_evaluation_refuses_a_reward_that_cannot_work_before_it_samples(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate, "Sampler", lambda *_: pytest.fail("it sampled"))
-    with pytest.raises(BadInput, match="the run's held-out prompts: prompt .* has no `reference`"):
+    with pytest.raises(BadInput, match="held-out prompts: .*`reference`"):
         evaluate.run(evaluating(tmp_path / "a", tiny, kind="exact_answer", pattern="(a)"))
     stage = evaluating(tmp_path / "c", tiny, kind="json_schema", file=str(tmp_path / "schema.json"))
     (tmp_path / "schema.json").write_text("{}")
     stage = Stage("evaluate", 1, stage.config, {**stage.inputs, **rewards.inputs(stage)})
     (tmp_path / "schema.json").write_text("true")
-    with pytest.raises(CorruptArtifact, match="`reward` is made of changed"):
+    with pytest.raises(CorruptArtifact, match="`reward` .*changed"):
         evaluate.run(stage)
     with pytest.raises(BadInput, match="sequence classifier"):
         evaluate.run(evaluating(tmp_path / "b", tiny, kind="model", model=str(tiny)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data import store
+from data import files, store
 from data.errors import BadInput, RunConflict
 from pco.config.run import RunConfig
 from pco.rounds import walk
@@ -109,13 +109,13 @@ def test_origin_and_fork_stand_on_their_own(origin: RunConfig) -> None:
 def test_the_digest_of_a_shared_policy_is_that_of_its_origin(origin: RunConfig) -> None:
     new = _renamed(origin)
     fork.fork(origin, new, None)
-    ours, theirs = (store.folder_digest(config.folder / "round-01/policy") for config in (new, origin))
+    ours, theirs = (files.folder_digest(config.folder / "round-01/policy") for config in (new, origin))
     assert ours == theirs
 
 
 def test_a_fork_into_a_run_that_exists_is_refused(origin: RunConfig) -> None:
     before = _states(origin)
-    with pytest.raises(RunConflict, match="exists. Fork into another name"):
+    with pytest.raises(RunConflict, match="exists"):
         fork.fork(origin, origin, None)
     assert _states(origin) == before
 
@@ -123,7 +123,7 @@ def test_a_fork_into_a_run_that_exists_is_refused(origin: RunConfig) -> None:
 def test_a_fork_after_what_is_not_finished_is_refused_and_leaves_nothing(tmp_path: Path, origin: RunConfig) -> None:
     shutil.rmtree(_folder(origin, 1, "pair"))
     new = _renamed(origin)
-    with pytest.raises(BadInput, match=r"round-01/pairs: not finished, so a fork cannot begin after it"):
+    with pytest.raises(BadInput, match=r"round-01/pairs: not finished"):
         fork.fork(origin, new, (2, "train"))
     assert not new.folder.exists()
 
@@ -153,7 +153,7 @@ def test_what_is_set_aside_is_kept_and_made_anew_as_it_was(origin: RunConfig) ->
 
 def test_a_stale_stage_is_refused_by_name_and_goes_on_once_it_is_set_aside(origin: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "heldout.jsonl").write_text('{"prompt": "another"}\n')
-    with pytest.raises(RunConflict, match=r"(?s)stale: its input `heldout` changed.*--from prepare --round 0"):
+    with pytest.raises(RunConflict, match=r"(?s)`heldout`.*--from prepare --round 0"):
         walk(origin, lambda stage: stage.finished() or pytest.fail("not finished"))
     fork.set_aside(origin, (0, "prepare"))
     builders.played(origin)
@@ -185,7 +185,7 @@ def test_a_fork_beyond_a_refused_round_is_refused_and_says_how_to_go_on(tmp_path
     builders.write_prompts(tmp_path, ["train"], ["heldout"])
     config = builders.config(tmp_path, rounds=3)
     builders.played(config, refused=2)
-    with pytest.raises(BadInput, match="its gate refused round 2, so nothing comes after it.*--from decide --round 2"):
+    with pytest.raises(BadInput, match="refused round 2.*--from decide --round 2"):
         fork.fork(config, _renamed(config), (3, "train"))
     assert not _renamed(config).folder.exists()
 
@@ -219,7 +219,7 @@ def test_files_that_cannot_be_linked_are_named_and_leave_nothing(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(BadInput, match=r"round-00/prompts/.*the system does not let this file be shared"):
+    with pytest.raises(BadInput, match=r"round-00/prompts/.* shared"):
         fork.fork(origin, _renamed(origin), None)
     assert [path.name for path in Path(origin.runs_dir).iterdir()] == ["test"]
 

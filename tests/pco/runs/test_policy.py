@@ -19,7 +19,7 @@ def test_no_stage_loads_a_policy_that_is_not_the_one_it_was_given(
 ) -> None:
     given = {"policy": Artifact(tiny, "the digest of another"), "pairs": builders.PRETEND}
     config = builders.config(tmp_path, tiny, pair__strategy="reference_worst")
-    with pytest.raises(CorruptArtifact, match="expected the digest of another"):
+    with pytest.raises(CorruptArtifact, match="digest of another"):
         launcher.run(builders.stage(name, config, given))
 
 
@@ -38,11 +38,11 @@ def test_altered_weights_are_refused_by_name(stage: Stage) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(CorruptArtifact, match="policy: its files changed since the run recorded them"):
+    with pytest.raises(CorruptArtifact, match="policy: .*changed"):
         policy.verified(stage)
 
 
 def test_a_policy_that_is_gone_is_refused_by_name(stage: Stage) -> None:
     shutil.rmtree(stage.inputs["policy"].folder)
-    with pytest.raises(CorruptArtifact, match="policy: the policy's folder is gone. Restore it"):
+    with pytest.raises(CorruptArtifact, match="policy: .*gone"):
         policy.verified(stage)

@@ -69,7 +69,7 @@ def test_nothing_is_moved_or_shared_for_a_round_whose_beginning_was_removed(tmp_
         lambda: fork.set_aside(config, (4, "train")),
         lambda: fork.fork(config, builders.changed(config, run="new"), (4, "train")),
     ):
-        with pytest.raises(BadInput, match=r"round-03/policy: was removed .* `train` of round 4 begins from it"):
+        with pytest.raises(BadInput, match=r"round-03/policy: .*removed.* `train` of round 4"):
             begin()
     assert sorted(config.folder.rglob("*")) == before
     fork.set_aside(config, (5, "decide"))
@@ -80,7 +80,7 @@ def test_a_stage_that_needs_a_removed_policy_says_how_to_have_it_again(tmp_path:
     builders.played(config)
     retention.prune(config)
     needed = Artifact(Stage("train", 2, config).model_folder, "digest")
-    with pytest.raises(CorruptArtifact, match=r"removed to save room \(`keep_last`\).*pco resume test --from train"):
+    with pytest.raises(CorruptArtifact, match=r"removed.*`keep_last`.*pco resume test --from train"):
         policy.verified(builders.stage("generate", config, {"policy": needed}))
 
 

@@ -3,17 +3,11 @@
 Every variant starts an engine, which takes seconds; each runs once and is shared by the tests that look at it.
 """
 
-import contextlib
 import math
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -24,6 +18,7 @@ from pco.execution import launcher
 from pco.models.rendering import render
 from pco.stage import Artifact, Stage
 from tests import builders, tiny_model
+from tests.points import Points
 
 PROMPTS = ["the river", "a small town", "the old bridge", "her garden lights", "the night train", "a grey heron guards"]
 TEXTS = [tiny_model.repetitive_text(seed) for seed in (901, 902)]
@@ -151,38 +146,17 @@ def test_the_cut_into_shards_changes_no_candidate(made: RunStage) -> None:
 # Killed and resumed.
 
 
-@contextlib.contextmanager
-def killed_once(parts: Callable[[], list[Path]], count: int) -> Any:
-    """Kills this process's stage processes as soon as so many parts are committed."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while len(parts()) < count and not over.is_set():
-            time.sleep(0.002)
-        for process in psutil.Process().children():
-            with contextlib.suppress(psutil.ZombieProcess):  # of another test
-                if not over.is_set() and "pco.execution.worker_main" in process.cmdline():
-                    os.killpg(process.pid, signal.SIGKILL)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-
-
 def test_a_killed_generation_keeps_its_shards_and_resumed_gives_the_same_bytes(
-    made: RunStage, tiny: Path, prompts: Artifact, tmp_path: Path
+    made: RunStage, tiny: Path, prompts: Artifact, tmp_path: Path, points: Points
 ) -> None:
     uninterrupted = made("generate")
     stage = stage_in(tmp_path, tiny, prompts, "generate")
     assert stage.fingerprint == uninterrupted.fingerprint
-    with pytest.raises(StageFailed, match="killed by SIGKILL"), killed_once(lambda: parts_of(stage), 2):
+    points.kill("candidates/candidates-00002.parquet", "group")
+    with pytest.raises(StageFailed, match="killed by SIGKILL"):
         launcher.run(stage)
     kept = {path: path.stat().st_mtime_ns for path in parts_of(stage)}
-    assert 2 <= len(kept) < len(PROMPTS)
+    assert len(kept) == 2
     assert store.read_manifest(stage.folder) is None
     manifest = launcher.run(stage)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

@@ -163,7 +163,7 @@ def test_every_prompt_is_a_pair_or_dropped_and_counted(
     stage = stage_of(tmp_path_factory.mktemp("pair"), rewards)
     expected = [prompt for prompt, own in rewards.items() if len(set(own)) > 1]
     if not expected:
-        with pytest.raises(BadInput, match=f"none of {len(rewards)} prompts gave a pair .* Raise generate.n"):
+        with pytest.raises(BadInput, match=rf"none of {len(rewards)} prompts .*generate\.n"):
             pair.run(stage)
         assert store.read_manifest(stage.folder) is None
         return
@@ -201,7 +201,7 @@ def test_the_candidates_without_a_score_are_no_candidates_for_a_pair(tmp_path: P
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     stage = stage_of(tmp_path, {"p": [0.0, -1.0]})
     wrong = builders.stage("pair", stage.config, {**stage.inputs, "scores": stage.inputs["candidates"]})
-    with pytest.raises(CorruptArtifact, match="holds no `scores` table; it has candidates"):
+    with pytest.raises(CorruptArtifact, match="`scores` table.* candidates"):
         pair.run(wrong)
 
 
@@ -296,5 +296,5 @@ def test_pairs_with_references_are_replayed_and_told_apart(tmp_path: Path, tiny:
 
 
 def test_a_margin_to_references_is_refused() -> None:
-    with pytest.raises(ValueError, match="min_margin has no meaning with reference_worst"):
+    with pytest.raises(ValueError, match="min_margin .*reference_worst"):
         Pair(strategy="reference_worst", min_margin=0.1)

@@ -1,14 +1,9 @@
 """Training killed in the middle goes on from its last checkpoint and ends where it would have ended."""
 
-import os
 import shutil
-import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -19,6 +14,7 @@ from pco.progress import Progress
 from pco.stage import Stage, round_folder
 from pco.training import checkpoints
 from tests import builders
+from tests.points import Points
 
 SETTINGS = {
     "train__precision": "fp32",
@@ -41,36 +37,17 @@ def _log(stage: Stage) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-def _kill_after(stage: Stage, marker: str) -> threading.Thread:
-    """Kill every process of the stage as soon as a file of its checkpoints is there."""
-
-    def watch() -> None:
-        while not (stage.folder / "checkpoints" / marker).exists():
-            time.sleep(0.01)
-        for process in psutil.process_iter(["cmdline"]):
-            if (
-                "pco.execution.worker_main" in (process.info["cmdline"] or [])
-                and str(stage.config.folder) in process.info["cmdline"][-1]
-            ):
-                os.kill(process.pid, signal.SIGKILL)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
-
-
 def test_a_killed_training_resumes_exactly_and_redoes_at_most_the_steps_since_its_checkpoint(
-    tmp_path: Path, tiny: Path, tokenizer: Any, one_thread: None
+    tmp_path: Path, tiny: Path, tokenizer: Any, one_thread: None, points: Points
 ) -> None:
     whole = _stage(tmp_path / "whole", tiny, tokenizer)
     launcher.run(whole)
     assert not (whole.folder / "checkpoints").exists()
 
     killed = _stage(tmp_path / "killed", tiny, tokenizer)
-    watch = _kill_after(killed, "step-00000006.json")
+    points.kill("checkpoints/step-00000009.json", "group")
     with pytest.raises(StageFailed, match="SIGKILL"):
         launcher.run(killed)
-    watch.join()
     assert store.read_manifest(killed.folder) is None
     steps: list[Progress] = []
     launcher.run(killed, on_progress=steps.append)
