@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -60,7 +61,7 @@ def _servers(home: str) -> list[int]:
 
 def test_a_run_that_is_interrupted_at_each_stage_ends_cleanly_and_goes_on(make_case: Callable[..., Case]) -> None:
     made = make_case(rounds=1)
-    case = Case(made.file, {**made.environment, **HARD})
+    case = replace(made, environment={**made.environment, **HARD})
     runs_dir = made.file.parent / "große Läufe #2"
     folder = runs_dir / "test"
     for moment in MOMENTS:
