@@ -1,5 +1,6 @@
 """The one config of a run. Every field's description is its documentation; unknown keys are refused by name."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -32,7 +33,11 @@ class Policy(Section):
     prompt_format: Literal["raw", "chat"] = "chat"
     """`raw` lets the model continue the prompt; `chat` renders it as a user message with the model's chat template."""
     system: str | None = None
-    """System message put before every prompt (`chat` only)."""
+    """System message put before every prompt that brings none (`chat` only)."""
+    system_role: Literal["own", "merge"] = added("own")
+    """`merge` puts system messages at the beginning of the first user turn, for chat templates that refuse the role."""
+    template_date: date | None = added(None)
+    """The date that the chat template is told instead of today's, for one that writes it, such as `2026-01-31`."""
 
     @model_validator(mode="after")
     def _system_needs_chat(self) -> "Policy":
