@@ -153,8 +153,8 @@ def prompt_of(raw: Mapping[str, Any], where: str) -> Prompt:
     if not isinstance(value, list):
         keys = ", ".join(map(repr, raw)) or "none"
         raise BadInput(
-            f"{where}: expected an object with a non-empty text under `prompt`, or a list of messages; found keys "
-            f"{keys}."
+            f"{where}: expected an object with a non-empty text under `prompt`; found keys {keys}. A list of messages "
+            "may stand there as well."
         )
     try:
         turns = read(Cell("prompt", value))

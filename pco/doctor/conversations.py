@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from datetime import date
 from itertools import chain
 
 from data.prompts import Prompt
@@ -18,7 +17,7 @@ from pco.rewards import model as reward_model
 _PROMPT = "Name three rivers of Europe."
 _THOUGHT = "I think of maps."
 _ANSWER = f"<think>{_THOUGHT}</think>The Rhine, the Loire and the Po."
-_DAYS = (date(2001, 2, 3), date(2024, 11, 30))
+_DAYS = ("2001-02-03", "2024-11-30")
 
 
 def policy(inputs: Inputs) -> Iterator[Result]:

@@ -77,15 +77,18 @@ def dialogue(
     *,
     add_generation_prompt: bool = False,
     system: str = "policy.system",
-    today: date | None = None,
+    today: str | None = None,
 ) -> str:
     """Messages as the chat template writes them; raises BadInput when it refuses them or fails, or there is none.
 
-    `system` is the setting that puts a system message before them; `today` the date that the template is told.
+    `system` is the setting that puts a system message before them; `today` the date that the template is told,
+    as 2026-01-31.
     """
     _check_default(tokenizer)
     # A template asks for the date by this function; one that is handed over comes before its own.
-    frozen: dict[str, Callable[[str], str]] = {} if today is None else {"strftime_now": today.strftime}
+    frozen: dict[str, Callable[[str], str]] = (
+        {} if today is None else {"strftime_now": date.fromisoformat(today).strftime}
+    )
     try:
         return tokenizer.apply_chat_template(
             messages,

@@ -215,7 +215,10 @@ def thumb(**changes: object) -> dict[str, object]:
 @given(prompts=st.lists(texts, min_size=1), good=st.booleans())
 def test_all_feedback_comes_back_even_several_times_for_one_prompt(file: Path, prompts: list[str], good: bool) -> None:
     write_jsonl(file, [thumb(prompt=text, completion=text, good=good) for text in prompts])
-    expected = [{"prompt_id": prompt_id(text), "prompt": text, "completion": text, "good": good} for text in prompts]
+    expected = [
+        {"prompt_id": prompt_id(text), "prompt": text, "messages": None, "completion": text, "good": good}
+        for text in prompts
+    ]
     assert read_feedback(file) == expected
 
 

@@ -1,9 +1,11 @@
 """Conversations as prompts: frozen with their turns, and rendered as the policy and each reward read them."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from data import store
 from data.errors import BadInput
@@ -113,6 +115,16 @@ def test_new_settings_of_the_policy_are_in_fingerprints_once_they_are_set(tmp_pa
     stages = [builders.stage("generate", one) for one in (plain, *changed)]
     assert len({stage.fingerprint for stage in stages}) == 3
     assert set(stages[0].settings["rendering"]) == {"prompt_format", "system"}
+
+
+@pytest.mark.parametrize("value", ["2026-01-31", date(2026, 1, 31)])
+def test_the_date_of_a_template_is_a_date(tmp_path: Path, value: object) -> None:
+    raw = builders.raw_config(tmp_path)
+    raw["policy"]["template_date"] = value
+    assert RunConfig.model_validate(raw).policy.template_date == "2026-01-31"
+    raw["policy"]["template_date"] = "tomorrow"
+    with pytest.raises(ValidationError, match="policy.template_date"):
+        RunConfig.model_validate(raw)
 
 
 def test_a_conversation_that_is_held_out_and_trained_on_is_leakage(tmp_path: Path, tiny: Path) -> None:
