@@ -120,8 +120,8 @@ def preference(raw: Mapping[str, Any], where: str) -> tuple[Prompt, str, str]:
     answers = [text for text in (chosen, rejected) if isinstance(text, str) and text.strip()]
     if len(answers) < 2 or chosen == rejected:
         raise BadInput(
-            f"{where}: expected texts, or messages that end with an answer, under `prompt`, `chosen` and `rejected`, the "
-            "last two different."
+            f"{where}: expected texts under `prompt`, `chosen` and `rejected`, the last two different. Messages may "
+            "stand there as well: both answers then end conversations that begin alike."
         )
     for column, text in zip(("chosen", "rejected"), answers, strict=True):
         refuse_conversation(text, column, where)
