@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from data import files, readers
 from data.errors import BadInput
+from data.prompts import asked
 from data.rows import UserFeedback, UserPreference
 from pco import rewards
 from pco.config.run import RunConfig
@@ -56,13 +57,13 @@ class Inputs:
     def preferences(self) -> list[UserPreference]:
         """The seed preferences."""
         path = self.config.prompts.preferences
-        return cast(list[UserPreference], readers.read_preferences(Path(path))) if path else []
+        return readers.read_preferences(Path(path)) if path else []
 
     @cached_property
     def feedback(self) -> list[UserFeedback]:
         """The unpaired feedback."""
         path = self.config.prompts.feedback
-        return cast(list[UserFeedback], readers.read_feedback(Path(path))) if path else []
+        return readers.read_feedback(Path(path)) if path else []
 
     @cached_property
     def model(self) -> Path:
@@ -100,7 +101,7 @@ class Inputs:
     @cached_property
     def _measured(self) -> list[tuple[int, int]]:
         rows = [*self.train, *self.heldout]
-        tokens = (render(self.tokenizer, str(row["prompt"]), self.config.policy).token_ids for row in rows)
+        tokens = (render(self.tokenizer, asked(row), self.config.policy).token_ids for row in rows)
         return [(len(ids), max(ids, default=0)) for ids in tokens]
 
     def counted(self) -> str:
@@ -157,9 +158,9 @@ def _prompts(inputs: Inputs) -> str:
 def _leakage(inputs: Inputs) -> str:
     prompts = inputs.config.prompts
     trained = chain(inputs.train, inputs.preferences, inputs.feedback)
-    seen = {readers.prompt_key(str(row["prompt"])) for row in trained}
+    seen = {readers.prompt_key(asked(row)) for row in trained}
     for row in inputs.heldout:
-        if readers.prompt_key(str(row["prompt"])) in seen:
+        if readers.prompt_key(asked(row)) in seen:
             raise BadInput(
                 f"{prompts.heldout}: prompt {row['source_id'] or row['prompt_id']} is also trained on "
                 f"({prompts.train}, preferences or feedback; case and white space aside). Evaluation on "

@@ -326,7 +326,9 @@ def test_a_folder_without_a_tokenizer_is_refused(copy: Path) -> None:
 def test_a_system_message_without_a_place_for_it_is_refused(copy: Path) -> None:
     (copy / "chat_template.jinja").write_text("{{ raise_exception('no system') if messages[0]['role'] == 'system' }}")
     rewards.check(ModelReward(model=str(copy)), {})
-    assert "refused a dialogue of ['system', 'user', 'assistant'] (no system)" in refused(copy, system="Judge.")
+    assert "refused a dialogue of ['system', 'user', 'assistant'] (TemplateError: no system)" in refused(
+        copy, system="Judge."
+    )
     (copy / "chat_template.jinja").unlink()
     assert "no chat template" in refused(copy, system="Judge.")
 
