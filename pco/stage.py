@@ -241,6 +241,11 @@ class Stage(Generic[Config]):
                 return f"round {self.round}/{rounds} · {self.name}" if self.round else f"start · {self.name}"
 
     @property
+    def module(self) -> str:
+        """The module whose `run` does its work."""
+        return f"{self.spec.package}.{self.name}"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings that decide the result, and no others."""
         return self.spec.settings(self.config)
