@@ -72,7 +72,8 @@ class StageSpec:
 
 
 def _rendering(config: RunConfig) -> dict[str, Any]:
-    return {"prompt_format": config.policy.prompt_format, "system": config.policy.system}
+    names = ("prompt_format", "system", "system_role", "template_date")
+    return {name: value for name, value in settings_of(config.policy).items() if name in names}
 
 
 def _engine(config: RunConfig) -> dict[str, Any]:
