@@ -14,8 +14,8 @@ from pathlib import Path
 
 from data import store
 from pco.config.run import RunConfig
-from pco.runs import status
 from pco.runs.folder import read_config
+from pco.runs.status import RunState
 from pco.stage import Stage
 
 RESULTS = Path(__file__).parent / "results" / "instructions"
@@ -69,7 +69,7 @@ def _print(config: RunConfig) -> None:
         if manifest is not None:
             values = "".join(f"{manifest.metrics.get(column, float('nan')):>17.3f}" for column in COLUMNS)
             print(f"{number:>6}{values}")
-    print("\n".join(status.verdicts(config)))
+    print("\n".join(RunState(config).reasons))
 
 
 if __name__ == "__main__":

@@ -101,7 +101,8 @@ def _tells_progress(log: Path, start: int) -> bool:
 def _engine_start(config: RunConfig) -> float:
     """Seconds of a fresh process that does nothing but start the engine on the run's policy."""
     program = (
-        "import sys; from pathlib import Path; from pco.engine import Sampler; from pco.rundir import read_config;"
+        "import sys; from pathlib import Path; from pco.models.engine import Sampler;"
+        "from pco.runs.folder import read_config;"
         "config = read_config(Path(sys.argv[1])); Sampler(Path(config.policy.model), config.engine);"
         "import os; os._exit(0)"
     )

@@ -19,7 +19,8 @@ from pco.config.run import RunConfig, load
 from pco.runs import status as run_status
 from pco.runs.folder import BEST, CONFIG, check_same, opened, report_path
 from pco.runs.folder import find as _find
-from pco.stage import StageName
+from pco.runs.status import RunState
+from pco.stage import StageName, stages_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -136,7 +137,7 @@ def answer(
         from pco.runs import approvals
 
         config = _find(name, runs_dir)
-        stage = run_status.awaited(config)
+        stage = RunState(config).awaited()
         with opened(config):
             approvals.write(stage, approvals.Answer(verdict is Verdict.approve, comment, getpass.getuser()))
         say(f"Kept. `pco resume {name}` goes on with it.")
@@ -177,7 +178,7 @@ def fork(
         say(f"{forked.folder}: shares {len(made.shared)} stages with {origin.run}.")
         for line in made.differing:
             say(f"  taken as it is, {line}")
-        say(f"{run_status.to_do(forked)}")
+        say(f"{RunState(forked).to_do}")
 
 
 def _dry_run(config: RunConfig) -> None:
@@ -189,8 +190,7 @@ def _dry_run(config: RunConfig) -> None:
     for warning in warnings:
         say(f"Warning: {warning.name}: {warning.told}.")
     check_same(config)
-    stages = "generate, score, pair, train, evaluate, decide"
-    say(f"Would run {config.rounds} round(s) ({stages}) into {config.folder}.")
+    say(f"Would run {config.rounds} round(s) ({', '.join(stages_of(config, 1))}) into {config.folder}.")
 
 
 def _run(config: RunConfig) -> None:
@@ -217,11 +217,11 @@ def _run(config: RunConfig) -> None:
 def _is_over(config: RunConfig) -> bool:
     """Told from the run's folder alone: no server and no engine starts to find that nothing is left to do."""
     check_same(config)
-    return report_path(config).exists() and run_status.is_finished(config)
+    return report_path(config).exists() and RunState(config).is_finished
 
 
 def _conclude(config: RunConfig) -> None:
-    for line in run_status.verdicts(config):
+    for line in RunState(config).reasons:
         say(line)
     if (best := config.folder / BEST).exists():
         say(f"Best policy: {best} ({best.resolve()})")
@@ -248,13 +248,15 @@ def status(
             return
         config = _find(name, runs_dir)
         console.print(_stages_table(config))
-        say(run_status.to_do(config))
+        say(RunState(config).to_do)
         if verify:
             _verify(config)
 
 
 def _verify(config: RunConfig) -> None:
-    if damage := run_status.damage(config):
+    from pco.runs import verify
+
+    if damage := verify.damage(config):
         raise CorruptArtifact("\n".join(damage))
     console.print("Verified: every table and policy is what its manifest says.")
 
@@ -269,7 +271,7 @@ def _runs_table(runs_dir: Path) -> Table:
 def _stages_table(config: RunConfig) -> Table:
     columns = ("round", "stage", "state", "rows", "dropped", "time")
     table = Table(*columns, title=str(config.folder), title_justify="left")
-    for line in run_status.of_run(config):
+    for line in RunState(config).stages:
         table.add_row(
             str(line.round),
             line.stage,
@@ -344,7 +346,9 @@ def show(
     with clear_errors(KEPT):
         if table not in schemas.SCHEMAS:
             raise BadInput(f"{table}: no such table. There are: {', '.join(schemas.SCHEMAS)}.")
-        folders = run_status.folders_with(_find(name, runs_dir), table, number)
+        from pco.runs import verify
+
+        folders = verify.folders_with(_find(name, runs_dir), table, number)
         for where, folder in folders:
             _print_rows(f"{table}, {where}", store.read_table(folder, table), limit)
 

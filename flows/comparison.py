@@ -16,7 +16,7 @@ from flows.recover import EVALUATE_FLOW
 from pco.config.section import Section
 from pco.evaluation import metrics
 from pco.report import comparison, markdown
-from pco.runs import standalone, status
+from pco.runs import standalone, verify
 from pco.runs.folder import read_config
 from pco.stage import Stage
 from tasks.stages import run_stage
@@ -47,12 +47,12 @@ def compare_policies(first: Evaluated, second: Evaluated, level: Level = "0.95",
         runs_dir: Folder that holds all runs, from the folder that `pco deploy` named.
 
     """
-    _publish("pco-compare", {str(one): _folder(one, Path(runs_dir)) for one in (first, second)}, level)
+    _publish("pco-compare", {str(policy): _folder(policy, Path(runs_dir)) for policy in (first, second)}, level)
 
 
-def _folder(one: Evaluated, runs_dir: Path) -> Path:
-    config = read_config((runs_dir / one.run).resolve())
-    return status.folders_with(config, "evaluations", one.round)[-1][1]
+def _folder(policy: Evaluated, runs_dir: Path) -> Path:
+    config = read_config((runs_dir / policy.run).resolve())
+    return verify.folders_with(config, "evaluations", policy.round)[-1][1]
 
 
 def _publish(key: str, folders: dict[str, Path], level: Level) -> None:
@@ -78,10 +78,10 @@ def evaluate_policies(
     """Evaluate policies outside of a run, all on the same prompts and seeds; the tables are an artifact.
 
     Args:
-        policies: RUN:ROUND, model folders or hub ids, one a line; the first is what the others are held against.
+        policies: RUN:ROUND, model folders or hub ids, one a line; the others are compared with the first.
         config: YAML file whose settings are used, e.g. configs/quickstart.yaml. Empty: that of the first policy's run.
         prompts: JSONL or Parquet file with a `prompt` a row. Empty: the config's held-out prompts.
-        overrides: Other settings as KEY=VALUE, one a line, e.g. evaluate.samples=4. They have the last word.
+        overrides: Other settings as KEY=VALUE, one a line, e.g. evaluate.samples=4. They replace what the config says.
         level: Confidence level of the intervals.
         out: Folder for the results. Empty: `evaluations` in the folder that holds all runs.
         runs_dir: Folder that holds all runs, from the folder that `pco deploy` named.
@@ -91,11 +91,11 @@ def evaluate_policies(
     settings = standalone.settings(_path(config), named, Path(runs_dir), lines(overrides))
     plans = standalone.plans(settings, named, prompts=_path(prompts), out=folder, runs_dir=Path(runs_dir))
     with holding(*plans.values()):
-        folders = {name: standalone.walk(plan, _doing(name)) for name, plan in plans.items()}
+        folders = {name: standalone.walk(plan, _task_for(name)) for name, plan in plans.items()}
         _publish("pco-evaluate", folders, level)
 
 
-def _doing(policy: str) -> Callable[[Stage], Manifest]:
+def _task_for(policy: str) -> Callable[[Stage], Manifest]:
     """A task for each stage, named after the policy."""
 
     def do(stage: Stage) -> Manifest:

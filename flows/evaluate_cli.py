@@ -1,7 +1,7 @@
 """`pco evaluate`, `pco compare`, `pco export`: policies held against each other."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -9,15 +9,16 @@ from data.store import Manifest
 from flows.console import Overrides, RunsDir, clear_errors, errors, print_table, say
 from pco.config.run import RunConfig
 from pco.evaluation import metrics
+from pco.evaluation.rows import EvaluationRow
 from pco.progress import Progress
-from pco.runs import status
+from pco.runs import verify
 from pco.runs.folder import find_round, opened
 from pco.stage import Stage
 
 app = typer.Typer(rich_markup_mode="markdown")
 
 Level = Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")]
-Rows = list[dict[str, Any]]
+Rows = list[EvaluationRow]
 
 _KEPT = "What is finished is kept; the same command goes on."
 
@@ -71,13 +72,13 @@ def evaluate(
 
 
 def _evaluated(name: str, plan: RunConfig) -> Rows:
-    from pco.execution import launcher
+    from pco.execution.executor import LocalExecutor
     from pco.runs import standalone
 
     with errors.status(f"{name}: prepare") as shown, opened(plan):
 
         def do(stage: Stage) -> Manifest:
-            return launcher.run(stage, on_progress=lambda done: shown.update(_told(name, stage, done)))
+            return LocalExecutor().run(stage, on_progress=lambda done: shown.update(_told(name, stage, done)))
 
         folder = standalone.walk(plan, do)
     say(f"{name}: tables in {plan.folder}")
@@ -104,7 +105,7 @@ def compare(
 ) -> None:
     """Compare two evaluated policies on the held-out prompts that both have answered.
 
-    Differences are paired by prompt. `p` is the sign test's, corrected for the number of measures; `detectable` the
+    Differences are paired by prompt. `p` is the sign test's, corrected for the number of metrics; `detectable` the
     smallest true difference that so many prompts would find four times out of five: a smaller one may be there and not
     show.
 
@@ -143,4 +144,4 @@ def export(
 def _evaluation(name: str, runs_dir: Path) -> tuple[RunConfig, Path]:
     """A run and the folder of a finished evaluation of it, named as `RUN` or `RUN:ROUND`."""
     config, number = find_round(name, runs_dir)
-    return config, status.folders_with(config, "evaluations", number)[-1][1]
+    return config, verify.folders_with(config, "evaluations", number)[-1][1]

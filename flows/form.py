@@ -20,8 +20,8 @@ from pco.config import reward_training
 from pco.config.run import RunConfig, load
 from pco.config.section import Section
 from pco.rounds import is_over
-from pco.runs import status
 from pco.runs.folder import read_config
+from pco.runs.status import RunState
 
 Preset = Literal["quickstart", "repetition", "instructions"]
 RunName = Annotated[str, Field(pattern=RunConfig.model_fields["run"].metadata[0].pattern)]
@@ -153,13 +153,13 @@ def next_round(run: RunName, runs_dir: str = "runs") -> str:
 
     """
     config = read_config((Path(runs_dir) / run).resolve())
-    promoted = status.promotions(config)
+    promoted = RunState(config).promoted
     number = len(promoted) + 1
     config = config.model_copy(update={"rounds": max(config.rounds, number)})
     if is_over(config, promoted):
         change = "otherwise=roll_back" if config.gate.otherwise in {"stop", "ask"} else "patience=N"
         raise BadInput(
-            f"{config.folder}: {status.verdicts(config)[-1]}. The gate lets no round follow. To go on "
+            f"{config.folder}: {RunState(config).reasons[-1]}. The gate lets no round follow. To go on "
             f"all the same: `pco resume {config.folder} --set gate.{change}`."
         )
     return work(config, until=number)

@@ -18,6 +18,7 @@ from flows.holding import holding
 from flows.recover import FLOW
 from pco import rounds
 from pco.config.run import RunConfig
+from pco.evaluation.decision import Decision
 from pco.runs import retention
 from pco.runs.folder import point_to_best
 from pco.stage import Artifact, Stage
@@ -67,18 +68,22 @@ def _decided(config: RunConfig, until: int | None, began: float, number: int, be
 
 
 def _is_decided(config: RunConfig, number: int) -> bool:
-    return store.read_manifest(Stage("decide", number, config, {}).folder) is not None
+    return store.read_manifest(Stage("decide", number, config).folder) is not None
 
 
 def _tell_if_refused(config: RunConfig, number: int, *, since: float) -> None:
     """Once: a flow run that resumes comes by the earlier rounds again."""
-    decision = store.read_manifest(Stage("decide", number, config, {}).folder)
-    if decision is None or decision.outputs["promoted"] == "yes" or decision.finished < since:
+    manifest = store.read_manifest(Stage("decide", number, config).folder)
+    if manifest is None or manifest.finished < since or Decision.of(manifest).promoted:
         return
-    get_run_logger().warning(decision.outputs["reason"])
-    told = {"run": config.run, "round": number, "reason": decision.outputs["reason"]}
+    reason = Decision.of(manifest).reason
+    get_run_logger().warning(reason)
     with shown_if_possible("that the round was refused"):
-        emit_event(REFUSED, resource={"prefect.resource.id": f"pco.run.{config.run}"}, payload=told)
+        emit_event(
+            REFUSED,
+            resource={"prefect.resource.id": f"pco.run.{config.run}"},
+            payload={"run": config.run, "round": number, "reason": reason},
+        )
 
 
 def _publish_round(config: RunConfig, number: int) -> None:

@@ -4,7 +4,11 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from data import errors, store
+from data.errors import PCOError
 
 _MARK = "\x1epco "
 _INTERVAL_S = float(os.environ.get("PCO_PROGRESS_EVERY_S", "0.5"))
@@ -23,10 +27,37 @@ class Progress:
 
 @dataclass(frozen=True)
 class Failure:
-    """An error of the exception tree on its way to the parent, which raises it again."""
+    """An error of the exception tree as text: on its way to the parent, which raises it again, and on disk."""
 
     kind: str
     message: str
+
+    @staticmethod
+    def of(error: PCOError) -> "Failure":
+        """An error by its class and message."""
+        return Failure(type(error).__name__, str(error))
+
+    @property
+    def error(self) -> PCOError:
+        """The error itself."""
+        kind: type[PCOError] = getattr(errors, self.kind, PCOError)
+        return kind(self.message)
+
+    def write(self, path: Path) -> None:
+        """Keep it in a file."""
+        store.write_text(path, json.dumps(asdict(self), indent=1))
+
+    @staticmethod
+    def read(path: Path) -> "Failure | None":
+        """What a file tells; None when there is none. Before version 0.2 a file held the message alone."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        try:
+            return Failure(**json.loads(text))
+        except (ValueError, TypeError):
+            return Failure("AwaitsAnswer" if "`pco answer " in text else "PCOError", text)
 
 
 def report(progress: Progress) -> None:

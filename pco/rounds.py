@@ -1,10 +1,11 @@
 """The algorithm: which stage follows which, and what each is given (iterated training, arXiv 2312.16682, section 3).
 
-The only place that knows the order. A flow runs the stages, `pco status` looks at them, `pco fork` shares them: each
-hands `walk` what to do with a stage.
+The only place that knows it. A flow runs the stages, `pco status` looks at them, `pco fork` shares them: each hands
+`walk` what to do with a stage.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data import store
@@ -12,9 +13,25 @@ from data.store import Manifest
 from pco import rewards
 from pco.config.run import RunConfig
 from pco.config.train import DPO, IPO
+from pco.evaluation.decision import Decision
 from pco.pairing import replay
-from pco.runs import policy
-from pco.stage import Artifact, Stage, StageName, file_fingerprint
+from pco.stage import Artifact, Stage, StageName, file_fingerprint, stages_of
+
+
+@dataclass
+class State:
+    """What a run has made so far: policies by the part they play, and what each stage made last."""
+
+    round: int = 0
+    policies: dict[str, Artifact] = field(default_factory=dict)
+    """`start`; `trained`, the newest; `current`, which a round begins from; `best`."""
+    evaluations: dict[str, Artifact] = field(default_factory=dict)
+    """Of the policies `start`, `trained` and `best`."""
+    made: dict[StageName, Artifact] = field(default_factory=dict)
+    pairs: dict[int, Artifact] = field(default_factory=dict)
+    """By round; of round 0 the seed preferences."""
+    promoted: list[bool] = field(default_factory=list)
+    """Of each round that is decided."""
 
 
 def walk(
@@ -22,98 +39,136 @@ def walk(
 ) -> None:
     """Hand every stage of a run to `do`, in order, until the rounds are through or the gate ends the run.
 
-    `do` makes sure that a stage is finished and returns its manifest; to end the walk early it raises. `decided` is
-    told of each round after its gate has spoken, with the best policy so far.
+    Round 0 is the start: it freezes the prompts and evaluates the starting policy. `do` makes sure that a stage is
+    finished and returns its manifest; to end the walk early it raises. `decided` is called after each round with its
+    number and the best policy so far.
     """
-
-    def done(name: StageName, number: int, **inputs: Artifact) -> Artifact:
-        stage = Stage(name, number, config, inputs)
-        return stage.made(do(stage))
-
-    def judged(name: StageName, number: int, **inputs: Artifact) -> Artifact:
-        return done(name, number, **inputs, **rewards.inputs(Stage(name, number, config, {})))
-
-    prepare = planned(config)
-    manifest = do(prepare)
-    prompts = prepare.made(manifest)
-    with_prompts = rewards.reads_prompts(config.reward)
-    current = best = start_policy = policy.starting(manifest)
-    start = of_best = judged("evaluate", 0, policy=start_policy, prompts=prompts)
-    pairs_of = {0: prompts} if config.prompts.preferences is not None else {}
-    verdicts: list[bool] = []
-    for number in range(1, config.rounds + 1):
-        candidates = done("generate", number, policy=current, prompts=prompts)
-        scores = judged("score", number, candidates=candidates, **({"prompts": prompts} if with_prompts else {}))
-        every = range(max(0, number - config.replay.rounds), number)
-        earlier = {replay.input_name(one): pairs_of[one] for one in every if one in pairs_of}
-        if config.pair.strategy == "reference_worst":
-            earlier |= {"prompts": prompts, "policy": current}
-        if config.replay.rescore:
-            earlier |= rewards.inputs(Stage("pair", number, config, {})) | (
-                {"prompts": prompts} if with_prompts else {}
-            )
-        pairs = pairs_of[number] = done("pair", number, candidates=candidates, scores=scores, **earlier)
-        learned = {"policy": current, "pairs": pairs}
-        if config.prompts.feedback is not None:
-            learned["prompts"] = prompts
-        if (reference := _reference(config, current, start_policy)) is not None:
-            learned["reference"] = done("refer", number, policy=reference, pairs=pairs)
-        train = Stage("train", number, _gentler(config, verdicts), learned)
-        trained = policy.trained(train, do(train))
-        evaluation = judged("evaluate", number, policy=trained, prompts=prompts, start=start, previous=of_best)
-        decide = Stage("decide", number, config, {"evaluation": evaluation, "previous": of_best, "start": start})
-        verdicts.append(do(decide).outputs["promoted"] == "yes")
-        if verdicts[-1]:
-            best, of_best = trained, evaluation
-        decided(number, best)
-        if is_over(config, verdicts):
+    state = State()
+    while True:
+        for name in stages_of(config, state.round):
+            stage = Stage(name, state.round, _config_of(name, config, state), inputs_of(name, config, state))
+            _keep(stage, do(stage), state)
+        if state.round:
+            decided(state.round, state.policies["best"])
+        if is_over(config, state.promoted):
             return
-        current = trained if config.gate.otherwise == "continue_anyway" else best
+        state.round += 1
 
 
-def planned(config: RunConfig) -> Stage:
-    """The stage for a config; its inputs are the user's files, by content.
+def inputs_of(name: StageName, config: RunConfig, state: State) -> dict[str, Artifact]:
+    """What a stage of the round that a run is at is given.
 
-    A file that is gone since it was frozen into the run counts as unchanged, so that a run may be moved without it.
-
-    Raises BadInput when one of them cannot be read.
+    Raises BadInput when one of the user's files cannot be read.
     """
-    names = ("train", "heldout", "heldout_text", "preferences", "feedback")
-    paths = {name: Path(path) for name in names if (path := getattr(config.prompts, name)) is not None}
-    frozen = store.read_manifest(Stage("prepare", 0, config, {}).folder)
-    recorded = frozen.inputs if frozen else {}
-    inputs = {
-        name: Artifact(path, file_fingerprint(path, recorded.get(name), key=f"prompts.{name}"))
-        for name, path in paths.items()
+    stage, made, policies, evaluations = Stage(name, state.round, config), state.made, state.policies, state.evaluations
+    match name:
+        case "prepare":
+            return _user_files(stage)
+        case "generate":
+            inputs = {"policy": policies["current"], "prompts": made["prepare"]}
+        case "score":
+            inputs = {"candidates": made["generate"], **_of_judging(stage, made["prepare"])}
+        case "pair":
+            inputs = {"candidates": made["generate"], "scores": made["score"], **_earlier_pairs(config, state)}
+            if config.pair.strategy == "reference_worst":
+                inputs |= {"prompts": made["prepare"], "policy": policies["current"]}
+            if config.replay.rescore:
+                inputs |= _of_judging(stage, made["prepare"])
+        case "refer":
+            inputs = {"policy": policies[_reference(config)], "pairs": made["pair"]}
+        case "train":
+            inputs = {"policy": policies["current"], "pairs": made["pair"]}
+            if config.prompts.feedback is not None:
+                inputs["prompts"] = made["prepare"]
+            inputs |= {"reference": made["refer"]} if "refer" in made else {}
+        case "evaluate":
+            inputs = {"policy": policies["trained"], "prompts": made["prepare"], **rewards.inputs(stage)}
+            if state.round:
+                inputs |= {"start": evaluations["start"], "previous": evaluations["best"]}
+        case "decide":
+            new, best, start = (evaluations[part] for part in ("trained", "best", "start"))
+            inputs = {"evaluation": new, "previous": best, "start": start}
+    return inputs
+
+
+def _of_judging(stage: Stage, prompts: Artifact) -> dict[str, Artifact]:
+    """What the run's reward needs beside what it judges."""
+    return rewards.inputs(stage) | ({"prompts": prompts} if rewards.reads_prompts(stage.config.reward) else {})
+
+
+def _user_files(prepare: Stage) -> dict[str, Artifact]:
+    """The user's files, by content. One that is gone since it was frozen into the run counts as unchanged."""
+    prompts = prepare.config.prompts
+    frozen = store.read_manifest(prepare.folder)
+    inputs = {}
+    for name in ("train", "heldout", "heldout_text", "preferences", "feedback"):
+        if (path := getattr(prompts, name)) is not None:
+            recorded = frozen.inputs.get(name) if frozen else None
+            inputs[name] = Artifact(Path(path), file_fingerprint(Path(path), recorded, key=f"prompts.{name}"))
+    return inputs
+
+
+def _earlier_pairs(config: RunConfig, state: State) -> dict[str, Artifact]:
+    """Those that a round may replay: of as many rounds before it as the config says, and the seed preferences."""
+    numbers = range(max(0, state.round - config.replay.rounds), state.round)
+    return {replay.input_name(number): state.pairs[number] for number in numbers if number in state.pairs}
+
+
+def _keep(stage: Stage, manifest: Manifest, state: State) -> None:
+    """Note what a stage made, for those to come."""
+    state.made[stage.name] = result = stage.result(manifest)  # type: ignore[index]  # a run's stage
+    policies, evaluations = state.policies, state.evaluations
+    match stage.name:
+        case "prepare":
+            start = Artifact(Path(manifest.outputs["policy_folder"]), manifest.outputs["policy"])
+            policies |= dict.fromkeys(("start", "trained", "current", "best"), start)
+            if stage.config.prompts.preferences is not None:
+                state.pairs[0] = result
+        case "pair":
+            state.pairs[stage.round] = result
+        case "train":
+            policies["trained"] = stage.saved_model(manifest)
+        case "evaluate":
+            evaluations |= {"trained": result} if stage.round else dict.fromkeys(("start", "trained", "best"), result)
+        case "decide":
+            state.promoted.append(Decision.of(manifest).promoted)
+            if state.promoted[-1]:
+                policies["best"], evaluations["best"] = policies["trained"], evaluations["trained"]
+            goes_on = stage.config.gate.otherwise == "continue_anyway"
+            policies["current"] = policies["trained" if goes_on else "best"]
+
+
+def decisions(config: RunConfig) -> dict[int, Decision]:
+    """What the gate decided of each round that is decided, as it stands on disk."""
+    manifests = {
+        number: store.read_manifest(Stage("decide", number, config).folder) for number in range(1, config.rounds + 1)
     }
-    return Stage("prepare", 0, config, inputs)
+    return {number: Decision.of(manifest) for number, manifest in manifests.items() if manifest is not None}
 
 
-def is_over(config: RunConfig, verdicts: Sequence[bool]) -> bool:
-    """Whether a run ends after rounds with these verdicts, be it that all are through or that the gate ends it."""
-    if len(verdicts) >= config.rounds:
+def is_over(config: RunConfig, promoted: Sequence[bool]) -> bool:
+    """Whether a run ends after rounds with these decisions: all are through, or the gate ends it."""
+    if len(promoted) >= config.rounds:
         return True
     goes_on = config.gate.otherwise in {"roll_back", "continue_anyway"}
-    return _refused(verdicts) >= (config.gate.patience if goes_on else 1)
+    return _refused(promoted) >= (config.gate.patience if goes_on else 1)
 
 
-def _refused(verdicts: Sequence[bool]) -> int:
+def _refused(promoted: Sequence[bool]) -> int:
     """How many of the last rounds were refused one after the other."""
-    return next((i for i, promoted in enumerate(reversed(verdicts)) if promoted), len(verdicts))
+    return next((i for i, yes in enumerate(reversed(promoted)) if yes), len(promoted))
 
 
-def _gentler(config: RunConfig, verdicts: Sequence[bool]) -> RunConfig:
-    """The config with the learning rate that a round is trained with after these verdicts."""
-    refused = _refused(verdicts)
-    if config.gate.otherwise != "roll_back" or not refused:
+def _config_of(name: StageName, config: RunConfig, state: State) -> RunConfig:
+    """The config with the learning rate that a round is trained with: a smaller one after rounds rolled back."""
+    refused = _refused(state.promoted)
+    if name != "train" or config.gate.otherwise != "roll_back" or not refused:
         return config
     rate = config.train.learning_rate * config.gate.retry_learning_rate**refused
     return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
 
 
-def _reference(config: RunConfig, current: Artifact, start: Artifact) -> Artifact | None:
-    """The policy whose log-probabilities the loss needs, if it needs any."""
+def _reference(config: RunConfig) -> str:
+    """Which policy's log-probabilities the loss needs."""
     loss = config.train.loss
-    if not isinstance(loss, DPO | IPO):
-        return None
-    return current if loss.reference == "previous" else start
+    return "start" if isinstance(loss, DPO | IPO) and loss.reference == "start" else "current"

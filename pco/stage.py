@@ -1,13 +1,17 @@
-"""A stage: one step of a round with everything that determines its result, and so its fingerprint."""
+"""A stage: one step of a round with everything that determines its result, and so its fingerprint.
+
+What is known of each kind of stage stands in one table, `SPECS`.
+"""
 
 import json
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal
+from typing import Any, Generic, Literal, get_args
 
+import pyarrow as pa
 from typing_extensions import TypeVar
 
 from data import store
@@ -16,48 +20,155 @@ from pco.config import reward as reward_config
 from pco.config import reward_training
 from pco.config.reward_training import RewardTraining
 from pco.config.run import RunConfig
+from pco.config.section import settings_of
 from pco.config.train import DPO, IPO, deciding
 
 StageName = Literal["prepare", "generate", "score", "pair", "refer", "train", "evaluate", "decide"]
-RewardStageName = Literal["split", "train_reward", "test_reward"]
+RewardStageName = Literal["split", "train_reward", "evaluate_reward"]
 Config = TypeVar("Config", bound=RunConfig | RewardTraining, default=RunConfig)
 
 # Set by the launcher for the stage process: when, and by which process, it was started.
 LAUNCHED = "PCO_LAUNCHED_AT"
 PARENT = "PCO_PARENT"
 
-START_STAGES: tuple[StageName, ...] = ("prepare", "evaluate")
-ROUND_STAGES: tuple[StageName, ...] = ("generate", "score", "pair", "train", "evaluate", "decide")
+_FREE_MEMORY = "Free memory, then resume."
+_LESS_FOR_ENGINE = "Lower engine.kv_cache_gib (on a GPU engine.gpu_memory_utilization), or free memory; then resume."
+_LESS_FOR_REWARD = "Free memory (a reward model needs less with a lower max_tokens_per_batch), then resume."
+_LESS_FOR_TRAINING = (
+    "Less is needed with train.micro_batch_pairs=1, train.gradient_checkpointing=true or a higher train.zero_stage, "
+    "which may change in the middle: add `--set train.micro_batch_pairs=1` to the command that resumes it."
+)
 
-# Raise a stage's version when its code makes other results from the same settings and inputs.
-_VERSIONS: dict[StageName | RewardStageName, int] = {
-    "prepare": 1,
-    "generate": 1,
-    "score": 1,
-    "pair": 1,
-    "refer": 1,
-    "train": 1,
-    "evaluate": 2,
-    "decide": 1,
-    "split": 1,
-    "train_reward": 1,
-    "test_reward": 1,
-}
 
-# The tables' nouns name the folders.
-_FOLDERS: dict[StageName | RewardStageName, str] = {
-    "prepare": "prompts",
-    "generate": "candidates",
-    "score": "scores",
-    "pair": "pairs",
-    "refer": "reference",
-    "train": "training",
-    "evaluate": "evaluation",
-    "decide": "decision",
-    "split": "pairs",
-    "train_reward": "training",
-    "test_reward": "test",
+@dataclass(frozen=True)
+class StageSpec:
+    """What is known of one kind of stage."""
+
+    name: StageName | RewardStageName
+    folder: str
+    """Its folder in that of its round, named for its tables."""
+    settings: Callable[[Any], dict[str, Any]]
+    """Those settings of the config that decide its result: memory, time limits and paths do not."""
+    package: str = "pco.stages"
+    """Where the module of its name lies."""
+    version: int = 1
+    """Raised when its code makes other results from the same settings and inputs."""
+    valid_versions: tuple[int, ...] = ()
+    """Earlier versions whose finished work stays: what they made was right when it was made."""
+    in_start: bool = False
+    """Whether the start (round 0) has it."""
+    in_round: Callable[[RunConfig], bool] = lambda _: True
+    """Whether a round has it."""
+    distributed: bool = False
+    """Whether it runs as one process per rank under DeepSpeed's launcher."""
+    model: str = ""
+    """The folder, in that of its round, of the model that it saves; also the `outputs` key of the model's digest."""
+    begins_with: str = ""
+    """The input that holds the weights which it trains."""
+    out_of_memory: str = _FREE_MEMORY
+    """What to do when memory runs out."""
+    recorded_as: str = ""
+    """Its name in fingerprints and manifests, where an older one is on disk."""
+
+
+def _rendering(config: RunConfig) -> dict[str, Any]:
+    return {"prompt_format": config.policy.prompt_format, "system": config.policy.system}
+
+
+def _engine(config: RunConfig) -> dict[str, Any]:
+    return config.engine.model_dump(mode="json", include={"dtype", "max_model_len", "tensor_parallel"})
+
+
+def _prepare(config: RunConfig) -> dict[str, Any]:
+    prompts = config.prompts
+    settings: dict[str, Any] = {
+        "model": config.policy.model,
+        "revision": config.policy.revision,
+        "train_limit": prompts.train_limit,
+        "heldout_limit": prompts.heldout_limit,
+    }
+    # How the user's completions are rendered decides their tokens; prompts are rendered where they are used.
+    if prompts.preferences or prompts.feedback:
+        settings["rendering"] = _rendering(config)
+    return settings
+
+
+def _generate(config: RunConfig) -> dict[str, Any]:
+    return {
+        "rendering": _rendering(config),
+        "generate": settings_of(config.generate),
+        "engine": _engine(config),
+        "seed": config.seed,
+    }
+
+
+def _score(config: RunConfig) -> dict[str, Any]:
+    return {"reward": reward_config.settings(config.reward)}
+
+
+def _pair(config: RunConfig) -> dict[str, Any]:
+    judging = _score(config) if config.replay.rescore else {}
+    return {"pair": settings_of(config.pair), "replay": settings_of(config.replay), "seed": config.seed, **judging}
+
+
+def _refer(config: RunConfig) -> dict[str, Any]:
+    return {"precision": config.train.precision}
+
+
+def _train(config: RunConfig | RewardTraining) -> dict[str, Any]:
+    return {"train": deciding(config.train), "seed": config.seed}
+
+
+def _evaluate(config: RunConfig) -> dict[str, Any]:
+    settings, evaluate, second = _generate(config), settings_of(config.evaluate), config.evaluate.second_reward
+    del settings["generate"]["n"]
+    if not config.evaluate.tasks:
+        del evaluate["task_limit"]
+    evaluate["second_reward"] = second and reward_config.settings(second)
+    return {**settings, "evaluate": evaluate, **_score(config)}
+
+
+def _decide(config: RunConfig) -> dict[str, Any]:
+    return {"gate": config.gate.model_dump(mode="json", include={"require", "guards"})}
+
+
+SPECS: dict[StageName | RewardStageName, StageSpec] = {
+    spec.name: spec
+    for spec in (
+        # Of a run, in the order of a round.
+        StageSpec("prepare", "prompts", _prepare, in_start=True, in_round=lambda _: False),
+        StageSpec("generate", "candidates", _generate, out_of_memory=_LESS_FOR_ENGINE),
+        StageSpec("score", "scores", _score, out_of_memory=_LESS_FOR_REWARD),
+        StageSpec("pair", "pairs", _pair, out_of_memory=_LESS_FOR_REWARD),
+        StageSpec("refer", "reference", _refer, in_round=lambda config: isinstance(config.train.loss, DPO | IPO)),
+        StageSpec(
+            "train",
+            "training",
+            _train,
+            distributed=True,
+            model="policy",
+            begins_with="policy",
+            out_of_memory=_LESS_FOR_TRAINING,
+        ),
+        StageSpec("evaluate", "evaluation", _evaluate, version=2, in_start=True, out_of_memory=_LESS_FOR_ENGINE),
+        # Version 1 took its intervals from a bootstrap.
+        StageSpec("decide", "decision", _decide, version=2, valid_versions=(1,)),
+        # Of a reward training.
+        StageSpec("split", "pairs", reward_training.of_split, "pco.reward_training"),
+        StageSpec(
+            "train_reward",
+            "training",
+            _train,
+            "pco.reward_training",
+            distributed=True,
+            model="model",
+            begins_with="model",
+            out_of_memory=_LESS_FOR_TRAINING,
+        ),
+        StageSpec("evaluate_reward", "test", lambda _: {}, "pco.reward_training", recorded_as="test_reward"),
+    )
 }
+RUN_STAGES: tuple[StageName, ...] = get_args(StageName)  # in the order of a round
 
 
 @dataclass(frozen=True)
@@ -69,18 +180,55 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """One part of a table that is made in parts, and what was left out of it or counted while it was made."""
+
+    content: pa.Table
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Stage(Generic[Config]):
     """One stage of one round, or of a reward training. Round 0 holds the prompts and the start's evaluation."""
 
     name: StageName | RewardStageName
     round: int
     config: Config
-    inputs: Mapping[str, Artifact]
+    inputs: Mapping[str, Artifact] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> StageSpec:
+        """What is known of its kind."""
+        return SPECS[self.name]
 
     @property
     def folder(self) -> Path:
         """Where its parts and manifest lie."""
-        return round_folder(self.config, self.round) / _FOLDERS[self.name]
+        return round_folder(self.config, self.round) / self.spec.folder
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the model lies that it saves."""
+        return round_folder(self.config, self.round) / self.spec.model
+
+    @property
+    def stage_file(self) -> Path:
+        """What its process was started with, as JSON."""
+        return self._log("json")
+
+    @property
+    def log_file(self) -> Path:
+        """What its process printed."""
+        return self._log("log")
+
+    @property
+    def error_file(self) -> Path:
+        """Why its last attempt failed, if it did."""
+        return self._log("error")
+
+    def _log(self, suffix: str) -> Path:
+        return round_folder(self.config, self.round) / "logs" / f"{self.name}.{suffix}"
 
     @property
     def title(self) -> str:
@@ -93,35 +241,32 @@ class Stage(Generic[Config]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that decide the result, and no others: memory, time limits and paths do not."""
-        match self.config:
-            case RewardTraining():
-                return reward_training.settings(self.name, self.config)
-            case RunConfig():
-                return _settings(self.name, self.config)
-
-    @property
-    def module(self) -> str:
-        """The module that runs it."""
-        package = "pco.reward_training" if isinstance(self.config, RewardTraining) else "pco.stages"
-        return f"{package}.{self.name}"
+        """The settings that decide the result, and no others."""
+        return self.spec.settings(self.config)
 
     @property
     def fingerprint(self) -> str:
         """Equal fingerprints mean equal results: a finished stage with this one is never run again."""
+        return self._fingerprint(self.spec.version)
+
+    def _fingerprint(self, version: int) -> str:
         return store.digest(
             {
-                "stage": self.name,
-                "version": _VERSIONS[self.name],
+                "stage": self.spec.recorded_as or self.name,
+                "version": version,
                 "round": self.round,
                 "settings": self.settings,
                 "inputs": {name: artifact.fingerprint for name, artifact in self.inputs.items()},
             }
         )
 
-    def made(self, manifest: store.Manifest) -> Artifact:
+    def result(self, manifest: store.Manifest) -> Artifact:
         """What this stage made, as an input of a later one."""
         return Artifact(self.folder, manifest.fingerprint)
+
+    def saved_model(self, manifest: store.Manifest) -> Artifact:
+        """The model that this stage saved, as an input of a later one."""
+        return Artifact(self.model_folder, manifest.outputs[self.spec.model])
 
     def finished(self) -> store.Manifest | None:
         """The manifest if this stage is done, None if it is yet to be done.
@@ -151,24 +296,53 @@ class Stage(Generic[Config]):
 
         What a fork took over from another run is taken as it is.
         """
-        if manifest.fingerprint == self.fingerprint or store.origin(self.folder) is not None:
+        versions = (self.spec.version, *self.spec.valid_versions)
+        if any(manifest.fingerprint == self._fingerprint(version) for version in versions):
+            return []
+        if store.origin(self.folder) is not None:
             return []
         before, now = flat(manifest.settings), flat(self.settings)
-        told = [
+        changes = [
             f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
             for key in sorted(before | now)
             if before.get(key) != now.get(key)
         ]
-        inputs = {name: artifact.fingerprint for name, artifact in self.inputs.items()}
-        named = sorted(name for name in manifest.inputs | inputs if manifest.inputs.get(name) != inputs.get(name))
-        told += [f"its input `{name}` changed ({self.inputs[name].folder})" for name in named if name in inputs]
-        return told or ["it was made by another version of this stage's code"]
+        changes += [
+            f"its input `{name}` changed ({self.inputs[name].folder})"
+            for name in sorted(self.inputs)
+            if manifest.inputs.get(name) != self.inputs[name].fingerprint
+        ]
+        return changes or ["it was made by another version of this stage's code"]
+
+    def is_made(self, table: str, shard: int) -> bool:
+        """Whether a shard of a table is on disk, whole and of this stage."""
+        return store.has_part(self.folder, table, shard, self.fingerprint)
+
+    def shards(self, table: str, count: int, make: Callable[[int], Shard]) -> Iterator[int]:
+        """Make the shards of a table that are not on disk yet, one after the other, each committed when it is made.
+
+        Yields the index of each shard that is there, in order; so a loop over it is the stage's progress.
+        """
+        for index in range(count):
+            if not self.is_made(table, index):
+                shard = make(index)
+                store.write_part(
+                    self.folder,
+                    table,
+                    index,
+                    shard.content,
+                    self.fingerprint,
+                    of=count,
+                    dropped=shard.dropped,
+                    counts=shard.counts,
+                )
+            yield index
 
     def finish(self, **account: Any) -> store.Manifest:
         """Write the manifest; `account` holds the counts and times of `store.finish`."""
         return store.finish(
             self.folder,
-            stage=self.name,
+            stage=self.spec.recorded_as or self.name,
             fingerprint=self.fingerprint,
             inputs={name: artifact.fingerprint for name, artifact in self.inputs.items()},
             settings=self.settings,
@@ -199,19 +373,17 @@ class Stage(Generic[Config]):
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as `section.key: value`."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        settings |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return settings
 
 
-def stages_of(config: RunConfig, number: int) -> tuple[StageName, ...]:
-    """The stages of a round in the order in which they run; only losses with a reference have `refer`."""
+def stages_of(config: RunConfig, number: int) -> list[StageName]:
+    """The stages of a round in the order in which they run; those of round 0 are the start's."""
     if number == 0:
-        return START_STAGES
-    train = ROUND_STAGES.index("train")
-    refer: tuple[StageName, ...] = ("refer",) if isinstance(config.train.loss, DPO | IPO) else ()
-    return (*ROUND_STAGES[:train], *refer, *ROUND_STAGES[train:])
+        return [name for name in RUN_STAGES if SPECS[name].in_start]
+    return [name for name in RUN_STAGES if SPECS[name].in_round(config)]
 
 
 def round_folder(config: RunConfig | RewardTraining, number: int) -> Path:
@@ -232,49 +404,3 @@ def file_fingerprint(path: Path, recorded: str | None, *, key: str) -> str:
         raise BadInput(
             f"{path}: could not be read ({error.strerror}). Name a JSONL or Parquet file as `{key}`."
         ) from error
-
-
-def _without(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in names}
-
-
-def _settings(name: str, config: RunConfig) -> dict[str, Any]:
-    dump = config.model_dump(mode="json")
-    policy, engine = dump["policy"], {key: dump["engine"][key] for key in ("dtype", "max_model_len", "tensor_parallel")}
-    rendering = {key: policy[key] for key in ("prompt_format", "system")}
-    match name:
-        case "prepare":
-            limits = {key: dump["prompts"][key] for key in ("train_limit", "heldout_limit")}
-            # How the user's completions are rendered decides their tokens; prompts are rendered where they are used.
-            given = config.prompts.preferences or config.prompts.feedback
-            rendered = {"rendering": rendering} if given else {}
-            return {"model": policy["model"], "revision": policy["revision"], **limits, **rendered}
-        case "generate":
-            return {"rendering": rendering, "generate": dump["generate"], "engine": engine, "seed": config.seed}
-        case "score":
-            return {"reward": reward_config.settings(config.reward)}
-        case "pair":
-            # What decides nothing stays out: a run that was made before the setting was there is not made again.
-            replay, judging = _without(dump["replay"], ("rescore",)), {}
-            if config.replay.rescore:
-                replay, judging = dump["replay"], {"reward": reward_config.settings(config.reward)}
-            return {"pair": dump["pair"], "replay": replay, "seed": config.seed, **judging}
-        case "refer":
-            return {"precision": config.train.precision}
-        case "train":
-            return {"train": deciding(config.train), "seed": config.seed}
-        case "evaluate":
-            second = config.evaluate.second_reward
-            measuring = _without(dump["evaluate"], () if config.evaluate.tasks else ("tasks", "task_limit"))
-            return {
-                "rendering": rendering,
-                "generate": _without(dump["generate"], ("n",)),
-                "engine": engine,
-                "reward": reward_config.settings(config.reward),
-                "evaluate": {**measuring, "second_reward": second and reward_config.settings(second)},
-                "seed": config.seed,
-            }
-        case "decide":
-            return {"gate": {key: dump["gate"][key] for key in ("require", "guards")}}
-        case _:
-            raise AssertionError(f"{name}: no stage of a round")

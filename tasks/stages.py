@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from data import store
 from data.errors import AwaitsAnswer, StageFailed
 from data.store import Manifest
-from pco.execution import launcher
+from pco.execution.executor import Executor, LocalExecutor
 from pco.progress import Progress
 from pco.runs.status import counted
 from pco.stage import Stage
@@ -35,8 +35,8 @@ async def _may_be_transient(_task: Any, _run: TaskRun, state: State) -> bool:
     retry_delay_seconds=[5, 30],
     retry_condition_fn=_may_be_transient,
 )
-def run_stage(stage: Stage[Any]) -> Manifest | AwaitsAnswer:
-    """Make sure that a stage is finished; a finished one returns its manifest at once.
+def run_stage(stage: Stage[Any], executor: Executor = LocalExecutor()) -> Manifest | AwaitsAnswer:  # noqa: B008  frozen
+    """Have an executor make sure that a stage is finished; a finished one returns its manifest at once.
 
     A decision that is a person's to make is no failure: what it says is returned.
     """
@@ -45,7 +45,7 @@ def run_stage(stage: Stage[Any]) -> Manifest | AwaitsAnswer:
     view.begin(stage.title)
     try:
         reused = store.read_manifest(stage.folder) is not None
-        manifest = launcher.run(stage, on_progress=watch.advance, on_log=get_run_logger().debug)
+        manifest = executor.run(stage, on_progress=watch.advance, on_log=get_run_logger().debug)
     except AwaitsAnswer as waiting:
         view.end(str(waiting), ok=True)
         return waiting

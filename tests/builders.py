@@ -10,6 +10,7 @@ from typing import Any
 from data import schemas, store
 from data.readers import prompt_id
 from pco.config.run import RunConfig
+from pco.rounds import State, inputs_of
 from pco.stage import Artifact, Stage, StageName
 
 Row = dict[str, Any]
@@ -44,6 +45,11 @@ def changed(raw: Row | RunConfig, **settings: Any) -> RunConfig:
 def stage(name: StageName, config: RunConfig, inputs: dict[str, Artifact] | None = None, number: int = 1) -> Stage:
     """A stage of round 1, unless told otherwise."""
     return Stage(name, number, config, inputs or {})
+
+
+def prepare_stage(config: RunConfig) -> Stage:
+    """The first stage of a run, with the user's files as its inputs."""
+    return Stage("prepare", 0, config, inputs_of("prepare", config, State()))
 
 
 def write_jsonl(path: Path, rows: Sequence[Any]) -> Path:

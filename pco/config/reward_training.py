@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from data import store
 from pco.config import file as config_file
 from pco.config.section import Section
-from pco.config.train import Training, deciding
+from pco.config.train import Training
 
 
 class RewardTrain(Training):
@@ -89,14 +89,11 @@ def _absolute(config: RewardTraining) -> RewardTraining:
     return config.model_copy(update={name: str(path.expanduser().resolve()) for name, path in paths.items()})
 
 
-def settings(stage: str, config: RewardTraining) -> dict[str, Any]:
-    """The settings that decide a stage's result."""
-    match stage:
-        case "split":
-            share = None if config.heldout is not None else config.heldout_share
-            begins = {"model": config.model, "revision": config.revision}
-            return {**begins, "heldout_share": share, "max_pair_tokens": config.train.max_pair_tokens}
-        case "train_reward":
-            return {"train": deciding(config.train), "seed": config.seed}
-        case _:
-            return {}
+def of_split(config: RewardTraining) -> dict[str, Any]:
+    """The settings that decide which pairs are trained on, and which are held out."""
+    return {
+        "model": config.model,
+        "revision": config.revision,
+        "heldout_share": None if config.heldout is not None else config.heldout_share,
+        "max_pair_tokens": config.train.max_pair_tokens,
+    }

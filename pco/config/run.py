@@ -7,7 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from data import store
 from pco.config import file as config_file
-from pco.config.gate import TASK, Gate
+from pco.config.gate import Gate
+from pco.config.metrics import TASK
 from pco.config.reward import (
     RepetitionReward,
     RewardConfig,
@@ -17,7 +18,7 @@ from pco.config.reward import (
     parts,
     settings,
 )
-from pco.config.section import Section
+from pco.config.section import Section, added
 from pco.config.train import Train
 
 
@@ -133,7 +134,7 @@ class Replay(Section):
     """At most so many replayed pairs for each pair of the round itself."""
     half_life: float | None = Field(None, gt=0)
     """Rounds after which a pair is half as likely to be drawn; null: all are equally likely."""
-    rescore: bool = False
+    rescore: bool = added(default=False)
     """Let the run's reward judge what is drawn: where it prefers the rejected text the two change places, and a pair
     that it cannot tell apart is left out. For seed preferences, which no reward of the run has seen."""
 
@@ -145,7 +146,7 @@ class Evaluate(Section):
     """Sampled completions per held-out prompt."""
     second_reward: RewardConfig | None = None
     """A reward that makes no labels: one that stays behind while the first climbs tells that the first is gamed."""
-    tasks: list[str] = []
+    tasks: list[str] = added([])
     """Tasks of lm-eval that each policy is put to, as a regression suite; `task_NAME` is what the gate calls them."""
     task_limit: int | None = Field(200, ge=1)
     """The first so many documents of each task; null takes all."""

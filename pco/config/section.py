@@ -1,9 +1,9 @@
 """What every section of the config has in common."""
 
 import math
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -17,3 +17,25 @@ class Section(BaseModel):
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"`{name}` is not a number")
         return self
+
+
+def added(default: Any, **constraints: Any) -> Any:
+    """A field that joined its section after runs had been made with it.
+
+    While it is at its default it decides nothing and stays out of fingerprints (`settings_of`): what was made before it
+    was there stays finished. The default must therefore mean what the code did before.
+    """
+    return Field(default, json_schema_extra={"added": True}, **constraints)
+
+
+def settings_of(section: Section) -> dict[str, Any]:
+    """The settings of a section as JSON values, without those that were `added` and are at their default."""
+    values = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("added"):
+            if value == field.get_default(call_default_factory=True):
+                del values[name]
+        elif isinstance(value, Section):
+            values[name] = settings_of(value)
+    return values

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pco.config.section import Section
+from pco.config.section import Section, settings_of
 
 
 class _Cringe(Section):
@@ -140,7 +140,7 @@ HOW_TRAINING_RUNS = (
 
 def deciding(train: Training) -> dict[str, Any]:
     """The settings that decide a training's result."""
-    return {name: value for name, value in train.model_dump(mode="json").items() if name not in HOW_TRAINING_RUNS}
+    return {name: value for name, value in settings_of(train).items() if name not in HOW_TRAINING_RUNS}
 
 
 class Train(Training):

@@ -1,6 +1,7 @@
 """`pco doctor`: what can be known of a config before hours are spent on it, told all at once."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from data.errors import BadInput, PCOError
 from pco.config.run import RunConfig
@@ -8,6 +9,7 @@ from pco.doctor import canary, checks, resources, tokens
 from pco.doctor.checks import Inputs
 from pco.doctor.finding import Finding, Seen
 from pco.evaluation.intervals import detectable_difference
+from pco.execution.executor import Executor, LocalExecutor
 
 __all__ = ["Finding", "check", "examine"]
 
@@ -25,8 +27,13 @@ _QUICK: dict[str, Examination] = {
 }
 
 
-def examine(config: RunConfig, *, quick: bool = False) -> Iterator[Finding]:
-    """Everything that is examined, as it is found; `quick` leaves out what loads weights.
+def examine(
+    config: RunConfig,
+    *,
+    quick: bool = False,
+    executor: Executor = LocalExecutor(),  # noqa: B008  frozen
+) -> Iterator[Finding]:
+    """Everything that is examined, as it is found; `quick` leaves out what loads weights, which `executor` runs.
 
     What fails for the reason of an earlier fault is skipped, and so is the canary after any fault.
     """
@@ -43,7 +50,7 @@ def examine(config: RunConfig, *, quick: bool = False) -> Iterator[Finding]:
     if not quick and faults:
         yield Finding("canary", "skipped", "waits for the faults above")
     elif not quick:
-        yield from _findings("canary", canary.examine, inputs)
+        yield from _findings("canary", partial(canary.examine, executor=executor), inputs)
 
 
 def _findings(name: str, look: Examination, inputs: Inputs) -> Iterator[Finding]:

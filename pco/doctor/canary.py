@@ -17,9 +17,8 @@ from pco.config.run import Replay, RunConfig
 from pco.doctor.checks import Inputs, existing_folder
 from pco.doctor.finding import Seen
 from pco.doctor.resources import engine_format
-from pco.execution import launcher
+from pco.execution.executor import Executor
 from pco.models.rendering import render
-from pco.runs import policy
 from pco.stage import Artifact, Stage
 
 Row = dict[str, Any]
@@ -39,17 +38,17 @@ class Sung:
     logps: list[float]  # under the trainer, nats
 
 
-def examine(inputs: Inputs) -> Iterator[Seen]:
+def examine(inputs: Inputs, executor: Executor) -> Iterator[Seen]:
     """Let the canary sing in a temporary folder beside the runs, and compare.
 
     Raises PCOError when a stage fails.
     """
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=existing_folder(inputs)) as folder:
-        sung = sing(inputs, Path(folder))
+        sung = sing(inputs, Path(folder), executor)
     yield from compared(sung, inputs.tokenizer, tolerance(inputs))
 
 
-def sing(inputs: Inputs, folder: Path) -> Sung:
+def sing(inputs: Inputs, folder: Path, executor: Executor) -> Sung:
     """Train without learning, generate from what was saved, read the samples as the trainer does."""
     config = _small(inputs.config, folder)
     config.folder.mkdir()
@@ -58,13 +57,13 @@ def sing(inputs: Inputs, folder: Path) -> Sung:
     prompts = _given(Stage("prepare", 0, config, {}), "prompts", asked)
     lesson = _given(Stage("pair", 1, config, {}), "pairs", _lesson(inputs))
     train = Stage("train", 1, config, {"policy": start, "pairs": lesson})
-    trained = policy.trained(train, launcher.run(train))
+    trained = train.saved_model(executor.run(train))
     generate = Stage("generate", 2, config, {"policy": trained, "prompts": prompts})
-    launcher.run(generate)
+    executor.run(generate)
     candidates = store.read_table(generate.folder, "candidates").to_pylist()
     pairs = _given(Stage("pair", 2, config, {}), "pairs", _pairs(candidates))
     refer = Stage("refer", 2, config, {"policy": start, "pairs": pairs})
-    launcher.run(refer)
+    executor.run(refer)
     rows = store.read_table(refer.folder, "reference_logps").to_pylist()
     logps = [row[side] for row in rows for side in ("chosen_logp", "rejected_logp")]
     return Sung(trained.fingerprint, candidates, logps)
@@ -90,7 +89,7 @@ def _given(stage: Stage, table: str, rows: Sequence[Row]) -> Artifact:
     """Rows as if a stage had made them."""
     store.write_part(stage.folder, table, 0, schemas.build(table, rows), stage.fingerprint)
     count = len(rows)
-    return stage.made(stage.finish(unit="rows", rows_in=count, rows_out=count, dropped={}, started=time.time()))
+    return stage.result(stage.finish(unit="rows", rows_in=count, rows_out=count, dropped={}, started=time.time()))
 
 
 def _lesson(inputs: Inputs) -> list[Row]:

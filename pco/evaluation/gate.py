@@ -1,21 +1,28 @@
 """The gate: the rules that a round has to pass, applied to evaluation rows (docs/evaluation.md)."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from pco.config.gate import Gate, Guard, Requirement
 from pco.evaluation import metrics
+from pco.evaluation.differences import per_prompt_differences, per_prompt_means, per_text_drifts, text_differences
 from pco.evaluation.intervals import paired_interval
-from pco.evaluation.metrics import Row
+from pco.evaluation.rows import EvaluationRow
 
-_TOLD_LEVEL = 0.95  # of the interval that is told where a rule demands none
+Bounds = tuple[float | None, float | None]
+Rows = Sequence[EvaluationRow]
+
+_SHOWN_LEVEL = 0.95  # of the interval in a message where a rule demands none
 
 
 @dataclass(frozen=True)
-class Ruling:
-    """One rule of the gate applied to one round; `low` and `high` bound `value` where it has an interval."""
+class RuleResult:
+    """One rule of the gate applied to one round; `low` and `high` bound `value` where it has an interval.
+
+    Its fields are columns of the table `decisions`.
+    """
 
     rule: str
     value: float
@@ -26,21 +33,20 @@ class Ruling:
     high: float | None = None
 
 
-def judge(new: Sequence[Row], others: Mapping[str, Sequence[Row]], gate: Gate) -> list[Ruling]:
+def apply_rules(new: Rows, others: Mapping[str, Rows], gate: Gate) -> list[RuleResult]:
     """Apply every rule of the gate to a policy's evaluation rows; `others` are those of `previous` and `start`.
 
-    Where several guards have a confidence, each is held at the level that lets all of them together keep it
-    (Bonferroni's correction).
+    Where several guards have a confidence, each has the level that lets all of them together keep it (Bonferroni's
+    correction).
     """
     policies = {"new": new, **others}
-    unsure = sum(guard is not None and guard.confidence is not None for guard in gate.guards.values())
+    unsure_guards = sum(guard is not None and guard.confidence is not None for guard in gate.guards.values())
     rules: list[tuple[str, Requirement | Guard | None]] = [*gate.require.items(), *gate.guards.items()]
-    return [
-        ruling
-        for name, rule in rules
-        if rule is not None
-        for ruling in _rulings(name, rule, policies, _level(rule, unsure))
-    ]
+    results: list[RuleResult] = []
+    for name, rule in rules:
+        if rule is not None:
+            results += _apply(name, rule, policies, level=_level(rule, unsure_guards))
+    return results
 
 
 def _level(rule: Requirement | Guard, unsure_guards: int) -> float | None:
@@ -49,99 +55,111 @@ def _level(rule: Requirement | Guard, unsure_guards: int) -> float | None:
     return 1 - (1 - rule.confidence) / unsure_guards
 
 
-def _rulings(
-    measure: str, rule: Requirement | Guard, policies: Mapping[str, Sequence[Row]], level: float | None
-) -> Iterator[Ruling]:
-    """One for each kind of bound that the rule has."""
-    other = policies[rule.against]
-    for look_at, least, most in (
-        (_value, rule.min, rule.max),
-        (_change, rule.min_change, rule.max_change),
-        (_ratio, rule.min_ratio, rule.max_ratio),
-    ):
-        if least is not None or most is not None:
-            yield _ruling(look_at(measure, policies["new"], other, rule.against), rule, (least, most), level)
+def _apply(
+    metric: str, rule: Requirement | Guard, policies: Mapping[str, Rows], *, level: float | None
+) -> list[RuleResult]:
+    """One result for each kind of bound that the rule has."""
+    results = []
+    for kind, statistic_of in {"": _value, "_change": _change, "_ratio": _ratio}.items():
+        bounds = rule.bounds[kind]
+        if bounds != (None, None):
+            statistic = statistic_of(metric, policies["new"], policies[rule.against], rule.against)
+            results.append(_result(statistic, rule, bounds=bounds, level=level))
+    return results
 
 
 @dataclass(frozen=True)
-class _Look:
-    """One number of a policy, told in two halves with room for its interval in between.
+class _Statistic:
+    """A number of a policy that is held to bounds.
 
-    `each` is that number of each prompt, and `above` by how much each prompt, or text, lies above a bound on it. Both
-    are empty for a number of all completions together; a ratio has no `each`.
+    `message` says it in two halves; its interval stands between them. `values` are that number of each prompt, and
+    `excess` says by how much each prompt, or text, lies above a bound on it. Both are empty for a number of all
+    completions together; a ratio has no `values`.
     """
 
     rule: str
     number: float
-    told: tuple[str, str]
-    each: list[float]
-    above: Callable[[float], list[float]]
+    message: tuple[str, str]
+    values: list[float]
+    excess: Callable[[float], list[float]]
 
 
-def _value(measure: str, new: Sequence[Row], other: Sequence[Row], named: str) -> _Look:
-    now = _summary(new, measure)
-    each = metrics.drifts(new) if measure == "drift" else metrics.by_prompt(new, measure)
-    return _Look(measure, now, (f"{measure} {now:.4g}", ""), each, lambda bound: [one - bound for one in each])
-
-
-def _change(measure: str, new: Sequence[Row], other: Sequence[Row], named: str) -> _Look:
-    now, then = _summary(new, measure), _summary(other, measure)
-    each = metrics.gains(new, other, measure=measure)
-    told = f"{measure} {then:.4f} -> {now:.4f} ({now - then:+.4f}", f" vs {named})"
-    return _Look(f"{measure} change", now - then, told, each, lambda bound: [one - bound for one in each])
-
-
-def _ratio(measure: str, new: Sequence[Row], other: Sequence[Row], named: str) -> _Look:
-    now, then = _summary(new, measure), _summary(other, measure)
-    ratio = now / then if then else 1.0 if now == 0 else math.inf
-    told = f"{measure} {then:.4g} -> {now:.4g} ({ratio - 1:+.0%}", f" vs {named})"
-    if measure == "perplexity":
-        return _Look("perplexity ratio", ratio, told, [], lambda bound: metrics.surprise(new, other, times=bound))
-    above = partial(metrics.gains, new, other, measure=measure)
-    return _Look(f"{measure} ratio", ratio, told, [], lambda bound: above(times=bound))
-
-
-def _summary(rows: Sequence[Row], measure: str) -> float:
-    return metrics.summarise(rows).get(measure, math.nan)
-
-
-def _ruling(
-    look: _Look, rule: Requirement | Guard, bounds: tuple[float | None, float | None], level: float | None
-) -> Ruling:
-    known = look.each and math.isfinite(look.number)
-    low, high = paired_interval(look.each, level=level or _TOLD_LEVEL)[1:] if known else (None, None)
-    bracket = "" if low is None else f" [{low:+.4f}, {high:+.4f}]"
-    passed = math.isfinite(look.number) and all(
-        _holds(look, rule, bound, sign, level) for bound, sign in zip(bounds, (1, -1), strict=True) if bound is not None
+def _value(metric: str, new: Rows, other: Rows, against: str) -> _Statistic:
+    number = _summary(new, metric)
+    values = per_text_drifts(new) if metric == "drift" else per_prompt_means(new, metric)
+    return _Statistic(
+        metric, number, (f"{metric} {number:.4g}", ""), values, lambda bound: [value - bound for value in values]
     )
-    return Ruling(look.rule, look.number, _bound(rule, bounds), passed, bracket.join(look.told), low, high)
 
 
-def _holds(look: _Look, rule: Requirement | Guard, bound: float, sign: int, level: float | None) -> bool:
-    """Whether the number is above a bound (`sign` 1) or below it (-1), or for a guard at it."""
+def _change(metric: str, new: Rows, other: Rows, against: str) -> _Statistic:
+    now, before = _summary(new, metric), _summary(other, metric)
+    values = per_prompt_differences(new, other, metric=metric)
+    message = (f"{metric} {before:.4f} -> {now:.4f} ({now - before:+.4f}", f" vs {against})")
+    return _Statistic(
+        f"{metric} change", now - before, message, values, lambda bound: [value - bound for value in values]
+    )
+
+
+def _ratio(metric: str, new: Rows, other: Rows, against: str) -> _Statistic:
+    now, before = _summary(new, metric), _summary(other, metric)
+    ratio = math.inf if now else 1.0
+    if before:
+        ratio = now / before
+    message = (f"{metric} {before:.4g} -> {now:.4g} ({ratio - 1:+.0%}", f" vs {against})")
+    excess = partial(per_prompt_differences, new, other, metric=metric)
+    if metric == "perplexity":
+        excess = partial(text_differences, new, other)
+    return _Statistic(f"{metric} ratio", ratio, message, [], lambda bound: excess(times=bound))
+
+
+def _summary(rows: Rows, metric: str) -> float:
+    return metrics.summarise(rows).get(metric, math.nan)
+
+
+def _result(statistic: _Statistic, rule: Requirement | Guard, *, bounds: Bounds, level: float | None) -> RuleResult:
+    low = high = None
+    interval = ""
+    if statistic.values and math.isfinite(statistic.number):
+        _, low, high = paired_interval(statistic.values, level=level or _SHOWN_LEVEL)
+        interval = f" [{low:+.4f}, {high:+.4f}]"
+    lower, upper = bounds
+    passed = (
+        math.isfinite(statistic.number)
+        and (lower is None or _is_beyond(statistic, rule, bound=lower, sign=1, level=level))
+        and (upper is None or _is_beyond(statistic, rule, bound=upper, sign=-1, level=level))
+    )
+    reason = interval.join(statistic.message)
+    return RuleResult(statistic.rule, statistic.number, _in_words(rule, bounds), passed, reason, low, high)
+
+
+def _is_beyond(
+    statistic: _Statistic, rule: Requirement | Guard, *, bound: float, sign: int, level: float | None
+) -> bool:
+    """Whether the number is above a lower bound (`sign` 1) or below an upper one (-1); for a guard it may be on it."""
     strictly = isinstance(rule, Requirement)
     if level is None:
-        beyond = sign * (look.number - bound)
-        return beyond > 0 if strictly else beyond >= 0
-    _, low, high = paired_interval([sign * one for one in look.above(bound)], level=level)
+        excess = sign * (statistic.number - bound)
+        return excess > 0 if strictly else excess >= 0
+    _, low, high = paired_interval([sign * value for value in statistic.excess(bound)], level=level)
     return low > 0 if strictly else high >= 0
 
 
-def _bound(rule: Requirement | Guard, bounds: tuple[float | None, float | None]) -> str:
+def _in_words(rule: Requirement | Guard, bounds: Bounds) -> str:
     """The bounds in words, e.g. `> 0 with 90% confidence`, `0.8 to 1.5`."""
-    least, most = bounds
-    beyond = "" if isinstance(rule, Requirement) else "="
-    if least is not None and most is not None:
-        told = f"{least:g} to {most:g}"
-    else:
-        told = f">{beyond} {least:g}" if least is not None else f"<{beyond} {most:g}"
-    return told + (f" with {rule.confidence:.0%} confidence" if rule.confidence else "")
+    lower, upper = bounds
+    or_equal = "" if isinstance(rule, Requirement) else "="
+    confidence = f" with {rule.confidence:.0%} confidence" if rule.confidence else ""
+    if lower is not None and upper is not None:
+        return f"{lower:g} to {upper:g}{confidence}"
+    if lower is not None:
+        return f">{or_equal} {lower:g}{confidence}"
+    return f"<{or_equal} {upper:g}{confidence}"
 
 
-def explain(number: int, rulings: list[Ruling]) -> str:
-    """The verdict as a sentence, with every number that led to it."""
-    failed = [ruling for ruling in rulings if not ruling.passed]
-    told = "; ".join(f"{ruling.reason}, must be {ruling.bound}" for ruling in failed)
+def explain(number: int, results: Sequence[RuleResult]) -> str:
+    """The decision on a round as a sentence, with every number that led to it."""
+    failed = [f"{result.reason}, must be {result.bound}" for result in results if not result.passed]
     if failed:
-        return f"round {number} refused: {told}"
-    return f"round {number} promoted: " + "; ".join(ruling.reason for ruling in rulings)
+        return f"round {number} refused: {'; '.join(failed)}"
+    return f"round {number} promoted: " + "; ".join(result.reason for result in results)

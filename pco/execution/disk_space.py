@@ -9,15 +9,13 @@ from data import store
 from data.errors import PCOError
 from pco.config.train import Training
 from pco.models import weights
-from pco.stage import Stage, round_folder
+from pco.stage import Stage
 from pco.training import checkpoints
 
 _LEAST = 100 * 2**20  # tables, logs, the report
 # AdamW keeps two float32 numbers per parameter, and a float32 copy of the weights when these are bf16.
 OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2}
-# Of the stages that train: the input that holds the weights to begin with, and the folder for the trained ones.
-_TRAINED = {"train": "policy", "train_reward": "model"}
 
 
 def check(stage: Stage[Any]) -> None:
@@ -33,22 +31,22 @@ def check(stage: Stage[Any]) -> None:
 
 def needed(stage: Stage[Any]) -> int:
     """Bytes that a stage may write beyond what it has, roughly and rather too many."""
-    if stage.name not in _TRAINED:
+    if not stage.spec.model:
         return _LEAST
     # What an earlier attempt wrote is used, written over, or removed first.
     had = _size(stage.folder / checkpoints.FOLDER) + sum(map(_size, _trained_folders(stage)))
     manifest = store.read_manifest(stage.inputs["pairs"].folder)
     pairs = sum(part.rows for part in manifest.parts) if manifest else 0
     trained, kept = of_training(
-        weights.parameters(stage.inputs[_TRAINED[stage.name]].folder), stage.config.train, pairs
+        weights.parameters(stage.inputs[stage.spec.begins_with].folder), stage.config.train, pairs
     )
     return _LEAST + max(0, trained + kept - had)
 
 
 def _trained_folders(stage: Stage[Any]) -> list[Path]:
     """Where a training's result lies, and where it is written."""
-    folder, name = round_folder(stage.config, stage.round), _TRAINED[stage.name]
-    return [folder / name, folder / f".{name}.tmp"]
+    folder = stage.model_folder
+    return [folder, folder.with_name(f".{folder.name}.tmp")]
 
 
 def _size(folder: Path) -> int:

@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data import errors, store
+from data import store
 from data.errors import PCOError, StageFailed
 from pco import progress
-from pco.config.reward_training import RewardTraining
-from pco.config.run import RunConfig
 from pco.execution import disk_space, process_group
 from pco.progress import Failure, Progress
-from pco.stage import LAUNCHED, PARENT, Stage, round_folder
+from pco.stage import LAUNCHED, PARENT, Stage
 from pco.training import checkpoints
 
 _POLL_S = 0.1
@@ -57,37 +55,26 @@ def run(
         checkpoints.remove(stage.folder / checkpoints.FOLDER)  # a kill may have come just before they were
         return done
     # Before anything of the stage is swept or written: they may still be writing it.
-    if left := process_group.end_leftovers(error_path(stage.config, stage.round, stage.name).with_suffix(".json")):
+    if left := process_group.end_leftovers(stage.stage_file):
         on_log(f"ended {left} process(es) that an earlier attempt had left behind")
-    log = _prepare_log(stage)
+    _prepare_log(stage)
     try:
         disk_space.check(stage)
-        return _launched(stage, log, on_progress, on_log)
+        return _launched(stage, on_progress, on_log)
     except PCOError as error:
         with contextlib.suppress(PCOError):  # a full disk, say: the first error is the one to tell
-            store.write_text(error_path(stage.config, stage.round, stage.name), str(error))
+            Failure.of(error).write(stage.error_file)
         raise
 
 
-def error_path(config: RunConfig | RewardTraining, number: int, name: str) -> Path:
-    """Where the error of a stage's last attempt lies, if that failed."""
-    return round_folder(config, number) / "logs" / f"{name}.error"
-
-
-def logs_of(stage: Stage[Any]) -> list[Path]:
-    """What a stage was told to do, what it said, and why its last attempt failed."""
-    error = error_path(stage.config, stage.round, stage.name)
-    return [error.with_suffix(suffix) for suffix in (".json", ".log", ".error")]
-
-
 def _launched(
-    stage: Stage[Any], log: Path, on_progress: Callable[[Progress], None], on_log: Callable[[str], None]
+    stage: Stage[Any], on_progress: Callable[[Progress], None], on_log: Callable[[str], None]
 ) -> store.Manifest:
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     failure: Failure | None = None
-    start = log.stat().st_size
-    with _process(stage, log) as process:
-        for line in _lines(process, log, start, stage):
+    start = stage.log_file.stat().st_size
+    with _process(stage) as process:
+        for line in _lines(process, stage, start):
             event = progress.parse(line)
             if isinstance(event, Progress):
                 on_progress(event)
@@ -97,41 +84,39 @@ def _launched(
                 tail.append(line)
                 on_log(line)
     if failure is not None:
-        raise _rebuilt(failure)
+        raise failure.error
     if process.returncode != 0:
         _check_disk(stage)
-        raise StageFailed(f"{stage.title}: {_cause(process.returncode)}. Log: {log}\n" + "\n".join(tail))
+        raise StageFailed(f"{stage.title}: {_cause(process.returncode)}. Log: {stage.log_file}\n" + "\n".join(tail))
     finished = stage.finished()
     if finished is None:
-        raise StageFailed(f"{stage.title}: ended without an error but left no manifest in {stage.folder}. Log: {log}")
+        raise StageFailed(
+            f"{stage.title}: ended without an error but left no manifest in {stage.folder}. Log: {stage.log_file}"
+        )
     return finished
 
 
-def _prepare_log(stage: Stage[Any]) -> Path:
-    logs = round_folder(stage.config, stage.round) / "logs"
-    store.write_text(logs / f"{stage.name}.json", stage.to_json())
-    log = logs / f"{stage.name}.log"
-    with store.write_errors(log):
-        for folder in (logs, stage.folder):
+def _prepare_log(stage: Stage[Any]) -> None:
+    store.write_text(stage.stage_file, stage.to_json())
+    with store.write_errors(stage.log_file):
+        for folder in (stage.log_file.parent, stage.folder):
             store.sweep(folder)
-        error_path(stage.config, stage.round, stage.name).unlink(missing_ok=True)
-        with log.open("a", encoding="utf-8") as file:  # an earlier attempt's log may tell why it failed
+        stage.error_file.unlink(missing_ok=True)
+        with stage.log_file.open("a", encoding="utf-8") as file:  # an earlier attempt's log may tell why it failed
             file.write("\n" * (file.tell() > 0) + f"{ATTEMPT} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-    return log
 
 
 @contextlib.contextmanager
-def _process(stage: Stage[Any], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _process(stage: Stage[Any]) -> Iterator[subprocess.Popen[bytes]]:
     """The stage's process, its output going straight to the log file; no member of its group survives the block."""
-    stage_file = log.with_suffix(".json")
-    with log.open("ab") as output:
+    with stage.log_file.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pco.execution.worker_main", str(stage_file)],
+            [sys.executable, "-m", "pco.execution.worker_main", str(stage.stage_file)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=_environment(stage, stage_file),
+            env=_environment(stage),
         )
     try:
         yield process
@@ -139,9 +124,9 @@ def _process(stage: Stage[Any], log: Path) -> Iterator[subprocess.Popen[bytes]]:
         process_group.end_group(process)
 
 
-def _environment(stage: Stage[Any], stage_file: Path) -> dict[str, str]:
+def _environment(stage: Stage[Any]) -> dict[str, str]:
     environment = {**ENVIRONMENT, **os.environ, LAUNCHED: repr(time.time()), PARENT: str(os.getpid())}
-    environment[process_group.STAGE_FILE] = str(stage_file)
+    environment[process_group.STAGE_FILE] = str(stage.stage_file)
     asks_hub = stage.name == "evaluate" and stage.config.evaluate.tasks  # for their data
     if not asks_hub and all(Path(model).is_dir() for model in stage.config.models):
         environment.setdefault("HF_HUB_OFFLINE", "1")
@@ -153,13 +138,13 @@ def _environment(stage: Stage[Any], stage_file: Path) -> dict[str, str]:
     return environment
 
 
-def _lines(process: subprocess.Popen[bytes], log: Path, start: int, stage: Stage[Any]) -> Iterator[str]:
+def _lines(process: subprocess.Popen[bytes], stage: Stage[Any], start: int) -> Iterator[str]:
     """The log's lines from byte `start` on as they come, until the process has ended and all is read.
 
     Raises StageFailed when the process takes too long, or says nothing for too long.
     """
     began = heard = time.monotonic()
-    with log.open(encoding="utf-8", errors="replace") as file:
+    with stage.log_file.open(encoding="utf-8", errors="replace") as file:
         file.seek(start)
         torn = ""
         while True:
@@ -175,14 +160,17 @@ def _lines(process: subprocess.Popen[bytes], log: Path, start: int, stage: Stage
             if chunk:
                 heard = now
             if now - began > stage.config.stage_timeout_s:
-                raise StageFailed(f"{stage.title}: ran out of time (`stage_timeout_s`) and was ended. Log: {log}")
+                raise StageFailed(
+                    f"{stage.title}: ran out of time (`stage_timeout_s`) and was ended. Log: {stage.log_file}"
+                )
             if now - heard > stage.config.stall_timeout_s:
-                raise StageFailed(_stalled(process, log, stage))
+                raise StageFailed(_stalled(process, stage))
             if not chunk:
                 time.sleep(_POLL_S)
 
 
-def _stalled(process: subprocess.Popen[bytes], log: Path, stage: Stage[Any]) -> str:
+def _stalled(process: subprocess.Popen[bytes], stage: Stage[Any]) -> str:
+    log = stage.log_file
     size = log.stat().st_size
     process_group.ask_for_stacks(process, lambda: log.stat().st_size > size)
     with log.open("rb") as file:
@@ -212,9 +200,3 @@ def _check_disk(stage: Stage[Any]) -> None:
             f"{stage.config.folder}: the disk is full, and {stage.title} ended. What it committed is intact: make "
             "room, then resume."
         )
-
-
-def _rebuilt(failure: Failure) -> PCOError:
-    kind = getattr(errors, failure.kind, PCOError)
-    error: PCOError = kind(failure.message)
-    return error

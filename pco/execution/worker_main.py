@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from data.errors import PCOError
 from pco import progress
 from pco.execution.process_group import STACKS_SIGNAL
+from pco.progress import Failure
 from pco.stage import PARENT, Stage
 
 FAILED = 3  # exit status after a failure that was told to the parent
@@ -33,10 +34,10 @@ def main() -> None:
     path = sys.argv[-1]
     stage = Stage.from_json(Path(path).read_text(encoding="utf-8"))
     try:
-        if stage.name in {"train", "train_reward"} and "RANK" not in os.environ:
+        if stage.spec.distributed and "RANK" not in os.environ:
             _become_deepspeed_launcher(path, stage.config.train.processes)
         # Its imports are heavy and belong to this kind of process alone.
-        import_module(stage.module).run(stage)
+        import_module(f"{stage.spec.package}.{stage.name}").run(stage)
     except PCOError as error:
         _fail(error)
     except Exception as error:
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def _fail(error: PCOError) -> NoReturn:
-    progress.send({"failure": asdict(progress.Failure(type(error).__name__, str(error)))})
+    progress.send({"failure": asdict(Failure.of(error))})
     sys.exit(FAILED)
 
 
@@ -61,25 +62,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _out_of_memory(stage: Stage[Any], error: Exception) -> PCOError:
-    told = str(error).strip().partition("\n")[0] or type(error).__name__
-    match stage.name:
-        case "generate" | "evaluate":
-            advice = "Lower engine.kv_cache_gib (on a GPU engine.gpu_memory_utilization), or free memory; then resume."
-        case "train":
-            advice = (
-                "Less is needed with train.micro_batch_pairs=1, train.gradient_checkpointing=true or a higher "
-                "train.zero_stage, which may change within a run: `pco resume RUN --set train.micro_batch_pairs=1`."
-            )
-        case "train_reward":
-            advice = (
-                "Less is needed with train.micro_batch_pairs=1, train.gradient_checkpointing=true or a higher "
-                "train.zero_stage, which may change within a training: add `--set train.micro_batch_pairs=1`."
-            )
-        case "score" | "pair" if stage.config.reward.kind in {"model", "ensemble"}:
-            advice = "Lower the reward's max_tokens_per_batch, or free memory; then resume."
-        case _:
-            advice = "Free memory, then resume."
-    return PCOError(f"{stage.title}: out of memory ({told}). {advice}")
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return PCOError(f"{stage.title}: out of memory ({reason}). {stage.spec.out_of_memory}")
 
 
 def _die_with_parent() -> None:

@@ -14,7 +14,7 @@ from pco.progress import Progress
 from pco.rewards import Reward
 from pco.rewards.scores import Score
 from pco.seeds import seed_of
-from pco.stage import Stage
+from pco.stage import Shard, Stage
 
 Row = dict[str, Any]
 _UNIT = 2**31  # seeds lie below
@@ -40,12 +40,15 @@ def write(stage: Stage, *, fresh: int) -> dict[str, float]:
         rewards.check_unchanged(stage)
         return rewards.load(stage.config.reward, stage.config.folder)
 
-    for i, shard in enumerate(shards):
-        if not store.has_part(stage.folder, "replay", i, stage.fingerprint):
-            rows, counts = _rescored(stage, shard, reward()) if stage.config.replay.rescore else (shard, {})
-            content = schemas.build("replay", rows)
-            store.write_part(stage.folder, "replay", i, content, stage.fingerprint, of=len(shards), counts=counts)
-        progress.report(Progress(i + 1, len(shards), "replayed shards"))
+    def make(index: int) -> Shard:
+        rows: list[Row] = shards[index]
+        counts: dict[str, float] = {}
+        if stage.config.replay.rescore:
+            rows, counts = _rescored(stage, rows, reward())
+        return Shard(schemas.build("replay", rows), counts=counts)
+
+    for index in stage.shards("replay", len(shards), make):
+        progress.report(Progress(index + 1, len(shards), "replayed shards"))
     replayed = store.read_parts(stage.folder, "replay", stage.fingerprint).num_rows
     return {"replayed": replayed, **_told(store.counted(stage.folder, "replay", stage.fingerprint))}
 
@@ -66,7 +69,7 @@ def _drawn(stage: Stage, earlier: list[tuple[int, Row]], fresh: int) -> list[Row
     return drawn
 
 
-def _rescored(stage: Stage, pairs: list[Row], reward: Reward) -> tuple[list[Row], Mapping[str, float]]:
+def _rescored(stage: Stage, pairs: list[Row], reward: Reward) -> tuple[list[Row], dict[str, float]]:
     """The pairs as the run's reward has them, the better text chosen, and what was counted on the way."""
     reward.counts.clear()
     rows, counts = [], Counter[str](turned=0, undecided=0)

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 
 from pco.config.run import Pair
 
@@ -21,46 +21,54 @@ class Scored:
 Chosen = tuple[Scored, Scored]  # (chosen, rejected)
 
 
-def pairs_with(reference: Scored | None, candidates: Sequence[Scored], config: Pair) -> list[Chosen] | str:
+@dataclass(frozen=True)
+class Skipped:
+    """A prompt that gives no pair, and why."""
+
+    reason: str
+
+
+def pairs_with(reference: Scored | None, candidates: Sequence[Scored], config: Pair) -> list[Chosen] | Skipped:
     """The prompt's reference against its candidates, the lowest reward first, or the reason why there is no pair.
 
     Among equals the earlier sample is taken. What the policy wrote word for word as the reference is no worse.
     """
     if reference is None:
-        return "no reference"
-    others = [one for one in candidates if one.text.split() != reference.text.split()]
+        return Skipped("no reference")
+    others = [candidate for candidate in candidates if candidate.text.split() != reference.text.split()]
     if not others:
-        return "no scored candidate but the reference"
-    worst_first = sorted(others, key=lambda one: one.reward)
-    allowed = [(reference, one) for one in worst_first if not _fault(reference, one, config)]
-    return allowed[: config.max_pairs] or _fault(reference, worst_first[0], config)
+        return Skipped("no scored candidate but the reference")
+    worst_first = sorted(others, key=lambda candidate: candidate.reward)
+    allowed = [(reference, candidate) for candidate in worst_first if not _fault(reference, candidate, config)]
+    return allowed[: config.max_pairs] or Skipped(_fault(reference, worst_first[0], config))
 
 
-def pairs_of(candidates: Sequence[Scored], config: Pair, *, seed: int) -> list[Chosen] | str:
+def pairs_of(candidates: Sequence[Scored], config: Pair, *, seed: int) -> list[Chosen] | Skipped:
     """The pairs of one prompt in order of preference, or the reason why there is none.
 
     Ties never become a pair: equal scores say nothing. Among equals the earlier sample is taken. A candidate stands
     in one pair only, but the best of `best_random` in all.
     """
     if len(candidates) < 2:
-        return "fewer than two scored candidates"
-    ranked = sorted(candidates, key=lambda one: -one.reward)  # stable: among equals the earlier first
+        return Skipped("fewer than two scored candidates")
+    ranked = sorted(candidates, key=lambda candidate: -candidate.reward)  # stable: among equals the earlier first
     if ranked[0].reward == ranked[-1].reward:
-        return "all candidates tie"
+        return Skipped("all candidates tie")
     allowed = (pair for pair in _preferred(ranked, config, random.Random(seed)) if not _fault(*pair, config))
     limit = 1 if config.strategy == "best_worst" else config.max_pairs
-    return list(islice(allowed, limit)) or _fault(*_widest(ranked), config) or "no two candidates fit the limits"
+    pairs = list(islice(allowed, limit))
+    return pairs or Skipped(_fault(*_widest(ranked), config) or "no two candidates fit the limits")
 
 
 def _preferred(ranked: list[Scored], config: Pair, draw: random.Random) -> Iterator[Chosen]:
     """The pairs that a strategy would make, the most wanted first."""
-    worst_first = sorted(ranked, key=lambda one: one.reward)
+    worst_first = sorted(ranked, key=lambda candidate: candidate.reward)
     match config.strategy:
         case "best_worst":
             yield _widest(ranked)
             # That may not be one, for its lengths or likeness: then the next widest.
-            every = [(better, worse) for better in ranked for worse in worst_first if better.reward > worse.reward]
-            yield from sorted(every, key=lambda pair: pair[1].reward - pair[0].reward)
+            pairs = [pair for pair in product(ranked, worst_first) if pair[0].reward > pair[1].reward]
+            yield from sorted(pairs, key=lambda pair: pair[1].reward - pair[0].reward)
         case "best_random":
             yield from ((ranked[0], other) for other in draw.sample(ranked, len(ranked)))
         case "halves":
@@ -69,7 +77,7 @@ def _preferred(ranked: list[Scored], config: Pair, draw: random.Random) -> Itera
 
 
 def _widest(ranked: list[Scored]) -> Chosen:
-    return ranked[0], min(ranked, key=lambda one: one.reward)
+    return ranked[0], min(ranked, key=lambda candidate: candidate.reward)
 
 
 def _fault(chosen: Scored, rejected: Scored, config: Pair) -> str:
@@ -88,10 +96,10 @@ def _fault(chosen: Scored, rejected: Scored, config: Pair) -> str:
     return ""
 
 
-def similarity(one: str, other: str) -> float:
+def similarity(first: str, second: str) -> float:
     """Share of word 3-grams that two texts have in common (Jaccard index, 0 to 1); shorter texts count as one gram."""
-    ours, theirs = _grams(one), _grams(other)
-    return len(ours & theirs) / len(ours | theirs)
+    grams, others = _grams(first), _grams(second)
+    return len(grams & others) / len(grams | others)
 
 
 def _grams(text: str, n: int = 3) -> set[tuple[str, ...]]:

@@ -1,14 +1,15 @@
 """Evaluations beside each other, as tables: what each says, and by how much the others differ from the first."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from math import nan
 
 from pco.evaluation import compare, metrics
-from pco.evaluation.metrics import Row
+from pco.evaluation.rows import EvaluationRow
 from pco.report import markdown, wording
 from pco.report.cells import Cell, Column, Table
 
-Evaluations = Mapping[str, Sequence[Row]]  # rows of the table `evaluations` by the policy's name
+Evaluations = Mapping[str, Sequence[EvaluationRow]]  # rows of the table `evaluations` by the policy's name
 
 
 def as_markdown(evaluations: Evaluations, *, level: float = 0.95) -> str:
@@ -26,17 +27,18 @@ def tables(evaluations: Evaluations, *, level: float = 0.95) -> list[Table]:
 
 
 def _means(evaluations: Evaluations, level: float) -> Table:
-    found = [{line.measure: line for line in compare.means(rows, level=level)} for rows in evaluations.values()]
-    rows = []
-    for measure in dict.fromkeys(measure for lines in found for measure in lines):
-        lines = [means.get(measure) for means in found]
-        shown = [_interval(line.mean, line.low, line.high) if line else wording.ABSENT for line in lines]
-        rows.append([measure, *shown])
-    perplexities = [metrics.summarise(rows).get("perplexity", nan) for rows in evaluations.values()]
+    shown: list[dict[str, str]] = []
+    for policy_rows in evaluations.values():
+        shown.append({mean.metric: _interval(mean) for mean in compare.means(policy_rows, level=level)})
+    rows = [
+        [metric, *(intervals.get(metric, wording.ABSENT) for intervals in shown)]
+        for metric in dict.fromkeys(chain.from_iterable(shown))
+    ]
+    perplexities = [metrics.summarise(policy_rows).get("perplexity", nan) for policy_rows in evaluations.values()]
     rows.append(["perplexity of human text", *(wording.decimal(value, 1) for value in perplexities)])
     return Table(
         f"Means over prompts, {wording.percent(level, 0)} intervals",
-        [Column("measure", number=False), *map(Column, evaluations)],
+        [Column("metric", number=False), *map(Column, evaluations)],
         [list(map(Cell, row)) for row in rows],
     )
 
@@ -44,9 +46,9 @@ def _means(evaluations: Evaluations, level: float) -> Table:
 def _differences(evaluations: Evaluations, first: str, other: str, level: float) -> Table:
     rows = [
         [
-            line.measure,
+            line.metric,
             wording.count(line.prompts),
-            _interval(line.mean, line.low, line.high, sign=True),
+            _interval(line, sign=True),
             wording.decimal(line.p),
             wording.decimal(line.detectable, 4),
         ]
@@ -55,11 +57,11 @@ def _differences(evaluations: Evaluations, first: str, other: str, level: float)
     interval = f"difference, {wording.percent(level, 0)} interval"
     return Table(
         f"{other} less {first}",
-        [Column("measure", number=False), *map(Column, ("prompts", interval, "p", "detectable"))],
+        [Column("metric", number=False), *map(Column, ("prompts", interval, "p", "detectable"))],
         [list(map(Cell, row)) for row in rows],
     )
 
 
-def _interval(mean: float, low: float, high: float, *, sign: bool = False) -> str:
+def _interval(line: compare.Mean | compare.Difference, *, sign: bool = False) -> str:
     number = wording.signed if sign else wording.decimal
-    return f"{number(mean, 4)} ({number(low, 4)} to {number(high, 4)})"
+    return f"{number(line.mean, 4)} ({number(line.low, 4)} to {number(line.high, 4)})"

@@ -9,9 +9,10 @@ from data.errors import BadInput
 from data.store import Manifest
 from pco.config.run import RunConfig
 from pco.evaluation import metrics
-from pco.evaluation.gate import Ruling
+from pco.evaluation.gate import RuleResult
+from pco.evaluation.rows import EvaluationRow
 from pco.report import intervals, samples, timings
-from pco.report.numbers import Decision, Funnel, HeldoutChanges, Outcome, RoundReport, RunReport, StageReport, Status
+from pco.report.numbers import Funnel, GateReport, HeldoutChanges, Outcome, RoundReport, RunReport, StageReport, Status
 from pco.rounds import is_over
 from pco.stage import Stage, StageName, round_folder, stages_of
 
@@ -27,8 +28,14 @@ def run_report(config: RunConfig) -> RunReport:
     """
     stages = _stages(config)
     done = [stage.manifest for stage in stages if stage.manifest is not None]
+    if not done and not config.folder.is_dir():
+        raise BadInput(
+            f"{config.folder}: nothing to report: no such folder. Check `run` and `runs_dir`, or start the run."
+        )
     if not done:
-        raise BadInput(_nothing(config))
+        raise BadInput(
+            f"{config.folder}: nothing to report: no stage of this run is finished yet. Resume the run, then ask again."
+        )
     prompts = _prompts(config)
     rounds = [_round(config, number, prompts) for number in range(config.rounds + 1)]
     return RunReport(
@@ -42,29 +49,23 @@ def run_report(config: RunConfig) -> RunReport:
     )
 
 
-def _nothing(config: RunConfig) -> str:
-    if not config.folder.is_dir():
-        return f"{config.folder}: nothing to report: no such folder. Check `run` and `runs_dir`, or start the run."
-    return f"{config.folder}: nothing to report: no stage of this run is finished yet. Resume the run, then ask again."
-
-
 def _outcome(rounds: Sequence[RoundReport], stages: Sequence[StageReport]) -> Outcome:
-    decided = [one.decision for one in rounds if one.decision is not None]
-    if decided and not decided[-1].promoted and not any(stage.status in {"begun", "not begun"} for stage in stages):
+    decisions = [report.decision for report in rounds if report.decision is not None]
+    if decisions and not decisions[-1].promoted and not any(stage.status in {"begun", "not begun"} for stage in stages):
         return "refused"
     return "finished" if all(stage.status == "done" for stage in stages) else "unfinished"
 
 
 def _stages(config: RunConfig) -> list[StageReport]:
-    """Every stage that the config asks for, in order; after a refused round no more are run."""
+    """Every stage that the config asks for, in order; after a refused round no more may follow."""
     stages: list[StageReport] = []
-    verdicts: list[bool] = []
+    decisions: list[bool] = []
     for number in range(config.rounds + 1):
-        stopped = bool(verdicts) and is_over(config, verdicts)
+        stopped = bool(decisions) and is_over(config, decisions)
         stages += [_stage(config, number, name, stopped=stopped) for name in stages_of(config, number)]
-        decision = stages[-1].manifest
-        if decision is not None and number:
-            verdicts.append(decision.outputs.get("promoted") == "yes")
+        last = stages[-1].manifest
+        if last is not None and number:
+            decisions.append(last.outputs.get("promoted") == "yes")
     return stages
 
 
@@ -97,16 +98,21 @@ def _rows(config: RunConfig, number: int, name: StageName, table: str) -> list[d
     return rows
 
 
+def _evaluation(config: RunConfig, number: int) -> list[EvaluationRow]:
+    finished = _manifest(config, number, "evaluate") is not None
+    return metrics.read(_folder(config, number, "evaluate")) if finished else []
+
+
 def _prompts(config: RunConfig) -> dict[str, dict[str, Any]]:
     return {row["prompt_id"]: row for row in _rows(config, 0, "prepare", "prompts")}
 
 
 def _round(config: RunConfig, number: int, prompts: dict[str, dict[str, Any]]) -> RoundReport:
-    rows = _rows(config, number, "evaluate", "evaluations")
+    rows = _evaluation(config, number)
     summary = metrics.summarise(rows) if rows else None
     if number == 0:
         return RoundReport(number, summary)
-    start = _rows(config, 0, "evaluate", "evaluations") if rows else []
+    start = _evaluation(config, 0) if rows else []
     paired = _manifest(config, number, "pair") is not None
     log = _rows(config, number, "train", "train_log")
     return RoundReport(
@@ -120,32 +126,30 @@ def _round(config: RunConfig, number: int, prompts: dict[str, dict[str, Any]]) -
     )
 
 
-def _decision(config: RunConfig, number: int) -> Decision | None:
+def _decision(config: RunConfig, number: int) -> GateReport | None:
     rows = _rows(config, number, "decide", "decisions")
     columns = ("rule", "value", "bound", "passed", "reason")
-    rulings = [Ruling(**{column: row[column] for column in columns}) for row in rows]
-    return Decision(rows[0]["promoted"], rulings) if rows else None
+    results = [RuleResult(**{column: row[column] for column in columns}) for row in rows]
+    return GateReport(rows[0]["promoted"], results) if rows else None
 
 
 def _funnel(config: RunConfig, number: int) -> Funnel | None:
-    generated, scored, paired, trained = found = [
-        _manifest(config, number, name) for name in ("generate", "score", "pair", "train")
-    ]
-    done = [manifest for manifest in found if manifest is not None]
+    manifests = [_manifest(config, number, name) for name in ("generate", "score", "pair", "train")]
+    done = [manifest for manifest in manifests if manifest is not None]
     if not done:
         return None
+    dropped: dict[tuple[str, str, str], int] = {}
+    for manifest in done:
+        counts = {reason: count for reason, count in manifest.dropped.items() if count}
+        dropped |= {(manifest.stage, manifest.unit, reason): count for reason, count in counts.items()}
+    generated, scored, paired, trained = manifests
     return Funnel(
         candidates=generated.rows_out if generated else None,
         scored=scored.rows_out if scored else None,
         prompts=paired.rows_in if paired else None,
         pairs=paired.rows_out if paired else None,
         trained=trained.rows_out if trained else None,
-        dropped={
-            (manifest.stage, manifest.unit, reason): count
-            for manifest in done
-            for reason, count in manifest.dropped.items()
-            if count
-        },
+        dropped=dropped,
     )
 
 
@@ -153,10 +157,10 @@ def _changes(
     config: RunConfig, rounds: Sequence[RoundReport], prompts: dict[str, dict[str, Any]]
 ) -> HeldoutChanges | None:
     """From the start to the policy promoted last, or else to the one evaluated last."""
-    evaluated = [one.number for one in rounds if one.summary is not None]
+    evaluated = [report.number for report in rounds if report.summary is not None]
     if len(evaluated) < 2 or evaluated[0] != 0:
         return None
-    promoted = [one.number for one in rounds if one.decision is not None and one.decision.promoted]
+    promoted = [report.number for report in rounds if report.decision is not None and report.decision.promoted]
     shown = [*evaluated, *promoted][-1]
     before, after = (_folder(config, number, "evaluate") for number in (0, shown))
     return samples.changes(shown, before, after, prompts)

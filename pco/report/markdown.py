@@ -8,7 +8,7 @@ from pco.report.cells import Cell, Column, Table
 from pco.report.numbers import RoundReport, RunReport, SamplePair
 
 _TEXT_LIMIT = 400  # characters of a prompt or completion in a table cell
-# Readable as they are; every other punctuation mark may mean something to some Markdown dialect.
+# No dialect of Markdown gives these a meaning; every other punctuation mark is escaped.
 _HARMLESS = frozenset(" ,.;'()?%/+-")
 # Backslashes, not entities: Prefect's pages show entities as they are written.
 _ESCAPES = {ord(mark): f"\\{mark}" for mark in string.punctuation if mark not in _HARMLESS}
@@ -35,9 +35,9 @@ def _cell(cell: Cell) -> str:
 
 
 def run(report: RunReport) -> str:
-    """The whole run: what came of it, measures, gate, pairs, time, and what is missing."""
+    """The whole run: its result, metrics, gate, pairs, time, and what is missing."""
     sections = {
-        "Measures": tables.measures(report),
+        "Metrics": tables.metrics(report),
         "Gate": tables.gate(report),
         "Pairs": tables.funnel(report),
         "Chosen and rejected": tables.pairs(report),
@@ -45,36 +45,39 @@ def run(report: RunReport) -> str:
         "Time": run_tables.time_split(report),
         "Missing": run_tables.missing(report),
     }
-    told = [f"## {name}\n\n{table(content)}" for name, content in sections.items() if content.rows]
-    return "\n\n".join([f"# Run {report.config.run}", wording.headline(report), *told]) + "\n"
+    written = [f"## {name}\n\n{table(content)}" for name, content in sections.items() if content.rows]
+    return "\n\n".join([f"# Run {report.config.run}", wording.headline(report), *written]) + "\n"
 
 
 def one_round(report: RunReport, number: int) -> str:
     """One round beside the starting policy and the previous one, with sample pairs."""
-    one = report.rounds[number]
+    round_report = report.rounds[number]
     beside = [report.rounds[i] for i in sorted({0, max(0, number - 1), number})]
     sections = {
-        "Measures": tables.measures(report, beside),
-        "Gate": tables.gate(report, [one]),
-        "Pairs": tables.funnel(report, [one]),
-        "Chosen and rejected": tables.pairs(report, [one]),
-        "Sample pairs": _samples(one),
+        "Metrics": tables.metrics(report, beside),
+        "Gate": tables.gate(report, [round_report]),
+        "Pairs": tables.funnel(report, [round_report]),
+        "Chosen and rejected": tables.pairs(report, [round_report]),
+        "Sample pairs": _samples(round_report),
         "Time": run_tables.stage_times(report, number),
     }
-    told = [f"## {name}\n\n{table(content)}" for name, content in sections.items() if content.rows]
-    title = f"# Run {report.config.run}, {one.name}"
-    return "\n\n".join([title, wording.verdict(report, number), *told]) + "\n"
+    written = [f"## {name}\n\n{table(content)}" for name, content in sections.items() if content.rows]
+    title = f"# Run {report.config.run}, {round_report.name}"
+    return "\n\n".join([title, wording.decision(report, number), *written]) + "\n"
 
 
 def _changes(report: RunReport) -> Table:
     """The held-out prompts whose greedy completion gained and lost most reward."""
-    found = report.changes
-    changes = [*found.most_improved, *reversed(found.most_worsened)] if found else []
-    labels = ("Change", "Prompt", "Start", f"Round {found.round}" if found else "Now")
+    heldout = report.changes
+    changes = [*heldout.most_improved, *reversed(heldout.most_worsened)] if heldout else []
+    labels = ("Change", "Prompt", "Start", f"Round {heldout.round}" if heldout else "Now")
     return Table(
         "The greedy completions that gained and lost most reward since the start.",
         [Column(label, number=False) for label in labels],
-        [[Cell(wording.signed(one.gain)), *_clipped(one.prompt, one.before, one.after)] for one in changes],
+        [
+            [Cell(wording.signed(change.gain)), *_clipped(change.prompt, change.before, change.after)]
+            for change in changes
+        ],
     )
 
 
@@ -82,15 +85,18 @@ def _clipped(*texts: str) -> list[Cell]:
     return [Cell(wording.clipped(text, _TEXT_LIMIT)) for text in texts]
 
 
-def _samples(one: RoundReport) -> Table:
+def _samples(round_report: RoundReport) -> Table:
     """The pair with the largest and the one with the smallest reward margin."""
-    found = one.pairs
-    kinds = [("largest", found.largest[:1]), ("smallest", found.smallest[:1])] if found else []
+    pairs = round_report.pairs
+    rows = []
+    if pairs is not None:
+        rows += [_sample("largest", pair) for pair in pairs.largest[:1]]
+        rows += [_sample("smallest", pair) for pair in pairs.smallest[:1]]
     labels = ("Margin", "Prompt", "Chosen", "Rejected")
     return Table(
         "The pairs with the largest and the smallest reward margin.",
         [Column(label, number=False) for label in labels],
-        [_sample(kind, pair) for kind, shown in kinds for pair in shown],
+        rows,
     )
 
 

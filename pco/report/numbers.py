@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from data.store import Manifest
 from pco.config.run import RunConfig
-from pco.evaluation.gate import Ruling
-from pco.evaluation.metrics import Summary
+from pco.evaluation.gate import RuleResult
+from pco.evaluation.rows import Summary
 from pco.stage import StageName
 
 Status = Literal["done", "begun", "not begun", "not run"]
@@ -25,16 +25,16 @@ class StageReport:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """The gate's verdict on a round."""
+class GateReport:
+    """The gate's decision on a round and the results of its rules."""
 
     promoted: bool
-    rulings: list[Ruling]
+    results: list[RuleResult]
 
 
 @dataclass(frozen=True)
 class Funnel:
-    """What became of a round's prompts on the way to training; None for what is not there yet.
+    """How many of a round's prompts reached each step on the way to training; None for what is not there yet.
 
     `dropped` counts by reason, each in its stage's own unit, as `(stage, unit, reason) -> count`.
     """
@@ -59,7 +59,7 @@ class SamplePair:
 
     @property
     def margin(self) -> float:
-        """How much more reward the chosen completion got."""
+        """By how much the chosen completion's reward is higher."""
         return self.chosen_reward - self.rejected_reward
 
 
@@ -90,7 +90,7 @@ class RoundReport:
     number: int
     summary: Summary | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
-    decision: Decision | None = None
+    decision: GateReport | None = None
     funnel: Funnel | None = None
     pairs: PairStatistics | None = None
     train_log: list[dict[str, Any]] = field(default_factory=list)
@@ -182,25 +182,27 @@ class RunReport:
     @property
     def evaluated(self) -> list[RoundReport]:
         """The rounds whose policy was evaluated, the starting policy first."""
-        return [one for one in self.rounds if one.summary is not None]
+        return [report for report in self.rounds if report.summary is not None]
 
     @property
     def promoted(self) -> list[RoundReport]:
         """The rounds whose policy was promoted."""
-        return [one for one in self.rounds if one.decision is not None and one.decision.promoted]
+        return [report for report in self.rounds if report.decision is not None and report.decision.promoted]
 
     @property
     def refused(self) -> RoundReport | None:
         """The round whose refusal ended the run, if one did."""
         if self.outcome != "refused":
             return None
-        return [one for one in self.rounds if one.decision is not None][-1]
+        return [report for report in self.rounds if report.decision is not None][-1]
 
     @property
     def subject(self) -> RoundReport | None:
-        """Whose measures stand at the top: the policy kept last, else the one evaluated last, if any."""
-        later = [one for one in self.evaluated if one.number]
-        return next(iter([*reversed(self.promoted), *reversed(later)]), None)
+        """Whose metrics stand at the top: the policy kept last, else the one evaluated last, if any."""
+        if self.promoted:
+            return self.promoted[-1]
+        later = [report for report in self.evaluated if report.number]
+        return later[-1] if later else None
 
     @property
     def unfinished(self) -> StageReport | None:

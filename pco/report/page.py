@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pco.report import plots, run_tables, tables, wording
-from pco.report.numbers import HeldoutChange, HeldoutChanges, RunReport, SamplePair
+from pco.report.numbers import HeldoutChange, RunReport, SamplePair
 
 _TEXT_LIMIT = 1500  # characters of a prompt or completion
 _TONES = {"finished": "good", "refused": "bad", "unfinished": "open"}
@@ -33,7 +33,7 @@ class _Comparison:
 
 
 def template(name: str) -> Template:
-    """A page to be filled. What comes from outside is escaped by the template engine; only plots are markup."""
+    """A page's template. The template engine escapes what comes from outside; only plots are markup."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -57,7 +57,7 @@ def render(report: RunReport) -> str:
         tables=tables,
         run_tables=run_tables,
         plots=plots,
-        verdicts=[wording.verdict(report, one.number) for one in report.rounds if one.decision is not None],
+        decisions=[wording.decision(report, entry.number) for entry in report.rounds if entry.decision is not None],
         pair_samples=_pair_samples(report),
         heldout=_heldout(report),
         config=yaml.safe_dump(report.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
@@ -70,13 +70,13 @@ def _model_name(model: str) -> str:
 
 
 def _svg(plot: plots.Plot) -> Markup:
-    # Drawn by ourselves from numbers alone, so it is the one thing that needs no escaping.
+    # Drawn here from numbers alone, so it needs no escaping.
     return Markup(plot.svg)  # noqa: S704
 
 
 def _pair_samples(report: RunReport) -> list[tuple[str, list[tuple[str, list[_Comparison]]]]]:
     """By round: the pairs at both ends of the reward margin."""
-    found = [(one.name.capitalize(), one.pairs) for one in reversed(report.rounds) if one.pairs is not None]
+    rounds = [(entry.name.capitalize(), entry.pairs) for entry in reversed(report.rounds) if entry.pairs is not None]
     return [
         (
             name,
@@ -85,7 +85,7 @@ def _pair_samples(report: RunReport) -> list[tuple[str, list[tuple[str, list[_Co
                 ("Smallest margin", [_pair(pair) for pair in pairs.smallest]),
             ],
         )
-        for name, pairs in found
+        for name, pairs in rounds
     ]
 
 
@@ -107,31 +107,31 @@ def _shown(text: str) -> str:
 class _Heldout:
     """How greedy completions of held-out prompts changed, in words and samples."""
 
-    told: str
+    summary: str
     groups: list[tuple[str, list[_Comparison]]]
 
 
 def _heldout(report: RunReport) -> _Heldout | None:
-    found = report.changes
-    if found is None:
+    changes = report.changes
+    if changes is None:
         return None
-    status = wording.status(report, found.round)
-    told = (
-        f"Greedy completions of the starting policy and of round {found.round}'s ({status}), by reward: "
-        f"{wording.count(found.improved)} prompts improved, {wording.count(found.equal)} stayed equal, "
-        f"{wording.count(found.worsened)} worsened."
+    status = wording.status(report, changes.round)
+    summary = (
+        f"Greedy completions of the starting policy and of round {changes.round}'s ({status}), by reward: "
+        f"{wording.count(changes.improved)} prompts improved, {wording.count(changes.equal)} stayed equal, "
+        f"{wording.count(changes.worsened)} worsened."
     )
     return _Heldout(
-        told,
+        summary,
         [
-            ("Improved most", _changed(found, found.most_improved)),
-            ("Worsened most", _changed(found, found.most_worsened)),
+            ("Improved most", _changed(changes.round, changes.most_improved)),
+            ("Worsened most", _changed(changes.round, changes.most_worsened)),
         ],
     )
 
 
-def _changed(found: HeldoutChanges, shown: list[HeldoutChange]) -> list[_Comparison]:
-    later = f"Round {found.round}"
+def _changed(number: int, shown: list[HeldoutChange]) -> list[_Comparison]:
+    later = f"Round {number}"
     return [
         _Comparison(
             _shown(change.prompt),

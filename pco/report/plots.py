@@ -57,7 +57,7 @@ class Plot:
 
 
 def address(plot: Plot) -> str:
-    """The drawing as a `data:` address: on its own it needs its namespace, and a paper and an ink of its own."""
+    """The drawing as a `data:` address: on its own it needs its namespace, a background and a colour."""
     alone = '<svg xmlns="http://www.w3.org/2000/svg" style="background: white; color: #222" '
     return "data:image/svg+xml;base64," + base64.b64encode(plot.svg.replace("<svg ", alone, 1).encode()).decode()
 
@@ -79,40 +79,41 @@ def rewards(report: RunReport) -> list[Plot]:
 
 
 def _second_reward(report: RunReport) -> list[Plot]:
-    if any("second_reward" not in (one.summary or {}) for one in report.evaluated):
+    if any("second_reward" not in (policy.summary or {}) for policy in report.evaluated):
         return []
-    caption = f"What a reward says that makes no labels; higher is better. {_BARS}"
+    caption = f"A reward that makes no labels; higher is better. {_BARS}"
     return [_plot("Second reward", caption, _over_rounds(report, "second_reward"))]
 
 
 def _wins_caption(report: RunReport) -> str:
-    told = "Share of held-out completions with more reward than the starting policy's, with 95 % intervals; "
+    shares = "Share of held-out completions with more reward than the starting policy's, with 95 % intervals; "
     if _has_second_wins(report):
-        return f"{told}where the second reward, which makes no labels, does not follow the first, that may be gamed."
-    return f"{told}above the dashed line is better."
+        return f"{shares}where the second reward, which makes no labels, does not follow the first, that may be gamed."
+    return f"{shares}above the dashed line is better."
 
 
 def _has_second_wins(report: RunReport) -> bool:
-    return any("second_win_vs_start" in (one.summary or {}) for one in report.evaluated)
+    return any("second_win_vs_start" in (policy.summary or {}) for policy in report.evaluated)
 
 
 def _wins(report: RunReport) -> Draw:
-    trained = [one for one in report.evaluated if one.number]
+    trained = [policy for policy in report.evaluated if policy.number]
     series = {"win_vs_start": "by the reward", "second_win_vs_start": "by the second reward"}
 
     def draw(axes: Axes) -> None:
         shown = series if _has_second_wins(report) else {"win_vs_start": "by the reward"}
-        for i, (measure, label) in enumerate(shown.items()):
-            found = [one for one in trained if measure in (one.summary or {})]
-            values = [(one.summary or {})[measure] for one in found]
+        for i, (metric, label) in enumerate(shown.items()):
+            known = [policy for policy in trained if metric in (policy.summary or {})]
+            values = [(policy.summary or {})[metric] for policy in known]
             bars = [
-                one.intervals.get(measure, Interval(value, value)) for one, value in zip(found, values, strict=True)
+                policy.intervals.get(metric, Interval(value, value))
+                for policy, value in zip(known, values, strict=True)
             ]
-            _with_bars(axes, found, values, bars, i, label)
+            _with_bars(axes, known, values, bars, i, label)
         axes.axhline(0.5, color=_BOUND, linestyle="--", linewidth=1.2)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
         axes.set_ylim(-0.03, 1.03)
-        _round_axis(axes, [one.number for one in trained])
+        _round_axis(axes, [policy.number for policy in trained])
         _legend(axes, 2)
 
     return draw
@@ -124,12 +125,12 @@ def _with_bars(
     """The i-th series and its intervals, a little beside the others so that bars do not hide each other."""
     below = [max(0.0, value - bar.low) for value, bar in zip(values, bars, strict=True)]
     above = [max(0.0, bar.high - value) for value, bar in zip(values, bars, strict=True)]
-    at = [one.number + 0.05 * i for one in rounds]
+    at = [policy.number + 0.05 * i for policy in rounds]
     axes.errorbar(at, values, yerr=[below, above], marker="o", color=_SERIES[i], label=label, capsize=3, elinewidth=1)
 
 
 def guards(report: RunReport) -> list[Plot]:
-    """What must not get out of hand: perplexity and length against the start, with the gate's bounds."""
+    """Perplexity and length against the start, with the gate's bounds."""
     start = report.start.summary
     if len(report.evaluated) < 2 or start is None:
         return []
@@ -160,12 +161,13 @@ def training(report: RunReport) -> list[Plot]:
             "Log-probability of chosen minus rejected, mean over pairs. Dashed: where the gate is half open.",
             half_open,
         ),
-        ("gate", "Gate", "Weight of a pair in the loss, mean over pairs: near 0 once pairs are told apart well.", None),
+        ("gate", "Gate", "Weight of a pair in the loss, mean over pairs: near 0 once pairs are well separated.", None),
     ]
+    logs = [row for policy in report.rounds for row in policy.train_log]
     return [
         _plot(title, caption, _curves(report, column, level))
         for column, title, caption, level in panels
-        if any(row[column] is not None for one in report.rounds for row in one.train_log)
+        if any(row[column] is not None for row in logs)
     ]
 
 
@@ -174,9 +176,11 @@ def calibration(bins: Sequence[Bin]) -> Plot:
 
     def draw(axes: Axes) -> None:
         axes.plot([0.5, 1], [0.5, 1], color=_BOUND, linestyle="--", linewidth=1.2)
-        sizes = [10 + 190 * one.pairs / sum(one.pairs for one in bins) for one in bins]
-        axes.plot([one.predicted for one in bins], [one.observed for one in bins], color=_SERIES[0])
-        axes.scatter([one.predicted for one in bins], [one.observed for one in bins], sizes, color=_SERIES[0])
+        pairs = sum(bin.pairs for bin in bins)
+        sizes = [10 + 190 * bin.pairs / pairs for bin in bins]
+        predicted, observed = [bin.predicted for bin in bins], [bin.observed for bin in bins]
+        axes.plot(predicted, observed, color=_SERIES[0])
+        axes.scatter(predicted, observed, sizes, color=_SERIES[0])
         axes.set_xlabel("predicted probability")
         axes.set_ylabel("share preferred")
 
@@ -199,13 +203,15 @@ def _steps(log: Sequence[Mapping[str, Any]], column: str) -> Draw:
     return draw
 
 
-def _over_rounds(report: RunReport, measure: str, *, share: bool = False) -> Draw:
+def _over_rounds(report: RunReport, metric: str, *, share: bool = False) -> Draw:
     def draw(axes: Axes) -> None:
-        numbers = [one.number for one in report.evaluated]
+        numbers = [policy.number for policy in report.evaluated]
         for i, mode in enumerate(("greedy", "sampled")):
-            name = f"{measure}/{mode}"
-            values = [(one.summary or {})[name] for one in report.evaluated]
-            bars = [_around(one, name, values[0], value) for one, value in zip(report.evaluated, values, strict=True)]
+            name = f"{metric}/{mode}"
+            values = [(policy.summary or {})[name] for policy in report.evaluated]
+            bars = [
+                _around(policy, name, values[0], value) for policy, value in zip(report.evaluated, values, strict=True)
+            ]
             _with_bars(axes, report.evaluated, values, bars, i, mode)
         if share:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
@@ -217,15 +223,15 @@ def _over_rounds(report: RunReport, measure: str, *, share: bool = False) -> Dra
     return draw
 
 
-def _ratio(report: RunReport, measure: str, start: float) -> Draw:
-    guard = report.config.gate.guards.get(measure)
+def _ratio(report: RunReport, metric: str, start: float) -> Draw:
+    guard = report.config.gate.guards.get(metric)
     limits = [("at least", guard.min_ratio), ("at most", guard.max_ratio)] if guard and guard.against == "start" else []
 
     def draw(axes: Axes) -> None:
-        numbers = [one.number for one in report.evaluated]
-        values = [(one.summary or {})[measure] / start for one in report.evaluated]
-        bars = [_of_ratio(one, measure, start, value) for one, value in zip(report.evaluated, values, strict=True)]
-        _with_bars(axes, report.evaluated, values, bars, 0, measure)
+        numbers = [policy.number for policy in report.evaluated]
+        values = [(policy.summary or {})[metric] / start for policy in report.evaluated]
+        bars = [_of_ratio(policy, metric, start, value) for policy, value in zip(report.evaluated, values, strict=True)]
+        _with_bars(axes, report.evaluated, values, bars, 0, metric)
         _bounds(axes, [(name, limit) for name, limit in limits if limit is not None])
         axes.margins(y=0.18)
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
@@ -235,29 +241,29 @@ def _ratio(report: RunReport, measure: str, start: float) -> Draw:
     return draw
 
 
-def _around(one: RoundReport, measure: str, start: float, value: float) -> Interval:
+def _around(policy: RoundReport, metric: str, start: float, value: float) -> Interval:
     """A round's interval of the difference from the start, moved to where the start lies."""
-    gain = one.intervals.get(measure, Interval(value - start, value - start))
-    return Interval(start + gain.low, start + gain.high)
+    difference = policy.intervals.get(metric, Interval(value - start, value - start))
+    return Interval(start + difference.low, start + difference.high)
 
 
-def _of_ratio(one: RoundReport, measure: str, start: float, value: float) -> Interval:
+def _of_ratio(policy: RoundReport, metric: str, start: float, value: float) -> Interval:
     """The same for a multiple of the start; drift is the logarithm of the perplexities' ratio."""
-    if measure == "perplexity":
-        drift = one.intervals.get("drift")
+    if metric == "perplexity":
+        drift = policy.intervals.get("drift")
         return Interval(math.exp(drift.low), math.exp(drift.high)) if drift else Interval(value, value)
-    around = _around(one, measure, start, value * start)
+    around = _around(policy, metric, start, value * start)
     return Interval(around.low / start, around.high / start)
 
 
 def _curves(report: RunReport, column: str, level: float | None) -> Draw:
-    trained = [one for one in report.rounds if one.train_log]
+    trained = [policy for policy in report.rounds if policy.train_log]
     colours = _colours(len(trained))
 
     def draw(axes: Axes) -> None:
-        for one, colour in zip(trained, colours, strict=True):
-            steps = [row["step"] + 1 for row in one.train_log]
-            axes.plot(steps, [row[column] for row in one.train_log], color=colour, label=one.name, marker=".")
+        for policy, colour in zip(trained, colours, strict=True):
+            steps = [row["step"] + 1 for row in policy.train_log]
+            axes.plot(steps, [row[column] for row in policy.train_log], color=colour, label=policy.name, marker=".")
         if level is not None:
             axes.axhline(level, color=_BOUND, linestyle="--", linewidth=1.2, label=f"b = {level:g}")
         axes.set_xlabel("optimizer step")

@@ -27,11 +27,16 @@ class RewardReport:
 
 def read(config: RewardTraining) -> RewardReport:
     """Read a finished training; raises CorruptArtifact when a table is not what its manifest says."""
-    names: tuple[RewardStageName, ...] = ("split", "train_reward", "test_reward")
+    names: tuple[RewardStageName, ...] = ("split", "train_reward", "evaluate_reward")
     folders = [Stage(name, 0, config, {}).folder for name in names]
-    manifests = [manifest for folder in folders if (manifest := store.read_manifest(folder)) is not None]
+    manifests = [store.read_manifest(folder) for folder in folders]
     tested = store.read_table(folders[2], "reward_tests").to_pylist()
-    return RewardReport(config, measured(tested), store.read_table(folders[1], "reward_log").to_pylist(), manifests)
+    return RewardReport(
+        config,
+        measured(tested),
+        store.read_table(folders[1], "reward_log").to_pylist(),
+        [manifest for manifest in manifests if manifest],
+    )
 
 
 def write(config: RewardTraining) -> Path:
@@ -62,12 +67,12 @@ def as_markdown(config: RewardTraining) -> str:
 
 def accuracies(report: RewardReport) -> Table:
     """How often the reward picks the preferred text, beside the rule that the longer one wins."""
-    found = report.measured
+    accuracy = report.measured
     rows = {
-        "Reward, all pairs": found.reward,
-        "Longer wins, all pairs": found.longer,
-        "Reward, length-matched": found.matched_reward,
-        "Longer wins, length-matched": found.matched_longer,
+        "Reward, all pairs": accuracy.reward,
+        "Longer wins, all pairs": accuracy.longer,
+        "Reward, length-matched": accuracy.matched_reward,
+        "Longer wins, length-matched": accuracy.matched_longer,
     }
     return Table(
         "Held-out accuracy; ties count half",
@@ -92,12 +97,12 @@ def _shown(share: Share | None) -> list[Cell]:
 
 
 def sentences(report: RewardReport) -> list[str]:
-    """What else the test found."""
-    found = report.measured
+    """What else the test measured."""
+    accuracy = report.measured
     return [
         f"Length-matched: the longer completion has at most {MATCHED} times the tokens of the shorter.",
-        f"Expected calibration error {wording.percent(found.calibration_error)}; correlation of reward with the "
-        f"logarithm of length within pairs {wording.decimal(found.follows_length, 2)}.",
+        f"Expected calibration error {wording.percent(accuracy.calibration_error)}; correlation of reward with the "
+        f"logarithm of length within pairs {wording.decimal(accuracy.follows_length, 2)}.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Tables about the run itself: its time, what is missing, where it was made and with what."""
+"""Tables about the run itself: its time, what is missing, the machines and packages that made it."""
 
 from collections.abc import Iterable
 
@@ -10,13 +10,13 @@ from pco.report.numbers import RunReport, StageReport, StageTime
 
 def time_split(report: RunReport) -> Table:
     """The whole wall clock by what it was spent on."""
-    found = report.timings
+    timings = report.timings
     parts = {
-        "Sampling": sum(stage.work_s for stage in found.stages if stage.name != "train"),
-        "Training steps": sum(stage.work_s for stage in found.stages if stage.name == "train"),
-        "Engine start": sum(stage.engine_start_s for stage in found.stages),
-        "Rest of the stages": sum(stage.rest_s for stage in found.stages),
-        "Outside of the stages": found.outside_s,
+        "Sampling": sum(stage.work_s for stage in timings.stages if stage.name != "train"),
+        "Training steps": sum(stage.work_s for stage in timings.stages if stage.name == "train"),
+        "Engine start": sum(stage.engine_start_s for stage in timings.stages),
+        "Rest of the stages": sum(stage.rest_s for stage in timings.stages),
+        "Outside of the stages": timings.outside_s,
     }
     meanings = {
         "Engine start": "vLLM loading the policy",
@@ -24,10 +24,10 @@ def time_split(report: RunReport) -> Table:
         "Outside of the stages": "starting processes and importing libraries, scheduling, pauses of an interrupted run",
     }
     return Table(
-        f"Of {wording.duration(found.wall_s)} from the first stage's begin to the last finished stage's end.",
+        f"Of {wording.duration(timings.wall_s)} from the first stage's begin to the last finished stage's end.",
         [Column("Spent on", number=False), Column("Seconds"), Column("Share of the total")],
         [
-            [Cell(name, meanings.get(name, "")), Cell(wording.seconds(spent)), Cell(_share(spent, found.wall_s))]
+            [Cell(name, meanings.get(name, "")), Cell(wording.seconds(spent)), Cell(_share(spent, timings.wall_s))]
             for name, spent in parts.items()
         ],
     )
@@ -35,7 +35,7 @@ def time_split(report: RunReport) -> Table:
 
 def stage_times(report: RunReport, number: int | None = None) -> Table:
     """Seconds and tokens per second of every finished stage, or of one round's."""
-    found = report.timings
+    timings = report.timings
     return Table(
         "Finished stages. Tokens are sampled ones, or in training the pairs' completion tokens. Of a resumed stage "
         "only its last process is counted.",
@@ -50,7 +50,7 @@ def stage_times(report: RunReport, number: int | None = None) -> Table:
             Column("Tokens"),
             Column("Tokens per second"),
         ],
-        [_stage_row(stage, found.wall_s) for stage in found.stages if number in (None, stage.round)],
+        [_stage_row(stage, timings.wall_s) for stage in timings.stages if number in (None, stage.round)],
     )
 
 
@@ -105,7 +105,7 @@ def origins(report: RunReport) -> Table:
             Column("Round"),
             Column("Stage", number=False),
             Column("Fingerprint", number=False),
-            Column("Policy digest", "of the policy that the stage used, or made", number=False),
+            Column("Policy digest", "of the policy that the stage used, or trained", number=False),
             Column("Host", number=False),
             Column("Finished", number=False),
         ],
@@ -125,8 +125,8 @@ def _origin_row(stage: StageReport, manifest: Manifest) -> list[Cell]:
 
 
 def _policy(manifest: Manifest) -> str:
-    made, used = manifest.outputs.get("policy"), manifest.inputs.get("policy")
-    return " → ".join(digest for digest in (used, made) if digest) or wording.ABSENT
+    used, trained = manifest.inputs.get("policy"), manifest.outputs.get("policy")
+    return " → ".join(digest for digest in (used, trained) if digest) or wording.ABSENT
 
 
 def _done(stages: Iterable[StageReport]) -> list[tuple[StageReport, Manifest]]:
@@ -135,19 +135,20 @@ def _done(stages: Iterable[StageReport]) -> list[tuple[StageReport, Manifest]]:
 
 def versions(report: RunReport) -> Table:
     """The packages that made the run; more than one version of one means that the run was resumed with another."""
-    found: dict[str, list[str]] = {}
+    versions_of: dict[str, list[str]] = {}
     for _, manifest in _done(report.stages):
         for package, version in manifest.versions.items():
-            known = found.setdefault(package, [])
-            known += [version] if version not in known else []
+            known = versions_of.setdefault(package, [])
+            if version not in known:
+                known.append(version)
     return Table(
         "Packages, as installed where the stages ran.",
         [Column("Package", number=False), Column("Version", number=False)],
-        [[Cell(package), Cell(", ".join(known))] for package, known in found.items()],
+        [[Cell(package), Cell(", ".join(known))] for package, known in versions_of.items()],
     )
 
 
 def total_time(report: RunReport) -> Cell:
     """The wall clock and the share of it outside of the stages."""
-    found = report.timings
-    return Cell(wording.duration(found.wall_s), f"{_share(found.outside_s, found.wall_s)} outside of the stages")
+    timings = report.timings
+    return Cell(wording.duration(timings.wall_s), f"{_share(timings.outside_s, timings.wall_s)} outside of the stages")

@@ -1,4 +1,4 @@
-"""Completions to look at: the pairs at both ends of the margin, and how held-out completions changed."""
+"""Sample completions: the pairs at both ends of the margin, and how held-out completions changed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ def statistics(folder: Path, prompts: Prompts) -> PairStatistics:
     table = store.read_table(folder, "pairs")
     rows = table.select(_SHOWN_COLUMNS).to_pylist()
     ranked = sorted(rows, key=lambda row: row["rejected_reward"] - row["chosen_reward"])
-    # Of few pairs none is shown twice.
+    # No pair is shown twice.
     largest, smallest = ranked[:SHOWN], ranked[SHOWN:][-SHOWN:][::-1]
     return PairStatistics(
         chosen_reward=fmean(row["chosen_reward"] for row in rows),
@@ -38,10 +38,10 @@ def _mean_length(table: Any, column: str) -> float:
 
 def _pair(row: dict[str, Any], prompts: Prompts) -> SamplePair:
     columns = ("chosen", "rejected", "chosen_reward", "rejected_reward")
-    return SamplePair(_as_given(row, prompts), **{column: row[column] for column in columns})
+    return SamplePair(_as_written(row, prompts), **{column: row[column] for column in columns})
 
 
-def _as_given(row: Mapping[str, Any], prompts: Prompts) -> str:
+def _as_written(row: Mapping[str, Any], prompts: Prompts) -> str:
     """The prompt as the user wrote it rather than as rendered for the policy."""
     text: str = prompts.get(row["prompt_id"], row)["prompt"]
     return text
@@ -50,14 +50,14 @@ def _as_given(row: Mapping[str, Any], prompts: Prompts) -> str:
 def changes(number: int, before: Path, after: Path, prompts: Prompts) -> HeldoutChanges:
     """Compare the greedy completions of two evaluations, prompt by prompt; `number` is the later one's round."""
     old, new = _greedy(before), _greedy(after)
-    found = [_change(old[key], new[key], prompts) for key in old if key in new]
-    ranked = sorted(found, key=lambda change: -change.gain)
+    changed = [_change(old[key], new[key], prompts) for key in old if key in new]
+    ranked = sorted(changed, key=lambda change: -change.gain)
     improved = [change for change in ranked if change.gain > 0]
     worsened = [change for change in reversed(ranked) if change.gain < 0]
     return HeldoutChanges(
         round=number,
         improved=len(improved),
-        equal=len(found) - len(improved) - len(worsened),
+        equal=len(changed) - len(improved) - len(worsened),
         worsened=len(worsened),
         most_improved=improved[:SHOWN],
         most_worsened=worsened[:SHOWN],
@@ -77,4 +77,4 @@ def _greedy(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _change(old: dict[str, Any], new: dict[str, Any], prompts: Prompts) -> HeldoutChange:
-    return HeldoutChange(_as_given(old, prompts), old["completion"], new["completion"], old["reward"], new["reward"])
+    return HeldoutChange(_as_written(old, prompts), old["completion"], new["completion"], old["reward"], new["reward"])

@@ -2,140 +2,114 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from pco.evaluation import lm_eval_tasks
+from pco.config.metrics import METRICS, TASK, Metric, Unit, metric
+from pco.evaluation.gate import RuleResult
 from pco.report import wording
 from pco.report.cells import Cell, Column, Table, Tone
-from pco.report.numbers import RoundReport, RunReport
+from pco.report.numbers import Funnel, RoundReport, RunReport
 
-Kind = Literal["share", "win", "plain", "relative"]
+_HEADLINES = ("repetition/greedy", "win_vs_start", "perplexity", "length")
+_RELATIVE: frozenset[Unit] = frozenset({"tokens", "perplexity"})  # a change is shown as a share of what was before
+_SAMPLED = "the same at the sampling temperature"
+_EVEN = 0.5  # the share that wins are compared with
 
 
 @dataclass(frozen=True)
-class _Measure:
-    """How one measure of an evaluation is shown; `better` is +1 if more is better, -1 if less is, 0 if neither."""
+class _Row:
+    """A row of the table of metrics: `key` is a metric's name in a summary, with its mode where modes stand apart."""
 
     key: str
     label: str
     meaning: str
-    kind: Kind
-    better: int
+    metric: Metric
 
 
-_MEASURES = (
-    _Measure("reward", "Reward", "mean over greedy and sampled completions; higher is better", "plain", 1),
-    _Measure("repetition/greedy", "Repetition, greedy", "share of repeated 3-grams of tokens", "share", -1),
-    _Measure("repetition/sampled", "Repetition, sampled", "the same at the sampling temperature", "share", -1),
-    _Measure("win_vs_previous", "Wins against the previous", "share with more reward; ties half", "win", 1),
-    _Measure("win_vs_start", "Wins against the start", "the same against the starting policy", "win", 1),
-    _Measure("lc_win_vs_start", "Wins at equal length", "against the start, were both as long", "win", 1),
-    _Measure("win_vs_reference", "Wins against the references", "share with more reward than the reference", "win", 1),
-    _Measure("second_reward", "Second reward", "of one that makes no labels; higher is better", "plain", 1),
-    _Measure("second_win_vs_start", "Second wins", "against the start, by the second reward", "win", 1),
-    _Measure("f1", "F1", "words in common with the prompt's reference", "share", 1),
-    _Measure("distinct_2", "Distinct 2-grams", "share of token 2-grams that are different ones", "share", 1),
-    _Measure("entropy", "Entropy", "nats per sampled token; near 0 all samples are alike", "plain", 0),
-    _Measure("kl", "KL from the start", "nats per token, on what the start sampled", "plain", 0),
-    _Measure("length", "Length (tokens)", "mean per completion", "relative", 0),
-    _Measure("perplexity", "Perplexity", "on human text; a sharp rise tells of a degenerate policy", "relative", -1),
-)
-
-_HEADLINES = ("repetition/greedy", "win_vs_start", "perplexity", "length")
+def _rows(report: RunReport) -> list[_Row]:
+    rows = []
+    tasks = [metric(f"{TASK}{name}") for name in report.config.evaluate.tasks]
+    for about in (*METRICS, *tasks):
+        if about is None or not (about.shown or about in tasks):
+            continue
+        if about.by_mode:
+            rows.append(_Row(f"{about.key}/greedy", f"{about.label}, greedy", about.meaning, about))
+            rows.append(_Row(f"{about.key}/sampled", f"{about.label}, sampled", _SAMPLED, about))
+        else:
+            rows.append(_Row(about.key, about.label, about.meaning, about))
+    return rows
 
 
-def measures(report: RunReport, shown: Sequence[RoundReport] | None = None) -> Table:
-    """A row per measure, a column per evaluated policy, each with its change against the start."""
-    rounds = [one for one in shown or report.rounds if one.summary is not None]
+def metrics(report: RunReport, shown: Sequence[RoundReport] | None = None) -> Table:
+    """A row per metric, a column per evaluated policy, each with its change against the start."""
+    rounds = [round_report for round_report in shown or report.rounds if round_report.summary is not None]
+    rows = [row for row in _rows(report) if any(row.key in (policy.summary or {}) for policy in rounds)]
     return Table(
         "Held-out prompts, which no training sees. Small print: change against the start "
         "(pp: percentage points; for wins: against 50 %).",
-        [Column("Measure", number=False), *(_round_column(report, one) for one in rounds)],
-        [
-            [Cell(measure.label, measure.meaning), *(_measured(measure, one, report.start) for one in rounds)]
-            for measure in (*_MEASURES, *_tasks(report))
-            if any(measure.key in (one.summary or {}) for one in rounds)
-        ],
+        [Column("Metric", number=False), *(_round_column(report, round_report) for round_report in rounds)],
+        [[Cell(row.label, row.meaning), *(_value(row, policy, report.start) for policy in rounds)] for row in rows],
     )
 
 
-def _tasks(report: RunReport) -> list[_Measure]:
-    names = report.config.evaluate.tasks
-    return [
-        _Measure(lm_eval_tasks.measure(name), f"Task {name}", "by lm-eval, its first metric", "plain", 1)
-        for name in names
-    ]
-
-
 def headlines(report: RunReport) -> list[tuple[str, Cell]]:
-    """The few measures that stand at the top: from the starting policy to the one kept last."""
+    """The few metrics that stand at the top: from the starting policy to the one kept last."""
     start, subject = report.start, report.subject
     if subject is None or subject.summary is None or start.summary is None:
         return []
-    return [
-        (measure.label, _from_start(measure, subject, start))
-        for measure in _MEASURES
-        if measure.key in _HEADLINES and measure.key in subject.summary
-    ]
+    rows = [row for row in _rows(report) if row.key in _HEADLINES and row.key in subject.summary]
+    return [(row.label, _from_start(row, subject, start)) for row in rows]
 
 
-def _from_start(measure: _Measure, subject: RoundReport, start: RoundReport) -> Cell:
-    cell = _measured(measure, subject, start)
-    before = _measured(measure, start, start).text
+def _from_start(row: _Row, subject: RoundReport, start: RoundReport) -> Cell:
+    cell = _value(row, subject, start)
+    before = _value(row, start, start).text
     return cell if before == wording.ABSENT else Cell(f"{before} → {cell.text}", cell.note, cell.tone)
 
 
-def _round_column(report: RunReport, one: RoundReport) -> Column:
-    if not one.number:
+def _round_column(report: RunReport, round_report: RoundReport) -> Column:
+    if not round_report.number:
         return Column("Start", "the policy before any training")
-    status = wording.status(report, one.number)
-    return Column(f"Round {one.number}" + ("" if status == "promoted" else f" ({status})"), f"this policy: {status}")
+    status = wording.status(report, round_report.number)
+    label = f"Round {round_report.number}" + ("" if status == "promoted" else f" ({status})")
+    return Column(label, f"this policy: {status}")
 
 
-def _measured(measure: _Measure, one: RoundReport, start: RoundReport) -> Cell:
-    value = (one.summary or {}).get(measure.key)
+def _value(row: _Row, round_report: RoundReport, start: RoundReport) -> Cell:
+    """A metric of one round's policy, and beside it by how much it differs from the start."""
+    value = (round_report.summary or {}).get(row.key)
     if value is None:
         return Cell(wording.ABSENT)
-    text = _as_text(measure, value)
-    then = 0.5 if measure.kind == "win" else (start.summary or {}).get(measure.key)
-    if not one.number or then is None:
-        return Cell(text)
-    change = _change(measure, value, then)
-    return Cell(text, _arrowed(change), _tone(measure, change))
+    unit = row.metric.unit
+    before = (start.summary or {}).get(row.key)
+    if unit == "share" and row.metric.relative:
+        before = _EVEN
+    if not round_report.number or before is None:
+        return Cell(_as_text(unit, value))
+    change = _change(unit, value, before)
+    sign = {"+": 1, "−": -1}.get(change[0], 0)  # what rounds to no change is neither good nor bad
+    tone: dict[int, Tone] = {1: "good", -1: "bad", 0: ""}
+    arrowed = change.replace("+", "▲ ").replace("−", "▼ ")
+    return Cell(_as_text(unit, value), arrowed, tone[sign * row.metric.direction])
 
 
-def _as_text(measure: _Measure, value: float) -> str:
-    match measure.kind:
-        case "share" | "win":
-            return wording.percent(value)
-        case "plain":
-            return wording.decimal(value)
-        case "relative":
-            return wording.decimal(value, 1)
+def _as_text(unit: Unit, value: float) -> str:
+    if unit == "share":
+        return wording.percent(value)
+    return wording.decimal(value, 1 if unit in _RELATIVE else 3)
 
 
-def _change(measure: _Measure, now: float, then: float) -> str:
-    match measure.kind:
-        case "share" | "win":
-            return wording.points(now - then)
-        case "plain":
-            return wording.signed(now - then)
-        case "relative":
-            return wording.relative(now, then)
-
-
-def _arrowed(change: str) -> str:
-    return change.replace("+", "▲ ").replace("−", "▼ ")
-
-
-def _tone(measure: _Measure, change: str) -> Tone:
-    """Whether a change is welcome; what rounds to none is neither."""
-    direction = {"+": 1, "−": -1}.get(change[0], 0) * measure.better
-    return "good" if direction > 0 else "bad" if direction < 0 else ""
+def _change(unit: Unit, now: float, before: float) -> str:
+    if unit == "share":
+        return wording.points(now - before)
+    return wording.relative(now, before) if unit in _RELATIVE else wording.signed(now - before)
 
 
 def gate(report: RunReport, shown: Sequence[RoundReport] | None = None) -> Table:
     """Every rule of the gate in every decided round."""
+    rows = []
+    for round_report in shown or report.rounds:
+        results = round_report.decision.results if round_report.decision else []
+        rows += [_result_row(round_report.number, result) for result in results]
     return Table(
         "A round's policy is promoted when every rule passes. The previous policy is the best one before the round, "
         "the start the one that the run began with. Brackets hold intervals over prompts, of 95 % where a rule demands "
@@ -145,28 +119,27 @@ def gate(report: RunReport, shown: Sequence[RoundReport] | None = None) -> Table
             Column("Rule", number=False),
             Column("Value"),
             Column("Bound", "what the value must be", number=False),
-            Column("Verdict", number=False),
+            Column("Result", number=False),
             Column("Reason", number=False),
         ],
-        [
-            [
-                Cell(str(one.number)),
-                Cell(ruling.rule),
-                Cell(f"{ruling.value:.4g}".replace("-", "−")),
-                Cell(ruling.bound),
-                Cell("✓ passed" if ruling.passed else "✗ failed", tone="good" if ruling.passed else "bad"),
-                Cell(ruling.reason),
-            ]
-            for one in shown or report.rounds
-            if one.decision is not None
-            for ruling in one.decision.rulings
-        ],
+        rows,
     )
+
+
+def _result_row(number: int, result: RuleResult) -> list[Cell]:
+    return [
+        Cell(str(number)),
+        Cell(result.rule),
+        Cell(f"{result.value:.4g}".replace("-", "−")),
+        Cell(result.bound),
+        Cell("✓ passed" if result.passed else "✗ failed", tone="good" if result.passed else "bad"),
+        Cell(result.reason),
+    ]
 
 
 def funnel(report: RunReport, shown: Sequence[RoundReport] | None = None) -> Table:
     """From training prompts to the pairs trained on, a row per round."""
-    rounds = [one for one in shown or report.rounds if one.funnel is not None]
+    rounds = [(entry.number, entry.funnel) for entry in shown or report.rounds if entry.funnel is not None]
     return Table(
         "From training prompts to the pairs trained on. A prompt's best completion is paired against its worst, or as "
         "pair.strategy says. What is left out is counted by reason.",
@@ -179,29 +152,27 @@ def funnel(report: RunReport, shown: Sequence[RoundReport] | None = None) -> Tab
             Column("Trained on", "pairs, replayed ones included, that fit into train.max_pair_tokens"),
             Column("Dropped, by reason", number=False),
         ],
-        [_funnel_row(report, one) for one in rounds],
+        [_funnel_row(number, funnel, report.train_prompts) for number, funnel in rounds],
     )
 
 
-def _funnel_row(report: RunReport, one: RoundReport) -> list[Cell]:
-    found = one.funnel
-    assert found is not None
-    dropped = [f"{wording.count(number)} {unit}: {reason}" for (_, unit, reason), number in found.dropped.items()]
-    share = wording.percent(found.pairs / found.prompts) if found.pairs is not None and found.prompts else ""
+def _funnel_row(number: int, funnel: Funnel, train_prompts: int | None) -> list[Cell]:
+    dropped = [f"{wording.count(count)} {unit}: {reason}" for (_, unit, reason), count in funnel.dropped.items()]
+    share = wording.percent(funnel.pairs / funnel.prompts) if funnel.pairs is not None and funnel.prompts else ""
     return [
-        Cell(str(one.number)),
-        Cell(wording.count(report.train_prompts)),
-        Cell(wording.count(found.candidates)),
-        Cell(wording.count(found.scored)),
-        Cell(wording.count(found.pairs), share),
-        Cell(wording.count(found.trained)),
+        Cell(str(number)),
+        Cell(wording.count(train_prompts)),
+        Cell(wording.count(funnel.candidates)),
+        Cell(wording.count(funnel.scored)),
+        Cell(wording.count(funnel.pairs), share),
+        Cell(wording.count(funnel.trained)),
         Cell("; ".join(dropped) or "nothing"),
     ]
 
 
 def pairs(report: RunReport, shown: Sequence[RoundReport] | None = None) -> Table:
     """Chosen against rejected, a row per round."""
-    rounds = [(one, one.pairs) for one in shown or report.rounds if one.pairs is not None]
+    rounds = [(entry.number, entry.pairs) for entry in shown or report.rounds if entry.pairs is not None]
     return Table(
         "Means over a round's pairs. Chosen and rejected should differ in reward and not in length: "
         "training on a length gap teaches length.",
@@ -215,13 +186,13 @@ def pairs(report: RunReport, shown: Sequence[RoundReport] | None = None) -> Tabl
         ],
         [
             [
-                Cell(str(one.number)),
-                Cell(wording.decimal(found.chosen_reward)),
-                Cell(wording.decimal(found.rejected_reward)),
-                Cell(wording.decimal(found.chosen_reward - found.rejected_reward)),
-                Cell(wording.decimal(found.chosen_length, 1)),
-                Cell(wording.decimal(found.rejected_length, 1)),
+                Cell(str(number)),
+                Cell(wording.decimal(statistics.chosen_reward)),
+                Cell(wording.decimal(statistics.rejected_reward)),
+                Cell(wording.decimal(statistics.chosen_reward - statistics.rejected_reward)),
+                Cell(wording.decimal(statistics.chosen_length, 1)),
+                Cell(wording.decimal(statistics.rejected_length, 1)),
             ]
-            for one, found in rounds
+            for number, statistics in rounds
         ],
     )

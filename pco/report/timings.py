@@ -1,4 +1,4 @@
-"""Where a run's time went, from the manifests of its finished stages."""
+"""What a run's time was spent on, from the manifests of its finished stages."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,7 +12,9 @@ def of(stages: Sequence[StageReport]) -> Timings:
     began = min(manifest.started for _, manifest in done)
     ended = max(manifest.finished for _, manifest in done)
     inside = _covered((manifest.started, manifest.finished) for _, manifest in done)
-    return Timings(began, ended, max(0.0, ended - began - inside), [_stage_time(*one) for one in done])
+    return Timings(
+        began, ended, max(0.0, ended - began - inside), [_stage_time(stage, manifest) for stage, manifest in done]
+    )
 
 
 def _stage_time(stage: StageReport, manifest: Manifest) -> StageTime:

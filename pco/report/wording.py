@@ -4,7 +4,7 @@ import math
 import unicodedata
 from datetime import UTC, datetime
 
-from pco.evaluation.metrics import Summary
+from pco.evaluation.rows import Summary
 from pco.report.numbers import RoundReport, RunReport
 
 ABSENT = "–"
@@ -14,7 +14,7 @@ _BIDI_OVERRIDES = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 
 def visible(text: str) -> str:
-    """Text whose control characters are seen rather than obeyed; line breaks and tabs stay."""
+    """Text with its control characters made visible; line breaks and tabs stay."""
     return "".join(_visible(character) for character in text.replace("\r\n", "\n"))
 
 
@@ -46,12 +46,12 @@ def percent(share: float, digits: int = 1) -> str:
 
 def points(change: float) -> str:
     """A change of a share in percentage points."""
-    return f"{_signed(change * 100, 1)} pp"
+    return f"{signed(change * 100, 1)} pp"
 
 
-def relative(now: float, then: float) -> str:
+def relative(now: float, before: float) -> str:
     """A change as a signed percentage of what it was before."""
-    return f"{_signed((now / then - 1) * 100, 0)} %" if then else ABSENT
+    return f"{signed((now / before - 1) * 100, 0)} %" if before else ABSENT
 
 
 def decimal(value: float, digits: int = 3) -> str:
@@ -62,11 +62,7 @@ def decimal(value: float, digits: int = 3) -> str:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """A change of a plain number."""
-    return _signed(value, digits)
-
-
-def _signed(value: float, digits: int) -> str:
+    """A change of a plain number: its sign is always shown."""
     text = f"{value:+,.{digits}f}"
     if float(text.replace(",", "")) == 0:
         return f"±{text[1:]}"
@@ -98,28 +94,23 @@ def moment(epoch_s: float) -> str:
 
 
 def headline(report: RunReport) -> str:
-    """What came of the run, in plain words."""
-    told = _improvement(report)
-    return f"{_verdict(report)}{f': {told}' if told else ''}."
+    """The result of the run, in plain words."""
+    improvement = _improvement(report)
+    return f"{_outcome(report)}: {improvement}." if improvement else f"{_outcome(report)}."
 
 
-def _verdict(report: RunReport) -> str:
+def _outcome(report: RunReport) -> str:
     total, promoted, refused = report.config.rounds, len(report.promoted), report.refused
     if refused is not None:
         best = report.promoted[-1].number if promoted else 0
         kept = f"the policy of round {best} is kept" if best else "the starting policy is kept"
         return f"Round {refused.number} of {total} refused by the gate ({_faults(refused)}), {kept}"
-    if report.unfinished is not None:
-        where = report.unfinished
-        place = f"round {where.round} has" if where.round else "the start has"
-        return (
-            f"Unfinished, {promoted} of {total} {_rounds(total)} promoted; {place} yet to finish its {where.name} stage"
-        )
-    return f"{promoted} of {total} {_rounds(total)} promoted"
-
-
-def _rounds(number: int) -> str:
-    return "round" if number == 1 else "rounds"
+    counted = f"{promoted} of {total} {'round' if total == 1 else 'rounds'} promoted"
+    if report.unfinished is None:
+        return counted
+    unfinished = report.unfinished
+    place = f"round {unfinished.round} has" if unfinished.round else "the start has"
+    return f"Unfinished, {counted}; {place} yet to finish its {unfinished.name} stage"
 
 
 def _improvement(report: RunReport) -> str:
@@ -127,13 +118,9 @@ def _improvement(report: RunReport) -> str:
     start, subject = report.start.summary, report.subject
     if subject is None or subject.summary is None or start is None:
         return ""
-    told = f"{_repetition(start, subject.summary)}, {_perplexity(start, subject.summary)}"
-    return told if _is_kept(report, subject) else f"in round {subject.number}'s policy {told}"
-
-
-def _is_kept(report: RunReport, subject: RoundReport) -> bool:
-    """Whether a sentence about the kept policy needs no word on which one is meant."""
-    return subject in report.promoted
+    changes = f"{_repetition(start, subject.summary)}, {_perplexity(start, subject.summary)}"
+    # A sentence about the policy that is kept need not say which policy it means.
+    return changes if subject in report.promoted else f"in round {subject.number}'s policy {changes}"
 
 
 def _repetition(start: Summary, now: Summary) -> str:
@@ -153,24 +140,26 @@ def _perplexity(start: Summary, now: Summary) -> str:
 
 def status(report: RunReport, number: int) -> str:
     """A round's state in a few words."""
-    decision = report.rounds[number].decision
-    if decision is not None:
-        return "promoted" if decision.promoted else "refused"
+    gate = report.rounds[number].decision
+    if gate is not None:
+        return "promoted" if gate.promoted else "refused"
     if any(stage.round == number and stage.status == "not run" for stage in report.stages):
         return "not run"
     return "unfinished" if number else "start"
 
 
-def verdict(report: RunReport, number: int) -> str:
-    """One round's outcome as a sentence, with the reasons of the gate."""
-    decision = report.rounds[number].decision
-    if decision is None:
+def decision(report: RunReport, number: int) -> str:
+    """The decision on a round as a sentence, with the reasons of the gate."""
+    gate = report.rounds[number].decision
+    if gate is None:
         return f"Round {number}: {status(report, number)}." if number else "The starting policy."
-    if decision.promoted:
+    if gate.promoted:
         return f"Round {number} promoted: every rule of the gate passed."
     return f"Round {number} refused: {_faults(report.rounds[number])}."
 
 
 def _faults(refused: RoundReport) -> str:
-    failed = [ruling for ruling in refused.decision.rulings if not ruling.passed] if refused.decision else []
-    return "; ".join(f"{ruling.rule} {ruling.value:.4g}, must be {ruling.bound}" for ruling in failed)
+    results = refused.decision.results if refused.decision else []
+    return "; ".join(
+        f"{result.rule} {result.value:.4g}, must be {result.bound}" for result in results if not result.passed
+    )

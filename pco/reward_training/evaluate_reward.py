@@ -1,4 +1,4 @@
-"""Stage `test_reward`: the trained model scores the held-out pairs, by the code that scores candidates in a run."""
+"""Stage `evaluate_reward`: the trained model scores the held-out pairs, by the code that scores candidates in a run."""
 
 from collections import Counter
 from typing import Any
@@ -12,7 +12,7 @@ from pco.reward_training import accuracy
 from pco.reward_training.order import verified
 from pco.reward_training.pairs import HELDOUT
 from pco.rewards import Reward, Score
-from pco.stage import Stage
+from pco.stage import Shard, Stage
 
 _SHARD_PAIRS = 256
 
@@ -29,11 +29,12 @@ def run(stage: Stage[RewardTraining]) -> store.Manifest:
     rows = [row for row in table.to_pylist() if row["split"] == HELDOUT]
     reward = rewards.load(ModelReward(model=str(model)))
     starts = range(0, len(rows), _SHARD_PAIRS)
-    for shard, start in enumerate(starts):
-        some = rows[start : start + _SHARD_PAIRS]
-        if not store.has_part(stage.folder, "reward_tests", shard, stage.fingerprint):
-            _commit(stage, shard, len(starts), some, reward)
-        progress.report(Progress(start + len(some), len(rows), "pairs"))
+
+    def make(index: int) -> Shard:
+        return _compared(rows[starts[index] : starts[index] + _SHARD_PAIRS], reward)
+
+    for index in stage.shards("reward_tests", len(starts), make):
+        progress.report(Progress(min(len(rows), starts[index] + _SHARD_PAIRS), len(rows), "pairs"))
     tested = store.read_parts(stage.folder, "reward_tests", stage.fingerprint)
     return stage.finish(
         unit="held-out pairs",
@@ -45,7 +46,8 @@ def run(stage: Stage[RewardTraining]) -> store.Manifest:
     )
 
 
-def _commit(stage: Stage[RewardTraining], shard: int, of: int, rows: list[Row], reward: Reward) -> None:
+def _compared(rows: list[Row], reward: Reward) -> Shard:
+    """The rewards of both texts of each pair."""
     scores = _scores(rows, reward)
     dropped: Counter[str] = Counter()
     tested = []
@@ -64,8 +66,7 @@ def _commit(stage: Stage[RewardTraining], shard: int, of: int, rows: list[Row], 
                 "reward_model": reward.digest,
             }
         )
-    table = schemas.build("reward_tests", tested)
-    store.write_part(stage.folder, "reward_tests", shard, table, stage.fingerprint, of=of, dropped=dropped)
+    return Shard(schemas.build("reward_tests", tested), dropped)
 
 
 def _scores(rows: list[Row], reward: Reward) -> dict[tuple[str, str], Score]:

@@ -14,10 +14,11 @@ def walk(config: RewardTraining, do: Callable[[Stage[RewardTraining]], Manifest]
     """Hand every stage to `do`, which makes sure that it is finished; returns the test's manifest."""
     split = planned(config)
     manifest = do(split)
-    pairs = split.made(manifest)
+    pairs = split.result(manifest)
     start = Artifact(Path(manifest.outputs["model_folder"]), manifest.outputs["model"])
-    trained = do(_stage("train_reward", config, pairs=pairs, model=start)).outputs["model"]
-    return do(_stage("test_reward", config, pairs=pairs, model=Artifact(trained_folder(config), trained)))
+    train = _stage("train_reward", config, pairs=pairs, model=start)
+    model = train.saved_model(do(train))
+    return do(_stage("evaluate_reward", config, pairs=pairs, model=model))
 
 
 def is_finished(config: RewardTraining) -> bool:
@@ -55,11 +56,6 @@ def planned(config: RewardTraining) -> Stage[RewardTraining]:
         for name, path in config.files.items()
     }
     return _stage("split", config, **inputs)
-
-
-def trained_folder(config: RewardTraining) -> Path:
-    """Where the trained reward model lies."""
-    return config.folder / "model"
 
 
 def verified(stage: Stage[RewardTraining]) -> Artifact:

@@ -27,7 +27,7 @@ from pco.reward_training.bradley_terry import (
     micro_batches,
     training_rows,
 )
-from pco.reward_training.order import trained_folder, verified
+from pco.reward_training.order import verified
 from pco.reward_training.pairs import padding
 from pco.seeds import seed_of
 from pco.stage import Stage
@@ -50,7 +50,7 @@ def run(stage: Stage[RewardTraining]) -> store.Manifest | None:
     state = loop.gathered(engine, learner.model)
     if not loop.is_writer():
         return None
-    folder = trained_folder(stage.config)
+    folder = stage.model_folder
     loop.save(state, _model(start, train), start, folder)
     store.write_part(stage.folder, "reward_log", 0, schemas.build("reward_log", log), stage.fingerprint)
     return loop.finish(

@@ -9,7 +9,7 @@ from data.errors import BadInput, CorruptArtifact
 from pco.config.reward import JudgeReward, RewardConfig, Single, parts
 from pco.rewards import content
 from pco.rewards.loading import reads_prompts
-from pco.rewards.scores import Reward, Score
+from pco.rewards.scores import Candidate, Reward, Score
 from pco.stage import Artifact, Stage
 
 
@@ -66,7 +66,7 @@ def check_unchanged(stage: Stage) -> None:
             )
 
 
-def judge(reward: Reward, stage: Stage, candidates: Sequence[dict[str, Any]]) -> list[Score]:
+def judge(reward: Reward, stage: Stage, candidates: Sequence[Candidate]) -> list[Score]:
     """One score per candidate, in order.
 
     Where a reward reads prompts, candidates are handed over with more columns: `source_prompt`, the prompt as it stands
@@ -98,7 +98,7 @@ def _judges_candidates(config: RewardConfig) -> bool:
     return any(isinstance(part, JudgeReward) and part.against == "candidates" for part in parts(config))
 
 
-def _with_baseline(candidates: Sequence[dict[str, Any]], stage: Stage) -> list[dict[str, Any]]:
+def _with_baseline(candidates: Sequence[Candidate], stage: Stage) -> list[dict[str, Any]]:
     """The starting policy's own evaluation has no `start`: it is its own baseline."""
     start = stage.inputs.get("start")
     own = store.read_parts(stage.folder, "candidates", stage.fingerprint)
@@ -107,7 +107,7 @@ def _with_baseline(candidates: Sequence[dict[str, Any]], stage: Stage) -> list[d
     return [{**row, "baseline": of[row["prompt_id"], row["mode"], row["sample"]]} for row in candidates]
 
 
-def _with_prompt(candidate: dict[str, Any], prompt: Mapping[str, Any]) -> dict[str, Any]:
+def _with_prompt(candidate: Candidate, prompt: Mapping[str, Any]) -> dict[str, Any]:
     if prompt["prompt"] is None:
         raise BadInput(
             "prompts.preferences: this run was prepared by a version that did not keep its prompts as they stand in "

@@ -15,12 +15,12 @@ import yaml
 
 from data import store
 from data.errors import BadInput, RunConflict
-from pco.config.run import RunConfig, parse
 from pco.config.file import overridden, validated
 from pco.config.reward import settings
 from pco.config.reward_training import RewardTraining
-from pco.stage import flat
+from pco.config.run import RunConfig, parse
 from pco.config.train import HOW_TRAINING_RUNS
+from pco.stage import flat
 
 CONFIG = "config.yaml"
 BEST = "best"  # a link to the folder of the best policy so far

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from data import store
 from data.errors import BadInput, RunConflict
-from pco.runs import retention
 from pco.config.run import RunConfig
-from pco.execution.launcher import logs_of
 from pco.rounds import walk
+from pco.runs import retention
 from pco.runs.folder import write_config
-from pco.stage import Stage, StageName
 from pco.runs.status import Point, points
+from pco.stage import Stage, StageName
 
 _ASIDE = "set-aside"
 
@@ -72,9 +71,9 @@ def _planned(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
             raise _Enough
         if manifest is None:
             raise BadInput(f"{source.folder}: not finished, so a fork cannot begin after it. Begin at it, or before.")
-        policy = _policy(source)
-        if stage.name == "train" and not (policy.is_dir() or retention.was_removed(policy)):
-            raise BadInput(f"{policy}: is gone, so this stage cannot be shared. Fork from it, or before.")
+        model = source.model_folder
+        if stage.spec.model and not (model.is_dir() or retention.was_removed(model)):
+            raise BadInput(f"{model}: is gone, so this stage cannot be shared. Fork from it, or before.")
         made.differing.extend(f"{stage.title}: {change}" for change in changes)
         made.shared.append(stage)
         return manifest
@@ -103,18 +102,15 @@ def _changes(stage: Stage, source: Stage, manifest: store.Manifest) -> list[str]
     return stage.changes(manifest)
 
 
-def _policy(stage: Stage) -> Path:
-    return retention.policy_folder(stage.config, stage.round)
-
-
 def _share(stage: Stage, origin: RunConfig, folder: Path) -> None:
-    """The policy before the stage that made it: a finished training has one."""
+    """The model before the stage that saved it: a finished training has one."""
     source = _source(stage, origin)
-    policy = folder.with_name("policy")
-    if stage.name == "train" and _policy(source).is_dir():
-        store.share(_policy(source), policy, origin=origin.run)
-    elif stage.name == "train":
-        retention.mark_removed(policy)
+    if stage.spec.model:
+        model = folder.with_name(stage.spec.model)
+        if source.model_folder.is_dir():
+            store.share(source.model_folder, model, origin=origin.run)
+        else:
+            retention.mark_removed(model)
     store.share(source.folder, folder, origin=origin.run)
 
 
@@ -170,9 +166,10 @@ def _check_beginning(config: RunConfig, at: Point) -> None:
 
 def _folders(config: RunConfig, point: Point) -> list[Path]:
     """What a stage has made and said, its own folder with the manifest first."""
-    stage = Stage(point[1], point[0], config, {})
-    found = [stage.folder, *([_policy(stage)] if stage.name == "train" else []), *logs_of(stage)]
-    return [path for path in found if path.exists()]
+    stage = Stage(point[1], point[0], config)
+    models = [stage.model_folder] if stage.spec.model else []
+    paths = [stage.folder, *models, stage.stage_file, stage.log_file, stage.error_file]
+    return [path for path in paths if path.exists()]
 
 
 def check_point(config: RunConfig, at: Point) -> None:

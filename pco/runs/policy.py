@@ -1,7 +1,5 @@
 """A policy on disk: a model folder and the digest that stands for it in every table."""
 
-from pathlib import Path
-
 from data import store
 from data.errors import CorruptArtifact
 from pco.runs import retention
@@ -25,13 +23,3 @@ def verified(stage: Stage) -> Artifact:
             f"{stage.config.run} --from train --round N`."
         )
     return policy
-
-
-def starting(prepared: store.Manifest) -> Artifact:
-    """The starting policy that `prepare` found."""
-    return Artifact(Path(prepared.outputs["policy_folder"]), prepared.outputs["policy"])
-
-
-def trained(stage: Stage, manifest: store.Manifest) -> Artifact:
-    """The policy that a `train` stage saved."""
-    return Artifact(retention.policy_folder(stage.config, stage.round), manifest.outputs["policy"])

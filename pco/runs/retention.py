@@ -4,7 +4,8 @@ from pathlib import Path
 
 from data import store
 from pco.config.run import RunConfig
-from pco.stage import Stage, round_folder
+from pco.rounds import decisions
+from pco.stage import Stage
 
 _MARK = "policy.removed"
 
@@ -14,13 +15,13 @@ def prune(config: RunConfig) -> list[Path]:
 
     The last round's policy stays, since the next round may begin from it, and so does the best one.
     """
-    verdicts = _verdicts(config)
     if config.keep_last is None:
         return []
-    promoted = [number for number, verdict in verdicts.items() if verdict]
-    kept = {*list(verdicts)[-config.keep_last :], *promoted[-config.keep_best :]}
-    removed = [policy_folder(config, number) for number in verdicts if number not in kept]
-    return [folder for folder in removed if _remove(folder)]
+    decided = decisions(config)
+    promoted = [number for number, decision in decided.items() if decision.promoted]
+    kept = {*list(decided)[-config.keep_last :], *promoted[-config.keep_best :]}
+    removable = [Stage("train", number, config).model_folder for number in decided if number not in kept]
+    return [folder for folder in removable if _remove(folder)]
 
 
 def was_removed(policy: Path) -> bool:
@@ -31,20 +32,6 @@ def was_removed(policy: Path) -> bool:
 def mark_removed(policy: Path) -> None:
     """Note that a policy's folder is missing on purpose."""
     store.write_text(policy.with_name(_MARK), "Removed to save room: `keep_last` in the run's config.\n")
-
-
-def policy_folder(config: RunConfig, number: int) -> Path:
-    """Where a round's policy lies."""
-    return round_folder(config, number) / "policy"
-
-
-def _verdicts(config: RunConfig) -> dict[int, bool]:
-    """Of the rounds that are decided, in order: whether each was promoted."""
-    manifests = {
-        number: store.read_manifest(Stage("decide", number, config, {}).folder)
-        for number in range(1, config.rounds + 1)
-    }
-    return {number: made.outputs["promoted"] == "yes" for number, made in manifests.items() if made is not None}
 
 
 def _remove(folder: Path) -> bool:

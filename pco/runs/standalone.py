@@ -7,11 +7,11 @@ from pathlib import Path
 
 from data import store
 from data.errors import BadInput
-from pco.runs import policy, retention
 from pco import rounds
 from pco.config.run import Generate, RunConfig, load, parse
+from pco.runs import retention
 from pco.runs.folder import find, find_round
-from pco.stage import Stage, round_folder
+from pco.stage import Stage
 
 FOLDER = "evaluations"  # in the folder of all runs
 
@@ -70,9 +70,9 @@ def model_of(name: str, runs_dir: Path) -> str:
         return name
     config, number = find_round(name, runs_dir)
     if not number:
-        prepared = store.read_manifest(Stage("prepare", 0, config, {}).folder)
-        return str(policy.starting(prepared).folder) if prepared else config.policy.model
-    folder = round_folder(config, number) / "policy"
+        prepared = store.read_manifest(Stage("prepare", 0, config).folder)
+        return prepared.outputs["policy_folder"] if prepared else config.policy.model
+    folder = Stage("train", number, config).model_folder
     if retention.was_removed(folder) and not folder.is_dir():
         raise BadInput(f"{name}: that policy was removed to save room (`keep_last`).")
     if not folder.is_dir():

@@ -1,20 +1,217 @@
 """What a run's folder says of the run, without starting anything."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from data import store
 from data.errors import BadInput, PCOError
-from pco.runs import approvals, retention
-from pco.training import checkpoints
+from pco import rounds
 from pco.config.run import RunConfig
-from pco.execution.launcher import error_path
-from pco.rounds import is_over, walk
+from pco.evaluation.decision import Decision
+from pco.progress import Failure
+from pco.runs import approvals
 from pco.runs.folder import CONFIG, is_held, is_reward_training, read_config, report_path
 from pco.stage import Stage, StageName, stages_of
+from pco.training import checkpoints
 
 Point = tuple[int, StageName]
+State = Literal["done", "running", "partial", "interrupted", "failed", "waiting", "stale", "damaged", "not started"]
+
+
+@dataclass(frozen=True)
+class StageState:
+    """How far one stage of a run is.
+
+    `interrupted` is a stage that was begun and kept nothing, `waiting` one that waits for a person's answer. `note`
+    says the rest: what is kept, why it failed, what changed, what cannot be read, what the gate decided.
+    """
+
+    round: int
+    stage: StageName
+    state: State
+    note: str = ""
+    manifest: store.Manifest | None = None
+
+    @property
+    def rows(self) -> str:
+        """How many rows came out."""
+        return counted(self.manifest) if self.manifest else ""
+
+    @property
+    def dropped(self) -> str:
+        """How many rows were dropped, and why."""
+        dropped = self.manifest.dropped if self.manifest else {}
+        return "; ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+
+    @property
+    def time(self) -> str:
+        """How long it took."""
+        return f"{self.manifest.seconds:,.0f} s" if self.manifest else ""
+
+
+class _NotDone(Exception):
+    pass
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands; each part is read from disk when it is first asked for."""
+
+    config: RunConfig
+
+    @cached_property
+    def decisions(self) -> dict[int, Decision]:
+        """What the gate decided of each round that is decided."""
+        return rounds.decisions(self.config)
+
+    @property
+    def promoted(self) -> list[bool]:
+        """Whether the gate promoted each round that is decided."""
+        return [decision.promoted for decision in self.decisions.values()]
+
+    @property
+    def reasons(self) -> list[str]:
+        """The gate's sentence on each round that is decided."""
+        return [decision.reason for decision in self.decisions.values()]
+
+    @cached_property
+    def is_held(self) -> bool:
+        """Whether a process is writing to the run now."""
+        return is_held(self.config.folder)
+
+    @property
+    def outcome(self) -> str:
+        """The run in a word or two, told from its decisions alone."""
+        if self.promoted and rounds.is_over(self.config, self.promoted):
+            return "finished" if self.promoted[-1] else "refused by the gate"
+        return "running" if self.is_held else "unfinished"
+
+    @cached_property
+    def _walked(self) -> tuple[dict[Point, Stage], bool]:
+        """The stages whose inputs are known, which are all up to the first that is not done; and if all are done."""
+        reached: dict[Point, Stage] = {}
+
+        def look(stage: Stage) -> store.Manifest:
+            reached[stage.round, cast(StageName, stage.name)] = stage
+            manifest = store.read_manifest(stage.folder)
+            if manifest is None or stage.changes(manifest):
+                raise _NotDone
+            return manifest
+
+        try:
+            rounds.walk(self.config, look)
+        except (_NotDone, PCOError):  # what cannot be read is said in its stage's state, or is for the run to refuse
+            return reached, False
+        return reached, True
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every stage is done, or the gate refused a round, so that a resumed run would have nothing to do."""
+        return self._walked[1]
+
+    @cached_property
+    def stages(self) -> list[StageState]:
+        """Every stage of every round, in the order in which they run."""
+        return [self._stage(point) for point in points(self.config)]
+
+    @property
+    def to_do(self) -> str:
+        """What `pco resume` would do with this run, in a sentence or two."""
+        if self.is_finished:
+            return "Nothing is left to do."
+        if self.is_held:
+            return "A process is writing to this run now."
+        number, name = point = self._next
+        run, resume, state = self.config.run, f"pco resume {self.config.run}", self._stage(self._next)
+        if state.state == "damaged":
+            return f"`{resume}` would be refused at `{name}` of round {number}: {state.note}"
+        if state.state == "stale":
+            return (
+                f"`{resume}` would be refused at `{name}` of round {number}: {state.note}. `pco fork {run} NEW` shares "
+                f"what is still valid; `{resume} --from {name} --round {number}` sets the rest aside and makes it anew."
+            )
+        if state.state == "waiting":
+            return state.note
+        every = points(self.config)
+        this_round = ", ".join(stage for at, stage in every[every.index(point) :] if at == number)
+        later = self.config.rounds - number
+        then = f", then {later} more round{'s' if later > 1 else ''}" if later else ""
+        return f"`{resume}` would run, in round {number}: {this_round}{then}."
+
+    def awaited(self) -> Stage:
+        """The `decide` stage that waits for a person's answer.
+
+        Raises BadInput when the run asks nothing.
+        """
+        reached, _ = self._walked
+        if self._next in reached and self._stage(self._next).state == "waiting":
+            return reached[self._next]
+        raise BadInput(f"{self.config.run}: waits for no answer. `pco status {self.config.run}` shows what it is at.")
+
+    @property
+    def _next(self) -> Point:
+        """The first stage that is not done."""
+        reached, _ = self._walked
+        return list(reached)[-1] if reached else (0, "prepare")
+
+    def _stage(self, point: Point) -> StageState:
+        number, name = point
+        try:
+            manifest = store.read_manifest(Stage(name, number, self.config).folder)
+            state, note = self._unfinished(point) if manifest is None else self._finished(point, manifest)
+            return StageState(number, name, state, note, manifest)
+        except PCOError as error:
+            return StageState(number, name, "damaged", str(error))
+
+    def _finished(self, point: Point, manifest: store.Manifest) -> tuple[State, str]:
+        stage = self._walked[0].get(point)
+        if stage is None:
+            return "stale", "a stage before it is not done"
+        if changes := stage.changes(manifest):
+            return "stale", "; ".join(changes)
+        origin = store.origin(stage.folder)
+        notes = [f"from {origin}"] if origin else []
+        if stage.name == "decide":
+            decision = Decision.of(manifest)
+            notes.append("promoted" if decision.promoted else decision.reason)
+        return "done", "; ".join(notes)
+
+    def _unfinished(self, point: Point) -> tuple[State, str]:
+        """State and note. A stage that has failed may be running again: its error file is gone then."""
+        stage = Stage(point[1], point[0], self.config)
+        kept, begun = _kept(stage), stage.log_file.exists()
+        if (failure := Failure.read(stage.error_file)) is not None:
+            why = failure.message.partition("\n")[0]
+            if failure.kind == "AwaitsAnswer":
+                return ("partial", "answered") if approvals.read(stage) else ("waiting", why)
+            return "failed", f"{why} ({kept} kept)" if kept else why
+        if begun and point == self._next and self.is_held:
+            return "running", kept
+        if kept:
+            return "partial", kept
+        return ("interrupted", "nothing kept") if begun else ("not started", "")
+
+
+def _kept(stage: Stage) -> str:
+    """What a stage that is not done has on disk."""
+    if stage.spec.distributed:
+        step, steps = checkpoints.progress(stage.folder)
+        return f"step {step} of {steps}" if step else ""
+    shards, count = store.committed(stage.folder)
+    return f"{shards}/{count} shards" if shards else ""
+
+
+def points(config: RunConfig) -> list[Point]:
+    """Round and name of every stage that a run may have, in order."""
+    return [(number, name) for number in range(config.rounds + 1) for name in stages_of(config, number)]
+
+
+def counted(manifest: store.Manifest) -> str:
+    """How many rows came out, and of how many where some were dropped."""
+    of = f" of {manifest.rows_in:,}" if manifest.rows_in != manifest.rows_out else ""
+    return f"{manifest.rows_out:,}{of} {manifest.unit}"
 
 
 @dataclass(frozen=True)
@@ -28,24 +225,6 @@ class RunLine:
     report: Path | None
 
 
-@dataclass(frozen=True)
-class StageLine:
-    """One stage of a run.
-
-    `state` is `done`, `running`, `partial`, `interrupted` (with nothing kept), `failed`, `waiting` (for a person's
-    answer), `stale`, `damaged` or `not started`, and `note` says the rest: what is kept, why it failed, what changed,
-    what cannot be read, what the gate decided.
-    """
-
-    round: int
-    stage: StageName
-    state: str
-    note: str = ""
-    rows: str = ""
-    dropped: str = ""
-    time: str = ""
-
-
 def of_all(runs_dir: Path) -> list[RunLine]:
     """Every run under a folder, by name."""
     return [_run_line(path.parent) for path in sorted(runs_dir.resolve().glob(f"[!.]*/{CONFIG}"))]
@@ -55,236 +234,11 @@ def _run_line(folder: Path) -> RunLine:
     try:
         if is_reward_training(folder):
             report = folder / "report.html"
-            ended = "finished" if report.exists() else "running" if is_held(folder) else "unfinished"
-            return RunLine(folder.name, 0, 0, f"reward training, {ended}", report if report.exists() else None)
-        return _read_run_line(read_config(folder))
+            outcome = "finished" if report.exists() else "running" if is_held(folder) else "unfinished"
+            return RunLine(folder.name, 0, 0, f"reward training, {outcome}", report if report.exists() else None)
+        state = RunState(read_config(folder))
+        report = report_path(state.config)
+        line = (state.config.run, state.config.rounds, len(state.decisions), state.outcome)
+        return RunLine(*line, report if report.exists() else None)
     except PCOError as error:  # that one run is damaged is no reason to hide the others
         return RunLine(folder.name, 0, 0, f"damaged: {error}", None)
-
-
-def _read_run_line(config: RunConfig) -> RunLine:
-    decisions = _decisions(config)
-    promoted = [manifest.outputs["promoted"] == "yes" for manifest in decisions]
-    report = report_path(config)
-    if promoted and is_over(config, promoted):
-        state = "finished" if promoted[-1] else "refused by the gate"
-    else:
-        state = "running" if is_held(config.folder) else "unfinished"
-    return RunLine(config.run, config.rounds, len(decisions), state, report if report.exists() else None)
-
-
-def _decisions(config: RunConfig) -> list[store.Manifest]:
-    manifests = [store.read_manifest(_folder(config, number, "decide")) for number in range(1, config.rounds + 1)]
-    return [manifest for manifest in manifests if manifest is not None]
-
-
-def verdicts(config: RunConfig) -> list[str]:
-    """The gate's sentence on each round."""
-    return [manifest.outputs["reason"] for manifest in _decisions(config)]
-
-
-def promotions(config: RunConfig) -> list[bool]:
-    """Whether the gate promoted each round."""
-    return [manifest.outputs["promoted"] == "yes" for manifest in _decisions(config)]
-
-
-def of_run(config: RunConfig) -> list[StageLine]:
-    """Every stage of every round, in the order in which they run."""
-    reached, _ = _reached(config)
-    return [_stage_line(config, number, name, reached) for number, name in points(config)]
-
-
-def points(config: RunConfig) -> list[Point]:
-    """Round and name of every stage that a run may have, in order."""
-    return [(number, name) for number in range(config.rounds + 1) for name in stages_of(config, number)]
-
-
-def is_finished(config: RunConfig) -> bool:
-    """Whether every stage is done, or the gate refused a round, so that a resumed run would have nothing to do."""
-    return _reached(config)[1]
-
-
-class _NotDone(Exception):
-    pass
-
-
-def _reached(config: RunConfig) -> tuple[dict[Point, Stage], bool]:
-    """The stages whose inputs are known, which are all up to the first that is not done; and whether all are done."""
-    reached: dict[Point, Stage] = {}
-
-    def look(stage: Stage) -> store.Manifest:
-        reached[stage.round, cast(StageName, stage.name)] = stage
-        manifest = store.read_manifest(stage.folder)
-        if manifest is None or stage.changes(manifest):
-            raise _NotDone
-        return manifest
-
-    try:
-        walk(config, look)
-    except (_NotDone, PCOError):  # what cannot be read is told in its stage's line, or is for the run to refuse
-        return reached, False
-    return reached, True
-
-
-def to_do(config: RunConfig) -> str:
-    """What `pco resume` would do with this run, in a sentence or two."""
-    reached, finished = _reached(config)
-    if finished:
-        return "Nothing is left to do."
-    number, name = point = list(reached)[-1] if reached else (0, "prepare")
-    resume = f"pco resume {config.run}"
-    if is_held(config.folder):
-        return "A process is writing to this run now."
-    try:
-        manifest = store.read_manifest(reached[point].folder) if point in reached else None
-        changes = "; ".join(reached[point].changes(manifest)) if manifest else ""
-    except PCOError as error:
-        return f"`{resume}` would be refused at `{name}` of round {number}: {error}"
-    if changes:
-        return (
-            f"`{resume}` would be refused at `{name}` of round {number}: {changes}. `pco fork {config.run} NEW` shares "
-            f"what is still valid; `{resume} --from {name} --round {number}` sets the rest aside and makes it anew."
-        )
-    if (line := _stage_line(config, number, name, reached)).state == "waiting":
-        return line.note
-    every = points(config)
-    left = every[every.index(point) :]
-    this_round = ", ".join(stage for at, stage in left if at == number)
-    later = config.rounds - number
-    then = f", then {later} more round{'s' if later > 1 else ''}" if later else ""
-    return f"`{resume}` would run, in round {number}: {this_round}{then}."
-
-
-def awaited(config: RunConfig) -> Stage:
-    """The `decide` stage that waits for a person's answer.
-
-    Raises BadInput when the run asks nothing.
-    """
-    reached, _ = _reached(config)
-    for point in list(reached)[-1:]:
-        if _stage_line(config, *point, reached).state == "waiting":
-            return reached[point]
-    raise BadInput(f"{config.run}: waits for no answer. `pco status {config.run}` shows what it is at.")
-
-
-def _stage_line(config: RunConfig, number: int, name: StageName, reached: dict[Point, Stage]) -> StageLine:
-    try:
-        return _read_stage_line(config, number, name, reached)
-    except PCOError as error:
-        return StageLine(number, name, "damaged", str(error))
-
-
-def _read_stage_line(config: RunConfig, number: int, name: StageName, reached: dict[Point, Stage]) -> StageLine:
-    folder = _folder(config, number, name)
-    manifest = store.read_manifest(folder)
-    if manifest is None:
-        is_next = not reached or (number, name) == list(reached)[-1]
-        return StageLine(number, name, *_unfinished(config, number, name, is_next=is_next))
-    dropped = "; ".join(f"{count} {reason}" for reason, count in manifest.dropped.items() if count)
-    account = (counted(manifest), dropped, f"{manifest.seconds:,.0f} s")
-    if (number, name) not in reached:
-        return StageLine(number, name, "stale", "a stage before it is not done", *account)
-    if changes := reached[number, name].changes(manifest):
-        return StageLine(number, name, "stale", "; ".join(changes), *account)
-    return StageLine(number, name, "done", _found(folder, manifest), *account)
-
-
-def _found(folder: Path, manifest: store.Manifest) -> str:
-    """The run that a fork took a finished stage from, and what the gate said."""
-    source = store.origin(folder)
-    refused = manifest.outputs.get("promoted") == "no"
-    verdict = manifest.outputs["reason"] if refused else "promoted" if manifest.stage == "decide" else ""
-    return "; ".join(told for told in (f"from {source}" if source else "", verdict) if told)
-
-
-def _unfinished(config: RunConfig, number: int, name: StageName, *, is_next: bool) -> tuple[str, str]:
-    """State and note. A stage that has failed may be running again: its error file is gone then."""
-    kept = _kept(config, number, name)
-    error = error_path(config, number, name)
-    begun = error.with_suffix(".log").exists()
-    if error.exists():
-        why = error.read_text(encoding="utf-8").partition("\n")[0]
-        if approvals.how_to(config) in why:
-            answered = approvals.read(Stage("decide", number, config, {}))
-            return ("partial", "answered") if answered else ("waiting", why)
-        return "failed", f"{why} ({kept} kept)" if kept else why
-    if begun and is_next and is_held(config.folder):
-        return "running", kept
-    if kept:
-        return "partial", kept
-    return ("interrupted", "nothing kept") if begun else ("not started", "")
-
-
-def _kept(config: RunConfig, number: int, name: StageName) -> str:
-    folder = _folder(config, number, name)
-    if name == "train":
-        taken, of = checkpoints.progress(folder)
-        return f"step {taken} of {of}" if taken else ""
-    shards, of = store.committed(folder)
-    return f"{shards}/{of} shards" if shards else ""
-
-
-def counted(manifest: store.Manifest) -> str:
-    """How many rows came out, and of how many where some were dropped."""
-    of = f" of {manifest.rows_in:,}" if manifest.rows_in != manifest.rows_out else ""
-    return f"{manifest.rows_out:,}{of} {manifest.unit}"
-
-
-def damage(config: RunConfig) -> list[str]:
-    """What is wrong with a run's finished stages, after reading every table and policy; nothing if all is whole."""
-    found = []
-    for number, name in points(config):
-        folder = _folder(config, number, name)
-        try:
-            manifest = store.read_manifest(folder)
-        except PCOError as error:
-            found.append(str(error))
-            continue
-        if manifest is not None:
-            found += _part_damage(folder, manifest)
-            if name == "train":
-                found += _policy_damage(retention.policy_folder(config, number), manifest.outputs["policy"])
-    return found
-
-
-def _part_damage(folder: Path, manifest: store.Manifest) -> list[str]:
-    found = []
-    for part in manifest.parts:
-        try:
-            store.read_part(folder, part)
-        except PCOError as error:
-            found.append(str(error))
-    return found
-
-
-def _policy_damage(folder: Path, digest: str) -> list[str]:
-    if not folder.is_dir():
-        if retention.was_removed(folder):
-            return []
-        return [f"{folder}: missing. Restore it from a copy, or make it again with `pco resume --from train`."]
-    if store.folder_digest(folder) != digest:
-        return [f"{folder}: its files are not those that were trained. Restore them from a copy."]
-    return []
-
-
-def folders_with(config: RunConfig, table: str, number: int | None) -> list[tuple[str, Path]]:
-    """The finished stage folders that hold a table, with words for where they are.
-
-    Raises BadInput when there is none.
-    """
-    found = []
-    for at, name in points(config):
-        folder = _folder(config, at, name)
-        manifest = store.read_manifest(folder)
-        if manifest and number in {None, at} and table in {part.table for part in manifest.parts}:
-            found.append((f"round {at}, {name}", folder))
-    if not found:
-        where = "" if number is None else f" in round {number}"
-        raise BadInput(
-            f"{config.folder}: no finished stage holds a `{table}` table{where}. `pco status` shows what is done."
-        )
-    return found
-
-
-def _folder(config: RunConfig, number: int, name: StageName) -> Path:
-    return Stage(name, number, config, {}).folder

@@ -4,20 +4,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from data import schemas, store
 from pco import progress
-from pco.models.engine import Completion, Request, Sampler
+from pco.models.engine import Request, Sampler
 from pco.models.sampling import candidate_row
 from pco.progress import Progress
-from pco.stage import Stage
+from pco.stage import Shard, Stage
 
 
 def read_prompts(stage: Stage, split: str) -> list[dict[str, Any]]:
     """The rows of one split of the run's frozen prompts."""
     table = store.read_table(stage.inputs["prompts"].folder, "prompts")
     return [row for row in table.to_pylist() if row["split"] == split]
+
+
+def in_shards(requests: Sequence[Request], size: int) -> list[Sequence[Request]]:
+    """The requests in order, so many in each shard; the last may have fewer."""
+    return [requests[start : start + size] for start in range(0, len(requests), size)]
 
 
 def complete_shards(
@@ -27,11 +30,11 @@ def complete_shards(
 
     Returns what this process did: seconds to start the engine, seconds of sampling, tokens and tokens per second.
     """
-    missing = [i for i in range(len(shards)) if not store.has_part(stage.folder, "candidates", i, stage.fingerprint)]
-    total = sum(map(len, shards))
-    done = total - sum(len(shards[i]) for i in missing)
+    missing = [index for index in range(len(shards)) if not stage.is_made("candidates", index)]
     if not missing:
         return {}
+    total = sum(map(len, shards))
+    done = total - sum(len(shards[index]) for index in missing)
     began = time.monotonic()
     engine = start_engine()
     ready = time.monotonic()
@@ -43,11 +46,15 @@ def complete_shards(
         done += count
         progress.report(Progress(done, total, "completions"))
 
-    for i in missing:
-        completions = engine.complete(list(shards[i]), stage.config.generate, on_done=on_done)
+    def make(index: int) -> Shard:
+        nonlocal tokens
+        completions = engine.complete(list(shards[index]), stage.config.generate, on_done=on_done)
         tokens += sum(len(completion.token_ids) for completion in completions)
-        content = _table(completions, stage.inputs["policy"].fingerprint)
-        store.write_part(stage.folder, "candidates", i, content, stage.fingerprint, of=len(shards))
+        rows = [candidate_row(completion, stage.inputs["policy"].fingerprint) for completion in completions]
+        return Shard(schemas.build("candidates", rows))
+
+    for _ in stage.shards("candidates", len(shards), make):
+        pass  # the engine tells the progress, request by request
     seconds = time.monotonic() - ready
     return {
         "engine_start_s": ready - began,
@@ -55,7 +62,3 @@ def complete_shards(
         "tokens": tokens,
         "tokens_per_s": tokens / seconds,
     }
-
-
-def _table(completions: Sequence[Completion], policy_digest: str) -> pa.Table:
-    return schemas.build("candidates", [candidate_row(completion, policy_digest) for completion in completions])

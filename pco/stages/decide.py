@@ -3,25 +3,26 @@
 from data import schemas, store
 from data.errors import AwaitsAnswer
 from pco.evaluation import gate, metrics
+from pco.evaluation.decision import Decision
 from pco.runs import approvals
 from pco.stage import Stage
 
 
 def run(stage: Stage) -> store.Manifest:
-    """Write the `decisions` table, a row per rule; `outputs["promoted"]` is `yes` or `no`.
+    """Write the `decisions` table, a row per rule; `outputs` hold the decision.
 
     Raises AwaitsAnswer when a person is to decide and has not.
     """
     started = stage.launched()
     new, previous, start = (metrics.read(stage.inputs[name].folder) for name in ("evaluation", "previous", "start"))
-    rulings = gate.judge(new, {"previous": previous, "start": start}, stage.config.gate)
-    promoted, reason = all(ruling.passed for ruling in rulings), gate.explain(stage.round, rulings)
-    if not promoted and stage.config.gate.otherwise == "ask":
+    results = gate.apply_rules(new, {"previous": previous, "start": start}, stage.config.gate)
+    decision = Decision(all(result.passed for result in results), gate.explain(stage.round, results))
+    if not decision.promoted and stage.config.gate.otherwise == "ask":
         answer = approvals.read(stage)
         if answer is None:
-            raise AwaitsAnswer(f"{reason}. {approvals.how_to(stage.config)}")
-        promoted, reason = answer.approve, f"{reason}; {answer.told()}"
-    rows = [{"round": stage.round, **vars(ruling), "promoted": promoted} for ruling in rulings]
+            raise AwaitsAnswer(f"{decision.reason}. {approvals.how_to(stage.config)}")
+        decision = Decision(answer.approve, f"{decision.reason}; {answer.told()}")
+    rows = [{"round": stage.round, **vars(result), "promoted": decision.promoted} for result in results]
     store.write_part(stage.folder, "decisions", 0, schemas.build("decisions", rows), stage.fingerprint)
     return stage.finish(
         unit="rules",
@@ -29,5 +30,5 @@ def run(stage: Stage) -> store.Manifest:
         rows_out=len(rows),
         dropped={},
         started=started,
-        outputs={"promoted": "yes" if promoted else "no", "reason": reason},
+        outputs=decision.outputs,
     )

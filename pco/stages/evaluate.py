@@ -2,23 +2,24 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from data import schemas, store
 from data.errors import BadInput
-from pco import rewards
+from pco import progress, rewards
 from pco.config.reward import ExactAnswerReward, RewardConfig, parts
 from pco.evaluation import lm_eval_tasks, metrics
-from pco.evaluation.metrics import Row
+from pco.evaluation.rows import CandidateRow, EvaluationRow
 from pco.models.engine import Request, Sampler, free_memory
 from pco.models.rendering import load_tokenizer, render, written
 from pco.models.sampling import GREEDY, SAMPLED, sampled
+from pco.progress import Progress
 from pco.rewards import Reward
 from pco.runs import policy
-from pco.stage import Stage
-from pco.stages.completions import complete_shards, read_prompts
+from pco.stage import Shard, Stage
+from pco.stages.completions import complete_shards, in_shards, read_prompts
 
 _GREEDY_SAMPLE = 0
 
@@ -26,7 +27,7 @@ _GREEDY_SAMPLE = 0
 def run(stage: Stage) -> store.Manifest:
     """Write the held-out `candidates` and the `evaluations` table.
 
-    The inputs `start` and `previous` (evaluations of other policies) add the measures against those policies.
+    The inputs `start` and `previous` (evaluations of other policies) add the metrics against those policies.
     """
     started = stage.launched()
     current = policy.verified(stage)
@@ -45,13 +46,24 @@ def run(stage: Stage) -> store.Manifest:
     shards = _shards(stage, tokenizer)
     sampling = complete_shards(stage, shards, engine)
     candidates = store.read_parts(stage.folder, "candidates", stage.fingerprint).to_pylist()
-    if not store.has_part(stage.folder, "evaluations", 0, stage.fingerprint):
-        rows = _read(stage, engine())
-        engine.cache_clear()
-        free_memory()  # for the reward model
-        counts: Counter[str] = Counter()
-        _commit(stage, 0, _measured(stage, candidates, tokenizer, counts) + rows, counts)
-    _put_to_tasks(stage, current.folder)
+    tasks = stage.config.evaluate.tasks
+
+    @cache
+    def task_model() -> Any:
+        return lm_eval_tasks.model(current.folder)
+
+    def make(index: int) -> Shard:
+        if index == 0:
+            rows, counts = _read(stage, engine()), Counter[str]()
+            engine.cache_clear()
+            free_memory()  # for the reward model
+            return _evaluated(stage, _measured(stage, candidates, tokenizer, counts) + rows, counts)
+        print(f"lm-eval: {tasks[index - 1]}", flush=True)
+        return _evaluated(stage, lm_eval_tasks.rows(task_model(), tasks[index - 1], stage.config.evaluate.task_limit))
+
+    # Each task of lm-eval is a shard of its own: none is done again after a kill.
+    for index in stage.shards("evaluations", 1 + len(tasks), make):
+        progress.report(Progress(index + 1, 1 + len(tasks), "evaluations"))
     rows = store.read_parts(stage.folder, "evaluations", stage.fingerprint).to_pylist()
     unscored = len(candidates) - sum(row["measure"] == "reward" for row in rows)
     return stage.finish(
@@ -69,26 +81,12 @@ def run(stage: Stage) -> store.Manifest:
     )
 
 
-def _put_to_tasks(stage: Stage, policy: Path) -> None:
-    """Each task of lm-eval is a shard of its own: none is done again after a kill."""
-
-    @cache
-    def model() -> Any:
-        return lm_eval_tasks.model(policy)
-
-    for shard, task in enumerate(stage.config.evaluate.tasks, start=1):
-        if not store.has_part(stage.folder, "evaluations", shard, stage.fingerprint):
-            print(f"lm-eval: {task}", flush=True)
-            _commit(stage, shard, lm_eval_tasks.rows(model(), task, stage.config.evaluate.task_limit))
-
-
-def _commit(stage: Stage, shard: int, rows: list[Row], counts: Counter[str] | None = None) -> None:
+def _evaluated(stage: Stage, rows: list[EvaluationRow], counts: Counter[str] | None = None) -> Shard:
     marked = [{**row, "policy": stage.inputs["policy"].fingerprint} for row in rows]
-    table, of = schemas.build("evaluations", marked), 1 + len(stage.config.evaluate.tasks)
-    store.write_part(stage.folder, "evaluations", shard, table, stage.fingerprint, of=of, counts=counts)
+    return Shard(schemas.build("evaluations", marked), counts=counts or {})
 
 
-def _read(stage: Stage, engine: Sampler) -> list[Row]:
+def _read(stage: Stage, engine: Sampler) -> list[EvaluationRow]:
     """What the policy makes of given text: how likely it finds human texts, and what the starting policy sampled."""
     texts = read_prompts(stage, "text")
     rows = metrics.text_rows(
@@ -103,14 +101,16 @@ def _read(stage: Stage, engine: Sampler) -> list[Row]:
     return rows + metrics.drift_rows(rows, metrics.read(start)) + kl
 
 
-def _read_again(candidate: Row, context: int) -> bool:
+def _read_again(candidate: CandidateRow, context: int) -> bool:
     """The first sample of each prompt, which costs enough on a CPU; vLLM needs room for a token more."""
     tokens = len(candidate["token_ids"])
     is_first = candidate["mode"] == SAMPLED and candidate["sample"] == 0
     return is_first and 0 < tokens < context - len(candidate["prompt_token_ids"])
 
 
-def _measured(stage: Stage, candidates: list[Row], tokenizer: Any, counts: Counter[str]) -> list[Row]:
+def _measured(
+    stage: Stage, candidates: list[CandidateRow], tokenizer: Any, counts: Counter[str]
+) -> list[EvaluationRow]:
     """What is measured of completions; what a judge counted is added to `counts`."""
     answers = _answers(stage, candidates, tokenizer)
     scores: dict[str, list[float]] = {}
@@ -133,12 +133,12 @@ def _measured(stage: Stage, candidates: list[Row], tokenizer: Any, counts: Count
 
 
 def _judging(stage: Stage) -> list[tuple[str, RewardConfig]]:
-    """The rewards by the measure that holds what they say."""
+    """The rewards by the metric that holds what they say."""
     second = stage.config.evaluate.second_reward
     return [("reward", stage.config.reward), *([("second_reward", second)] if second else [])]
 
 
-def _answers(stage: Stage, candidates: list[Row], tokenizer: Any) -> list[Row]:
+def _answers(stage: Stage, candidates: list[CandidateRow], tokenizer: Any) -> list[CandidateRow]:
     """The prompts' reference answers as if the policy had written them."""
     references = {row["prompt_id"]: row["reference"] for row in read_prompts(stage, "heldout")}
     return [
@@ -149,7 +149,7 @@ def _answers(stage: Stage, candidates: list[Row], tokenizer: Any) -> list[Row]:
 
 
 def _rewards(
-    stage: Stage, reward: Reward, candidates: list[Row], answers: list[Row]
+    stage: Stage, reward: Reward, candidates: list[CandidateRow], answers: list[CandidateRow]
 ) -> tuple[list[float], list[float]]:
     """The reward of each completion and of each reference answer; not finite where it got none.
 
@@ -167,17 +167,15 @@ def _rewards(
     return [score.value for score in scores], [score.value for score in rewards.judge(reward, stage, answers)]
 
 
-def _shards(stage: Stage, tokenizer: Any) -> list[list[Request]]:
+def _shards(stage: Stage, tokenizer: Any) -> list[Sequence[Request]]:
     """One greedy and `samples` sampled completions per held-out prompt, in shards of `shard_size` prompts.
 
     The seeds do not depend on the round, so that two policies differ by their weights and not by their luck.
     """
-    config = stage.config
-    requests: list[list[Request]] = []
+    config, samples = stage.config, stage.config.evaluate.samples
+    requests: list[Request] = []
     for row in read_prompts(stage, "heldout"):
-        greedy = Request(
-            row["prompt_id"], _GREEDY_SAMPLE, render(tokenizer, row["prompt"], config.policy), 0, greedy=True
-        )
-        requests.append([greedy, *sampled(row, tokenizer, config, "heldout", config.evaluate.samples)])
-    size = config.generate.shard_size
-    return [sum(requests[start : start + size], []) for start in range(0, len(requests), size)]
+        rendered = render(tokenizer, row["prompt"], config.policy)
+        requests.append(Request(row["prompt_id"], _GREEDY_SAMPLE, rendered, 0, greedy=True))
+        requests += sampled(row, tokenizer, config, "heldout", samples)
+    return in_shards(requests, config.generate.shard_size * (1 + samples))

@@ -1,12 +1,14 @@
 """Stage `generate`: the policy completes every training prompt n times; vLLM does the work, shard by shard."""
 
+from itertools import chain
+
 from data import store
 from pco.models.engine import Sampler
 from pco.models.rendering import load_tokenizer
 from pco.models.sampling import sampled
 from pco.runs import policy
 from pco.stage import Stage
-from pco.stages.completions import complete_shards, read_prompts
+from pco.stages.completions import complete_shards, in_shards, read_prompts
 
 
 def run(stage: Stage) -> store.Manifest:
@@ -16,10 +18,8 @@ def run(stage: Stage) -> store.Manifest:
     current = policy.verified(stage)
     tokenizer = load_tokenizer(current.folder)
     prompts, n, size = read_prompts(stage, "train"), config.generate.n, config.generate.shard_size
-    shards = []
-    for start in range(0, len(prompts), size):
-        requests = [sampled(row, tokenizer, config, stage.round, n) for row in prompts[start : start + size]]
-        shards.append(sum(requests, []))
+    requests = list(chain.from_iterable(sampled(row, tokenizer, config, stage.round, n) for row in prompts))
+    shards = in_shards(requests, size * n)
     metrics = complete_shards(stage, shards, lambda: Sampler(current.folder, config.engine))
-    rows = len(prompts) * n
+    rows = len(requests)
     return stage.finish(unit="completions", rows_in=rows, rows_out=rows, dropped={}, started=started, metrics=metrics)

@@ -13,11 +13,11 @@ from data.errors import BadInput, CorruptArtifact
 from pco import progress
 from pco.models.rendering import load_tokenizer, written
 from pco.pairing import replay
-from pco.pairing.strategies import Chosen, Scored, pairs_of, pairs_with
+from pco.pairing.strategies import Chosen, Scored, Skipped, pairs_of, pairs_with
 from pco.progress import Progress
 from pco.runs import policy
 from pco.seeds import seed_of
-from pco.stage import Stage
+from pco.stage import Shard, Stage
 
 References = dict[str, dict[str, Any]]  # by prompt: its reference as a row of `candidates`
 
@@ -34,17 +34,18 @@ def run(stage: Stage) -> store.Manifest:
     started = stage.launched()
     references = _references(stage)
     shards, scores = _shards(stage)
-    prompts = made = 0
-    for i, (candidates, scored) in enumerate(zip(shards, scores, strict=True)):
-        if not store.has_part(stage.folder, "pairs", i, stage.fingerprint):
-            tables = _read(stage, "candidates", candidates), _read(stage, "scores", scored)
-            table, dropped = _paired(stage, *tables, references)
-            store.write_part(stage.folder, "pairs", i, table, stage.fingerprint, of=len(shards), dropped=dropped)
-        pairs = store.read_committed(stage.folder, "pairs", i)
-        prompts, made = prompts + pc.count_distinct(pairs["prompt_id"]).as_py(), made + pairs.num_rows
-        progress.report(Progress(i + 1, len(shards), "shards"))
+    prompts = pairs = 0
+
+    def make(index: int) -> Shard:
+        candidates = _read(stage, "candidates", shards[index])
+        return _paired(stage, candidates, _read(stage, "scores", scores[index]), references)
+
+    for index in stage.shards("pairs", len(shards), make):
+        committed = store.read_committed(stage.folder, "pairs", index)
+        prompts, pairs = prompts + pc.count_distinct(committed["prompt_id"]).as_py(), pairs + committed.num_rows
+        progress.report(Progress(index + 1, len(shards), "shards"))
     dropped = store.dropped_rows(stage.folder, "pairs", stage.fingerprint)
-    if not made:
+    if not pairs:
         raise BadInput(
             f"{stage.title}: none of {dropped.total()} prompts gave a pair ({dict(dropped)}). Raise generate.n or "
             "generate.temperature so that candidates differ, or loosen the limits under `pair`."
@@ -55,7 +56,7 @@ def run(stage: Stage) -> store.Manifest:
         rows_out=prompts,
         dropped=dropped,
         started=started,
-        metrics={"pairs": made, **replay.write(stage, fresh=made)},
+        metrics={"pairs": pairs, **replay.write(stage, fresh=pairs)},
     )
 
 
@@ -93,11 +94,9 @@ def _references(stage: Stage) -> References:
     }
 
 
-def _paired(
-    stage: Stage, candidates: pa.Table, scores: pa.Table, references: References
-) -> tuple[pa.Table, Counter[str]]:
+def _paired(stage: Stage, candidates: pa.Table, scores: pa.Table, references: References) -> Shard:
     """The pairs of one shard, and why prompts gave none."""
-    config, reasons, chosen = stage.config, Counter[str](), list[Chosen]()
+    config, reasons, pairs = stage.config, Counter[str](), list[Chosen]()
     by_reference = config.pair.strategy == "reference_worst"
     several = config.pair.max_pairs > 1
     rows = _rows(candidates, scores, texts=config.pair.max_similarity < 1 or by_reference or several)
@@ -106,14 +105,14 @@ def _paired(
         own = [scored for _, scored in group if scored is not None]
         own = _distinct(own) if several else own
         if by_reference:
-            made = pairs_with(answers.get(prompt), own, config.pair)
+            result = pairs_with(answers.get(prompt), own, config.pair)
         else:
-            made = pairs_of(own, config.pair, seed=seed_of(config.seed, stage.round, prompt))
-        if isinstance(made, str):
-            reasons[made] += 1
+            result = pairs_of(own, config.pair, seed=seed_of(config.seed, stage.round, prompt))
+        if isinstance(result, Skipped):
+            reasons[result.reason] += 1
         else:
-            chosen += made
-    return _table(candidates, chosen), reasons
+            pairs += result
+    return Shard(_table(candidates, pairs), reasons)
 
 
 def _rows(candidates: pa.Table, scores: pa.Table, *, texts: bool) -> list[tuple[str, Scored | None]]:

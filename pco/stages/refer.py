@@ -16,7 +16,7 @@ from pco import losses, progress
 from pco.pairing import replay
 from pco.progress import Progress
 from pco.runs import policy
-from pco.stage import Stage
+from pco.stage import Shard, Stage
 from pco.training.batches import Example, collate, examples_of
 from pco.training.objective import decoder_and_head
 
@@ -33,14 +33,15 @@ def run(stage: Stage) -> store.Manifest:
     model = _model(stage)
     began = time.monotonic()
     starts = range(0, len(rows), _SHARD_PAIRS)
-    for shard, start in enumerate(starts):
-        if store.has_part(stage.folder, "reference_logps", shard, stage.fingerprint):
-            continue
-        some = rows[start : start + _SHARD_PAIRS]
-        logps = _logps(model, examples_of(some), done=start, total=len(rows))
-        content = [_row(row, pair, reference.fingerprint) for row, pair in zip(some, logps, strict=True)]
-        table = schemas.build("reference_logps", content)
-        store.write_part(stage.folder, "reference_logps", shard, table, stage.fingerprint, of=len(starts))
+
+    def make(index: int) -> Shard:
+        shard = rows[starts[index] : starts[index] + _SHARD_PAIRS]
+        logps = _logps(model, examples_of(shard), done=starts[index], total=len(rows))
+        content = [_row(row, pair, reference.fingerprint) for row, pair in zip(shard, logps, strict=True)]
+        return Shard(schemas.build("reference_logps", content))
+
+    for index in stage.shards("reference_logps", len(starts), make):
+        progress.report(Progress(min(len(rows), starts[index] + _SHARD_PAIRS), len(rows), "pairs"))
     return stage.finish(
         unit="pairs",
         rows_in=len(rows),

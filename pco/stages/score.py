@@ -9,7 +9,7 @@ from data import schemas, store
 from pco import progress, rewards
 from pco.progress import Progress
 from pco.rewards import NOT_FINITE, Reward, Score
-from pco.stage import Stage
+from pco.stage import Shard, Stage
 
 
 def run(stage: Stage) -> store.Manifest:
@@ -25,12 +25,13 @@ def run(stage: Stage) -> store.Manifest:
         rewards.check_unchanged(stage)
         return rewards.load(stage.config.reward, stage.config.folder)
 
-    for i, shard in enumerate(shards):
-        if not store.has_part(stage.folder, "scores", i, stage.fingerprint):
-            rows = store.read_part(source, shard).to_pylist()
-            reward().counts.clear()
-            _commit(stage, i, len(shards), rows, rewards.judge(reward(), stage, rows), reward())
-        done += shard.rows
+    def make(index: int) -> Shard:
+        rows = store.read_part(source, shards[index]).to_pylist()
+        reward().counts.clear()
+        return _scored(rows, rewards.judge(reward(), stage, rows), reward())
+
+    for index in stage.shards("scores", len(shards), make):
+        done += shards[index].rows
         progress.report(Progress(done, candidates, "candidates"))
     return stage.finish(
         unit="candidates",
@@ -42,9 +43,7 @@ def run(stage: Stage) -> store.Manifest:
     )
 
 
-def _commit(
-    stage: Stage, shard: int, of: int, candidates: list[dict[str, Any]], scores: Sequence[Score], reward: Reward
-) -> None:
+def _scored(candidates: list[dict[str, Any]], scores: Sequence[Score], reward: Reward) -> Shard:
     dropped = Counter(score.dropped for score in scores if score.dropped)
     rows = [
         {
@@ -57,7 +56,4 @@ def _commit(
         for row, score in zip(candidates, scores, strict=True)
         if not score.dropped
     ]
-    table = schemas.build("scores", rows)
-    store.write_part(
-        stage.folder, "scores", shard, table, stage.fingerprint, of=of, dropped=dropped, counts=reward.counts
-    )
+    return Shard(schemas.build("scores", rows), dropped, reward.counts)

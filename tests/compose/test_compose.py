@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from data import store
-from pco.runs import status
 from pco.runs.folder import read_config
+from pco.runs.status import RunState
 from tests import builders, tiny_model
 from tests.compose.stack import ROOT, RUNS, Stack
 from tests.points import SITE
@@ -145,7 +145,7 @@ def _is_whole(stack: Stack, folder: Path) -> None:
     """All stages are done, and the tables are readable outside, as their manifests say."""
     stack.call("cp", f"worker:{RUNS}/{RUN}", str(folder))
     config = read_config(folder / RUN)
-    assert {line.state for line in status.of_run(config)} == {"done"}
+    assert {line.state for line in RunState(config).stages} == {"done"}
     for number in (1, 2):
         rows: dict[str, Any] = {
             name: store.read_table(folder / RUN / f"round-0{number}" / name, name).num_rows

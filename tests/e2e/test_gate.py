@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from data import store
-from pco.runs import status
+from pco.runs.status import RunState
 from pco.stage import Stage
 from tests.e2e.conftest import Case
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3000)]
 
 RATE = 5e-4  # learns, and changes so small a model by less than the default gate minds
 DEFAULT: dict[str, Any] = {}
@@ -84,7 +84,7 @@ def test_a_good_round_is_promoted_and_one_at_a_hundred_times_its_learning_rate_r
     assert _broken(good) == set()
     assert _best(good) == good.folder / "round-01/policy"
     assert {"reward change", "perplexity ratio"} <= _broken(harsh)
-    (told,) = status.verdicts(harsh.config)
+    (told,) = RunState(harsh.config).reasons
     assert told.startswith("round 1 refused: reward") and "perplexity" in told and "must be <= 1.5" in told
     assert _best(harsh) == _start(harsh)
     assert harsh.config.gate == good.config.gate
@@ -110,7 +110,7 @@ def test_a_round_that_pleases_a_bad_reward_is_refused_for_what_it_harms(
 
 def test_a_refused_round_is_tried_again_from_the_best_policy_at_a_lower_rate_and_only_so_often(retried: Case) -> None:
     assert "perplexity ratio" in _broken(retried, 1) & _broken(retried, 2)
-    assert len(status.verdicts(retried.config)) == 2, "it went on after two refusals"
+    assert len(RunState(retried.config).reasons) == 2, "it went on after two refusals"
     assert _best(retried) == _start(retried)
     told = retried.tell("status", str(retried.folder))
     assert "round 1 refused" in told and "round 2 refused" in told and "Nothing is left to do" in told
@@ -130,7 +130,7 @@ def test_a_retry_that_is_killed_ends_as_one_left_alone(retried: Case) -> None:
     for moment in ("round-02/candidates/candidates-00002.parquet", "round-02/.policy.tmp"):
         killed.kill_before(moment)
     _run(killed)
-    assert status.verdicts(killed.config) == status.verdicts(retried.config)[:2]
+    assert RunState(killed.config).reasons == RunState(retried.config).reasons[:2]
     assert _trained(killed, 2).outputs == _trained(retried, 2).outputs
 
 

@@ -19,12 +19,12 @@ import psutil
 import pytest
 import yaml
 
-from pco.runs import status
 from pco.runs.folder import holder, read_config
+from pco.runs.status import RunState
 from tests.e2e.conftest import Case, asked, stage_processes
 from tests.points import PATIENCE_S, Hold, Points, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3000)]
 
 ROOT = Path(__file__).parents[2]
 POOL = "local"
@@ -210,7 +210,7 @@ def start_worker(site: Site) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
 
 def _is_whole(run: Run, finished: dict[Path, int]) -> None:
     """All stages are done, what was finished before is as it was, and no task says that it goes on."""
-    lines = status.of_run(read_config(run.folder))
+    lines = RunState(read_config(run.folder)).stages
     assert {line.state for line in lines} == {"done"}, lines
     after = run.finished()
     assert {path: after.get(path) for path in finished} == finished
@@ -267,7 +267,7 @@ def test_a_refused_round_asks_and_a_person_answers_there_or_on_the_command_line(
     case = make_case(run="asked", **settings)
     run = site.start_run(case)
     run.becomes("Suspended")
-    assert status.of_run(case.config)[-1].state == "waiting"
+    assert RunState(case.config).stages[-1].state == "waiting"
     assert holder(run.folder) is None, "nobody works on it meanwhile"
     assert run.resume(approve="perhaps")["status"] == "REJECT"
     details = run.row["state"]["state_details"]
@@ -291,7 +291,7 @@ def test_a_refused_round_asks_and_a_person_answers_there_or_on_the_command_line(
     assert run.resume(approve=True, comment="it reads well")["status"] == "ACCEPT"
     run.becomes("Completed")
     _is_whole(run, finished)
-    assert status.verdicts(case.config)[0].endswith("; asked, it was approved (it reads well)")
+    assert RunState(case.config).reasons[0].endswith("; asked, it was approved (it reads well)")
     assert (run.folder / "best").resolve() == (run.folder / "round-01/policy").resolve()
 
 

@@ -10,10 +10,11 @@ import pytest
 
 from data import store
 from pco.config.run import RunConfig
-from pco.stage import ROUND_STAGES, START_STAGES, Stage, StageName
+from pco.runs.status import points
+from pco.stage import Stage, StageName
 from tests.e2e.conftest import EPOCHS, Case
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3000)]
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,7 @@ def finished(make_case: Callable[..., Case]) -> Case:
 
 
 def _stages(config: RunConfig) -> list[Stage]:
-    start = [Stage(name, 0, config, {}) for name in START_STAGES]
-    return start + [Stage(name, number, config, {}) for number in range(1, config.rounds + 1) for name in ROUND_STAGES]
+    return [Stage(name, number, config) for number, name in points(config)]
 
 
 def _table(config: RunConfig, number: int, stage: StageName, table: str) -> pa.Table:

@@ -28,7 +28,7 @@ CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("not tested: no chromium in PATH", allow_module_level=True)
 
-pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ui, pytest.mark.timeout(3000)]
 
 LONG_S = 900  # a run on a busy machine
 NOWHERE = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"  # the UI asks for outside addresses

@@ -9,6 +9,7 @@ from pco.config.run import RunConfig
 from pco.rounds import is_over, walk
 from pco.runs import status
 from pco.runs.folder import BEST, opened, point_to_best
+from pco.runs.status import RunState
 from pco.stage import Stage
 from tests import builders
 
@@ -41,7 +42,7 @@ def test_each_round_goes_on_from_the_one_before_it(tmp_path: Path) -> None:
 def test_a_refused_round_ends_the_run(tmp_path: Path, otherwise: str) -> None:
     config = run_of(tmp_path, otherwise)
     assert max(trainings(builders.played(config, refused=2))) == 2
-    assert status.is_finished(config)
+    assert RunState(config).is_finished
     assert status.of_all(config.folder.parent)[0].state == "refused by the gate"
 
 
@@ -72,7 +73,7 @@ def test_a_run_that_continues_anyway_is_held_against_the_best_policy_all_the_sam
 def test_refused_rounds_in_a_row_end_the_run_when_patience_is_over(tmp_path: Path, otherwise: str) -> None:
     config = run_of(tmp_path, otherwise, patience=2)
     assert max(trainings(builders.played(config, refused={1, 3, 4}))) == 4
-    assert status.is_finished(config)
+    assert RunState(config).is_finished
     assert status.of_all(config.folder.parent)[0].state == "refused by the gate"
 
 
@@ -89,7 +90,7 @@ def test_a_refused_run_goes_on_when_the_gate_is_told_to_roll_back(tmp_path: Path
     config = run_of(tmp_path, "stop")
     builders.played(config, refused={2})
     forgiving = builders.changed(config, gate__otherwise="roll_back")
-    assert not status.is_finished(forgiving)
+    assert not RunState(forgiving).is_finished
     assert max(trainings(builders.played(forgiving, refused={2}))) == 5
 
 

@@ -1,5 +1,6 @@
 """A stage's fingerprint changes with all that decides its result, and with nothing else."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -178,7 +179,7 @@ def test_another_version_of_a_stages_code_decides_for_that_stage_alone(
     name: StageName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = fingerprints(CONFIG)
-    monkeypatch.setitem(stage_module._VERSIONS, name, 99)
+    monkeypatch.setitem(stage_module.SPECS, name, replace(stage_module.SPECS[name], version=99))
     after = fingerprints(CONFIG)
     assert {stage for stage in STAGES if before[stage] != after[stage]} == {name}
 

@@ -12,7 +12,6 @@ import pytest
 
 from data import store
 from data.errors import BadInput
-from pco import rounds
 from pco.config.run import RunConfig
 from pco.doctor import checks
 from pco.stages import prepare
@@ -332,7 +331,7 @@ def test_an_empty_preferences_file_is_refused(config: RunConfig) -> None:
 
 
 def test_frozen_preferences_are_pairs_of_tokens_with_the_end_of_text(config: RunConfig, tokenizer: Any) -> None:
-    stage = rounds.planned(with_preferences(config, PREFERENCE, PREFERENCE))
+    stage = builders.prepare_stage(with_preferences(config, PREFERENCE, PREFERENCE))
     assert prepare.run(stage).rows_in == 6
     first, second = store.read_table(stage.folder, "preferences").to_pylist()
     assert tokenizer.decode(first["chosen_token_ids"]) == PREFERENCE["chosen"] + tokenizer.eos_token
@@ -346,7 +345,7 @@ def test_frozen_preferences_are_pairs_of_tokens_with_the_end_of_text(config: Run
 
 
 def test_what_was_checked_is_frozen_with_the_models_digest(config: RunConfig, tiny: Path) -> None:
-    stage = rounds.planned(config)
+    stage = builders.prepare_stage(config)
     manifest = prepare.run(stage)
     rows = store.read_table(stage.folder, "prompts").to_pylist()
     assert rows == [
@@ -361,7 +360,7 @@ def test_what_was_checked_is_frozen_with_the_models_digest(config: RunConfig, ti
 def test_frozen_feedback_holds_the_tokens_of_prompt_and_completion_with_the_end_of_text(
     config: RunConfig, tokenizer: Any
 ) -> None:
-    stage = rounds.planned(with_feedback(config, THUMB))
+    stage = builders.prepare_stage(with_feedback(config, THUMB))
     prepare.run(stage)
     (row,) = store.read_table(stage.folder, "feedback").to_pylist()
     assert tokenizer.decode(row["prompt_token_ids"]) == row["prompt"]
@@ -374,19 +373,19 @@ def test_frozen_feedback_holds_the_tokens_of_prompt_and_completion_with_the_end_
 def test_another_content_of_a_prompts_file_is_another_stage_and_another_place_of_it_is_not(
     config: RunConfig, tmp_path: Path
 ) -> None:
-    before = rounds.planned(config).fingerprint
+    before = builders.prepare_stage(config).fingerprint
     shutil.copyfile(config.prompts.train, tmp_path / "copy.jsonl")
     moved = builders.changed(config, prompts__train=str(tmp_path / "copy.jsonl"))
-    assert rounds.planned(moved).fingerprint == before
+    assert builders.prepare_stage(moved).fingerprint == before
     with (tmp_path / "copy.jsonl").open("a") as file:
         file.write('{"prompt": "one more"}\n')
-    assert rounds.planned(moved).fingerprint != before
+    assert builders.prepare_stage(moved).fingerprint != before
 
 
 def test_planning_with_a_missing_file_is_refused(config: RunConfig) -> None:
     Path(config.prompts.heldout).unlink()
     with pytest.raises(BadInput, match="`prompts.heldout`"):
-        rounds.planned(config)
+        builders.prepare_stage(config)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from data.errors import BadInput
-from pco import doctor, rounds
+from pco import doctor
 from pco.config.run import RunConfig
 from pco.doctor import canary, resources
 from pco.doctor.checks import Inputs
@@ -392,10 +392,10 @@ def test_the_same_weights_beside_those_of_the_index_are_not_counted(model: Path)
 def test_a_run_begins_with_the_quick_examinations(
     config: RunConfig, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare.run(rounds.planned(builders.changed(config, run="one", train__pairs_per_step=16)))
+    prepare.run(builders.prepare_stage(builders.changed(config, run="one", train__pairs_per_step=16)))
     assert "warning: enough prompts: 8 training prompts give" in capsys.readouterr().out
     second_bos(model)
-    spoilt = rounds.planned(builders.changed(config, run="two", policy__model=str(model)))
+    spoilt = builders.prepare_stage(builders.changed(config, run="two", policy__model=str(model)))
     with pytest.raises(BadInput, match="policy's tokens: .*<s>.* twice"):
         prepare.run(spoilt)
 

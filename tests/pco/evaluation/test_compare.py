@@ -9,10 +9,10 @@ from data.errors import BadInput
 from pco.evaluation.compare import compare, means
 
 
-def rows(rewards: dict[str, float], measure: str = "reward") -> list[dict[str, Any]]:
+def rows(values: dict[str, float], metric: str = "reward") -> list[dict[str, Any]]:
     return [
-        {"measure": measure, "mode": mode, "prompt_id": prompt, "sample": 0, "value": value}
-        for prompt, value in rewards.items()
+        {"measure": metric, "mode": mode, "prompt_id": prompt, "sample": 0, "value": value}
+        for prompt, value in values.items()
         for mode in ("greedy", "sampled")
     ]
 
@@ -22,12 +22,12 @@ def test_a_difference_is_of_the_second_less_the_first_and_a_change_of_sides_mirr
     first = {str(i): float(draw.normal()) for i in range(50)}
     second = {prompt: value + 0.5 + float(draw.normal(0, 0.1)) for prompt, value in first.items()}
     (there, won), (back, lost) = compare(rows(first), rows(second)), compare(rows(second), rows(first))
-    assert there.measure == "reward" and there.prompts == 50
+    assert there.metric == "reward" and there.prompts == 50
     assert there.mean == pytest.approx(there.second - there.first)
     assert there.low > 0.4 and there.high < 0.6 and there.p < 1e-9
     assert (back.mean, back.low, back.high) == pytest.approx((-there.mean, -there.high, -there.low), abs=0.01)
     assert 0 < there.detectable < 0.1
-    assert (won.measure, won.first, won.second, lost.second) == ("win", 0.5, 1.0, 0.0)
+    assert (won.metric, won.first, won.second, lost.second) == ("win", 0.5, 1.0, 0.0)
 
 
 def test_a_policy_does_not_differ_from_itself() -> None:
@@ -35,7 +35,7 @@ def test_a_policy_does_not_differ_from_itself() -> None:
         assert (line.mean, line.low, line.high, line.p) == (0.0, 0.0, 0.0, 1.0)
 
 
-def test_more_measures_are_held_to_more() -> None:
+def test_more_metrics_have_larger_p_values() -> None:
     first, second = {str(i): 0.0 for i in range(6)}, {str(i): 1.0 for i in range(6)}
     alone = compare(rows(first, "length"), rows(second, "length"))[0].p
     both = compare(rows(first, "f1") + rows(first, "length"), rows(second, "f1") + rows(second, "length"))
@@ -49,5 +49,5 @@ def test_evaluations_of_other_prompts_are_refused() -> None:
 
 def test_the_mean_of_one_evaluation_is_of_its_prompts_and_lies_in_its_interval() -> None:
     (line,) = means(rows({"a": 1.0, "b": 2.0, "c": 4.0}, "f1"))
-    assert (line.measure, line.mean) == ("f1", pytest.approx(7 / 3))
+    assert (line.metric, line.mean) == ("f1", pytest.approx(7 / 3))
     assert line.low < line.mean < line.high

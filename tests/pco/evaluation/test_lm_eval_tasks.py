@@ -10,6 +10,7 @@ import pytest
 from data.errors import BadInput
 from pco.config.gate import Gate
 from pco.evaluation import lm_eval_tasks, metrics
+from pco.evaluation.rows import EvaluationRow
 from pco.stage import Artifact, Stage
 from pco.stages import decide, evaluate
 from tests import builders
@@ -96,7 +97,7 @@ def test_a_killed_evaluation_goes_on_with_the_task_it_was_at(
     (stage.folder / "evaluations-00002.parquet").unlink()
     made, real = [], lm_eval_tasks.rows
 
-    def watched(policy: Any, task: str, limit: int | None) -> list[metrics.Row]:
+    def watched(policy: Any, task: str, limit: int | None) -> list[EvaluationRow]:
         made.append(task)
         return real(policy, task, limit)
 

@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 
 from data import schemas
 from pco.evaluation import metrics
+from pco.evaluation.differences import per_prompt_differences, per_text_drifts
 from pco.evaluation.length_control import controlled_rate
 from pco.models.sampling import GREEDY, SAMPLED
 from tests import builders
@@ -54,10 +55,10 @@ def test_no_n_gram_spans_two_completions(texts: list[list[int]]) -> None:
 
 
 @given(rewards_of=completions)
-def test_every_completion_has_a_row_per_measure_and_only_sampled_ones_an_entropy(rewards_of: dict[Any, float]) -> None:
+def test_every_completion_has_a_row_per_metric_and_only_sampled_ones_an_entropy(rewards_of: dict[Any, float]) -> None:
     rows = evaluated(rewards_of)
-    for measure in ("reward", "repetition", "repetition_4", "length"):
-        assert sum(row["measure"] == measure for row in rows) == len(rewards_of)
+    for metric in ("reward", "repetition", "repetition_4", "length"):
+        assert sum(row["measure"] == metric for row in rows) == len(rewards_of)
     assert {row["mode"] for row in rows if row["measure"] == "entropy"} <= {SAMPLED}
     assert [row["value"] for row in rows if row["measure"] == "reward"] == list(rewards_of.values())
     assert {row["value"] for row in rows if row["measure"] == "length"} <= {3.0}
@@ -130,19 +131,21 @@ def test_a_summary_weighs_greedy_and_sampled_alike(rewards_of: dict[Any, float])
     assert summary["reward"] == pytest.approx(sum(means) / len(means))
 
 
-def test_gains_are_paired_by_completion_and_averaged_by_prompt_with_both_modes_alike() -> None:
-    def row(prompt: str, sample: int, value: float, mode: str = "sampled", measure: str = "reward") -> dict[str, Any]:
-        return {"measure": measure, "mode": mode, "prompt_id": prompt, "sample": sample, "value": value}
+def test_differences_are_paired_by_completion_and_averaged_by_prompt_with_both_modes_alike() -> None:
+    def row(prompt: str, sample: int, value: float, mode: str = "sampled", metric: str = "reward") -> dict[str, Any]:
+        return {"measure": metric, "mode": mode, "prompt_id": prompt, "sample": sample, "value": value}
 
-    new = [row("a", 0, 1.0), row("a", 1, 2.0), row("b", 0, 5.0), row("c", 0, 9.0), row("a", 0, 7.0, measure="length")]
+    new = [row("a", 0, 1.0), row("a", 1, 2.0), row("b", 0, 5.0), row("c", 0, 9.0), row("a", 0, 7.0, metric="length")]
     old = [row("a", 0, 0.5), row("a", 1, 0.5), row("b", 0, 6.0), row("b", 1, 0.0)]
-    assert metrics.gains(new, old) == [1.0, -1.0]
+    assert per_prompt_differences(new, old) == [1.0, -1.0]
     new, old = [*new, row("b", 0, 5.0, "greedy")], [*old, row("b", 0, 2.0, "greedy")]
-    assert metrics.gains(new, old) == [1.0, (-1.0 + 3.0) / 2]
+    assert per_prompt_differences(new, old) == [1.0, (-1.0 + 3.0) / 2]
 
 
 @given(values=st.lists(st.tuples(*[st.floats(-1, 0)] * 6), min_size=1, max_size=8))
-def test_the_mean_of_the_gains_is_the_difference_of_the_summaries(values: list[tuple[float, ...]]) -> None:
+def test_the_mean_of_the_differences_per_prompt_is_the_difference_of_the_summaries(
+    values: list[tuple[float, ...]],
+) -> None:
     def rows(own: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
         return [
             {"measure": "reward", "mode": mode, "prompt_id": str(i), "sample": sample, "value": value}
@@ -152,19 +155,19 @@ def test_the_mean_of_the_gains_is_the_difference_of_the_summaries(values: list[t
 
     new, old = rows([six[:3] for six in values]), rows([six[3:] for six in values])
     difference = metrics.summarise(new)["reward"] - metrics.summarise(old)["reward"]
-    assert fmean(metrics.gains(new, old)) == pytest.approx(difference, abs=1e-12)
+    assert fmean(per_prompt_differences(new, old)) == pytest.approx(difference, abs=1e-12)
 
 
-def test_a_measure_that_a_completion_does_not_have_is_no_row_of_it() -> None:
+def test_a_metric_that_a_completion_does_not_have_is_no_row_of_it() -> None:
     empty, other = builders.candidate_row(tokens=()), builders.candidate_row("other", tokens=[5])
     rows = metrics.completion_rows(
         [empty, other], [math.nan, 1.0], second_rewards=[2.0, math.inf], references={other["prompt_id"]: "5"}
     )
-    found = {(row["measure"], row["prompt_id"]) for row in rows}
-    assert {("second_reward", empty["prompt_id"]), ("reward", other["prompt_id"])} <= found
-    assert not {("reward", empty["prompt_id"]), ("second_reward", other["prompt_id"])} & found
-    assert [prompt for measure, prompt in found if measure == "f1"] == [other["prompt_id"]]
-    assert [prompt for measure, prompt in found if measure == "entropy"] == [other["prompt_id"]]
+    named = {(row["measure"], row["prompt_id"]) for row in rows}
+    assert {("second_reward", empty["prompt_id"]), ("reward", other["prompt_id"])} <= named
+    assert not {("reward", empty["prompt_id"]), ("second_reward", other["prompt_id"])} & named
+    assert [prompt for metric, prompt in named if metric == "f1"] == [other["prompt_id"]]
+    assert [prompt for metric, prompt in named if metric == "entropy"] == [other["prompt_id"]]
 
 
 def test_entropy_is_what_a_token_costs_and_of_a_uniform_policy_the_logarithm_of_its_vocabulary() -> None:
@@ -212,7 +215,7 @@ def test_drift_is_the_logarithm_of_the_ratio_of_perplexities(found: list[tuple[f
     rows = metrics.text_rows(names, [(now, tokens) for _, now, tokens in found])
     rows += metrics.drift_rows(rows, start)
     now, before = metrics.summarise(rows), metrics.summarise(start)
-    assert len(metrics.drifts(rows)) == len(found) and "drift" not in before
+    assert len(per_text_drifts(rows)) == len(found) and "drift" not in before
     assert now["drift"] == pytest.approx(math.log(now["perplexity"] / before["perplexity"]), abs=1e-9)
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from data import schemas, store
+from pco.config.gate import Gate
 from pco.config.run import RunConfig
-from pco.evaluation import metrics
-from pco.evaluation.metrics import read
-from pco.stage import ROUND_STAGES, START_STAGES, Artifact, Stage, StageName
-from pco.stages import decide
+from pco.evaluation import gate, metrics
+from pco.rewards.programs import repeated_share
+from pco.stage import Artifact, Stage, StageName, stages_of
 from tests import builders
 
 Row = dict[str, Any]
@@ -53,7 +53,7 @@ def evaluate(config: RunConfig, number: int, text: str, perplexity_logprob: floa
     ]
     stage = stage_of(config, number, "evaluate")
     store.write_part(stage.folder, "candidates", 0, schemas.build("candidates", rows), stage.fingerprint)
-    rewards = [-metrics.repeated_share(row["token_ids"], 3) for row in rows]
+    rewards = [-repeated_share(row["token_ids"], 3) for row in rows]
     second = [-0.1 * number] * len(rows) if config.evaluate.second_reward else None  # ever worse, whatever is written
     values = metrics.completion_rows(rows, rewards, second_rewards=second)
     values += metrics.text_rows(["text0"], [(perplexity_logprob, 10)])
@@ -122,12 +122,20 @@ def train(config: RunConfig, number: int) -> None:
     finish(config, number, "train", "train_log", rows, unit="pairs", rows_in=3, rows_out=3, metrics=metrics)
 
 
-def judge(config: RunConfig, number: int) -> None:
-    new, previous, start = (read(stage_of(config, i, "evaluate").folder) for i in (number, number - 1, 0))
-    rulings = decide.judge(new, {"previous": previous, "start": start}, config.gate)
-    promoted = all(ruling.passed for ruling in rulings)
-    rows = [{"round": number, **vars(ruling), "promoted": promoted} for ruling in rulings]
+def decide(config: RunConfig, number: int) -> None:
+    new, previous, start = (metrics.read(stage_of(config, i, "evaluate").folder) for i in (number, number - 1, 0))
+    results = gate.apply_rules(new, {"previous": previous, "start": start}, _of_means(config.gate))
+    promoted = all(result.passed for result in results)
+    rows = [{"round": number, **vars(result), "promoted": promoted} for result in results]
     finish(config, number, "decide", "decisions", rows, outputs={"promoted": "yes" if promoted else "no"})
+
+
+def _of_means(rules: Gate) -> Gate:
+    """The gate without the confidence of its requirement: four prompts are too few to be sure of a gain."""
+    raw = rules.model_dump()
+    if raw["require"]["reward"]:
+        raw["require"]["reward"]["confidence"] = None
+    return Gate.model_validate(raw)
 
 
 def write_stage(config: RunConfig, number: int, name: StageName, text: str, *, ruined: bool = False) -> None:
@@ -146,17 +154,17 @@ def write_stage(config: RunConfig, number: int, name: StageName, text: str, *, r
         case "evaluate":
             evaluate(config, number, text, -90.0 if ruined else -40.0)
         case "decide":
-            judge(config, number)
+            decide(config, number)
 
 
 def make_run(
     config: RunConfig, *, rounds: int = 2, last: StageName = "decide", text: str = "", refuse: int = 0
 ) -> RunConfig:
     """A run up to stage `last` of round `rounds`; the policy of round `refuse` is ruined."""
-    for name in START_STAGES:
+    for name in stages_of(config, 0):
         write_stage(config, 0, name, text)
     for number in range(1, rounds + 1):
-        names = ROUND_STAGES[: ROUND_STAGES.index(last) + 1] if number == rounds else ROUND_STAGES
-        for name in names:
+        names = stages_of(config, number)
+        for name in names[: names.index(last) + 1] if number == rounds else names:
             write_stage(config, number, name, text, ruined=number == refuse)
     return config

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from data.errors import BadInput, CorruptArtifact
 from pco import report
 from pco.config.run import RunConfig
 from pco.evaluation import metrics
+from pco.evaluation.differences import per_prompt_differences
 from pco.evaluation.intervals import paired_interval
 from pco.report import gather, markdown, page, wording
 from pco.report.cells import Column, Table
 from pco.report.numbers import Interval
-from pco.stage import ROUND_STAGES, StageName
+from pco.stage import StageName
 from tests import builders
 from tests.pco.report.report_runs import finish, generate, make_run, prepare, stage_of
 
@@ -77,41 +79,44 @@ def config(tmp_path: Path) -> RunConfig:
 
 def test_a_finished_run_says_so_and_shows_every_section(config: RunConfig) -> None:
     content = read_page(make_run(config))
-    told = Page(content).text
-    assert "2 of 2 rounds promoted: greedy repetition fell from 86.4 % to 43.2 %, perplexity stayed the same." in told
-    for heading in ("Measures per round", "Guards", "Decisions of the gate", "Pairs", "Training", "Time", "Config"):
-        assert heading in told
-    assert "What is missing" not in told and "Nothing yet" not in told
+    text = Page(content).text
+    assert "2 of 2 rounds promoted: greedy repetition fell from 86.4 % to 43.2 %, perplexity stayed the same." in text
+    for heading in ("Metrics per round", "Guards", "Decisions of the gate", "Pairs", "Training", "Time", "Config"):
+        assert heading in text
+    assert "What is missing" not in text and "Nothing yet" not in text
     assert content.count("<svg") == 8
 
 
 def test_a_refused_run_names_the_broken_rule_and_the_policy_that_is_kept(tmp_path: Path) -> None:
     config = make_run(builders.config(tmp_path, rounds=3), rounds=2, refuse=2)
-    told = Page(read_page(config)).text
+    text = Page(read_page(config)).text
     assert (
         "Round 2 of 3 refused by the gate (perplexity ratio 148.4, must be <= 1.5), the policy of round 1 is kept"
-        in told
+        in text
     )
-    assert "Round 2 refused: perplexity ratio 148.4, must be <= 1.5." in told
-    assert "✗ failed" in told and "Round 2 (refused)" in told
-    assert re.search(r"3\s*generate\s*not run", told)
+    assert "Round 2 refused: perplexity ratio 148.4, must be <= 1.5." in text
+    assert "✗ failed" in text and "Round 2 (refused)" in text
+    assert re.search(r"3\s*generate\s*not run", text)
     assert "✗ failed" in report.round_markdown(config, 2)
 
 
 def test_a_run_refused_in_its_first_round_keeps_the_start(config: RunConfig) -> None:
-    told = wording.headline(gather.run_report(make_run(config, rounds=1, refuse=1)))
-    assert told.startswith("Round 1 of 2 refused by the gate (perplexity ratio")
-    assert "the starting policy is kept: in round 1's policy greedy repetition fell" in told
+    text = wording.headline(gather.run_report(make_run(config, rounds=1, refuse=1)))
+    assert text.startswith("Round 1 of 2 refused by the gate (perplexity ratio")
+    assert "the starting policy is kept: in round 1's policy greedy repetition fell" in text
 
 
-@pytest.mark.parametrize(("last", "waiting"), [*zip(ROUND_STAGES, ROUND_STAGES[1:], strict=False)])
+_ROUND = ("generate", "score", "pair", "train", "evaluate", "decide")
+
+
+@pytest.mark.parametrize(("last", "waiting"), [*pairwise(_ROUND)])
 def test_a_run_cut_after_any_stage_is_reported_as_far_as_it_got(
     config: RunConfig, last: StageName, waiting: StageName
 ) -> None:
     make_run(config, rounds=1, last=last)
-    told = Page(read_page(config)).text
-    assert f"0 of 2 rounds promoted; round 1 has yet to finish its {waiting} stage" in told
-    assert "What is missing" in told
+    text = Page(read_page(config)).text
+    assert f"0 of 2 rounds promoted; round 1 has yet to finish its {waiting} stage" in text
+    assert "What is missing" in text
     assert report.run_markdown(config) and report.round_markdown(config, 1)
 
 
@@ -159,22 +164,22 @@ def test_hostile_text_stays_within_its_markdown_cell(config: RunConfig) -> None:
     whole = report.run_markdown(config)
     assert all({len(row) for row in rows} == {len(rows[0])} for rows in markdown_tables(whole))
     assert "<script>alert(1)</script></table></td> | a | b | | --- | ```" in unescaped(whole)
-    for told in (text, whole):
+    for written in (text, whole):
         # Every mark that could begin markup stands behind a backslash, and no backslash is itself escaped away.
-        assert not re.findall(r"(?<!\\)(?:\\\\)*[<`\[\]*_]", told) and "\x00" not in told
+        assert not re.findall(r"(?<!\\)(?:\\\\)*[<`\[\]*_]", written) and "\x00" not in written
 
 
 def test_numbers_are_those_of_the_tables(config: RunConfig) -> None:
     make_run(config)
     rows = store.read_table(stage_of(config, 2, "evaluate").folder, "evaluations").to_pylist()
     summary = metrics.summarise(rows)
-    found = gather.run_report(config)
-    assert found.rounds[2].summary == summary
+    gathered = gather.run_report(config)
+    assert gathered.rounds[2].summary == summary
     for text in (Page(read_page(config)).text, unescaped(report.run_markdown(config))):
-        for measure in ("repetition/greedy", "win_vs_start", "win_vs_previous", "distinct_2"):
-            assert f"{summary[measure] * 100:.1f} %" in text
+        for metric in ("repetition/greedy", "win_vs_start", "win_vs_previous", "distinct_2"):
+            assert f"{summary[metric] * 100:.1f} %" in text
         assert f"{summary['perplexity']:.1f}" in text and f"{summary['reward']:.3f}".replace("-", "−") in text
-    assert found.rounds[1].funnel.dropped == {("pair", "prompts", "all candidates tie"): 1}
+    assert gathered.rounds[1].funnel.dropped == {("pair", "prompts", "all candidates tie"): 1}
     assert "| 1 | 4 | 8 | 8 | 3 (75.0 %) | 3 | 1 prompts: all candidates tie |" in unescaped(
         report.run_markdown(config)
     )
@@ -204,22 +209,22 @@ def test_completions_are_shown_of_the_policy_that_is_kept(tmp_path: Path) -> Non
 def test_intervals_are_of_the_prompts_paired_with_the_start(config: RunConfig) -> None:
     make_run(config)
     start, rows = (evaluation_rows(config, number) for number in (0, 2))
-    found = gather.run_report(config).rounds[2].intervals
-    for measure in ("reward", "length"):
-        _, low, high = paired_interval(metrics.gains(rows, start, measure=measure))
-        assert found[measure] == Interval(low, high)
-    wins = found["win_vs_start"]
+    gathered = gather.run_report(config).rounds[2].intervals
+    for metric in ("reward", "length"):
+        _, low, high = paired_interval(per_prompt_differences(rows, start, metric=metric))
+        assert gathered[metric] == Interval(low, high)
+    wins = gathered["win_vs_start"]
     assert 0 <= wins.low < metrics.summarise(rows)["win_vs_start"] < wins.high
-    assert "second_reward" not in found
-    assert "drift" not in found  # of a single text nothing is known
+    assert "second_reward" not in gathered
+    assert "drift" not in gathered  # of a single text nothing is known
 
 
 def test_a_second_reward_is_drawn_and_told_beside_the_first(tmp_path: Path) -> None:
     config = make_run(builders.config(tmp_path, evaluate__second_reward={"kind": "length", "max_tokens": 9}))
     content = read_page(config)
     assert content.count("<svg") == 9
-    told = Page(content).text
-    assert "Second reward" in told and "by the second reward" in told and "may be gamed" in told
+    text = Page(content).text
+    assert "Second reward" in text and "by the second reward" in text and "may be gamed" in text
     assert "| Second wins" in report.run_markdown(config)
 
 
@@ -231,8 +236,8 @@ def test_an_evaluation_of_an_earlier_version_is_reported_without_what_it_did_not
         rows = [row for row in rows if row["measure"] != "drift"]
         (stage_of(config, number, "evaluate").folder / store.MANIFEST).unlink()
         finish(config, number, "evaluate", "evaluations", rows)
-    told = Page(read_page(config)).text
-    assert "Wins against the start" in told and "Entropy" not in told and "Second reward" not in told
+    text = Page(read_page(config)).text
+    assert "Wins against the start" in text and "Entropy" not in text and "Second reward" not in text
 
 
 def evaluation_rows(config: RunConfig, number: int) -> list[dict]:
@@ -257,10 +262,10 @@ def test_a_run_with_nothing_is_refused_with_what_to_do(config: RunConfig, ask: C
     assert list(config.folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "told"), [(3, "has rounds 1 to 2"), (-1, "has rounds"), (2, "none of its stages")])
-def test_a_round_that_is_not_there_is_refused(config: RunConfig, number: int, told: str) -> None:
+@pytest.mark.parametrize(("number", "text"), [(3, "has rounds 1 to 2"), (-1, "has rounds"), (2, "none of its stages")])
+def test_a_round_that_is_not_there_is_refused(config: RunConfig, number: int, text: str) -> None:
     make_run(config, rounds=1)
-    with pytest.raises(BadInput, match=told):
+    with pytest.raises(BadInput, match=text):
         report.round_markdown(config, number)
 
 
@@ -283,20 +288,20 @@ def test_the_page_needs_nothing_from_outside(config: RunConfig) -> None:
 
 def test_many_rounds_are_drawn_too(tmp_path: Path) -> None:
     config = make_run(builders.config(tmp_path, rounds=7, gate__require={"reward": None}), rounds=7)
-    told = Page(page.render(gather.run_report(config))).text
-    assert "7 of 7 rounds promoted" in told
+    text = Page(page.render(gather.run_report(config))).text
+    assert "7 of 7 rounds promoted" in text
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "text"),
     [(-0.0, "0.000"), (-0.0004, "0.000"), (-0.1197, "−0.120"), (1234.5, "1,234.500")],
 )
-def test_numbers_carry_a_minus_only_if_it_shows(value: float, told: str) -> None:
-    assert wording.decimal(value) == told
+def test_numbers_carry_a_minus_only_if_it_shows(value: float, text: str) -> None:
+    assert wording.decimal(value) == text
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(8.26, "8.3 s"), (59.9, "1 min 00 s"), (725, "12 min 05 s"), (3720, "1 h 02 min")]
+    ("value", "text"), [(8.26, "8.3 s"), (59.9, "1 min 00 s"), (725, "12 min 05 s"), (3720, "1 h 02 min")]
 )
-def test_durations_read_like_a_clock(value: float, told: str) -> None:
-    assert wording.duration(value) == told
+def test_durations_read_like_a_clock(value: float, text: str) -> None:
+    assert wording.duration(value) == text

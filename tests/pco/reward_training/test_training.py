@@ -51,7 +51,7 @@ class Trained:
 
     @property
     def model(self) -> Path:
-        return order.trained_folder(self.config)
+        return Stage("train_reward", 0, self.config).model_folder
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:

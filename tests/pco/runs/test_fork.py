@@ -10,9 +10,10 @@ import pytest
 from data import store
 from data.errors import BadInput, RunConflict
 from pco.config.run import RunConfig
+from pco.rounds import walk
 from pco.runs import fork, status
 from pco.runs.folder import opened
-from pco.runs.status import Point
+from pco.runs.status import Point, RunState
 from pco.stage import Stage, StageName
 from tests import builders
 from tests.processes import killed_after
@@ -32,7 +33,7 @@ def _renamed(config: RunConfig, **settings: object) -> RunConfig:
 
 
 def _states(config: RunConfig) -> list[tuple[Point, str]]:
-    return [((line.round, line.stage), line.state) for line in status.of_run(config)]
+    return [((line.round, line.stage), line.state) for line in RunState(config).stages]
 
 
 def _done(config: RunConfig) -> list[Point]:
@@ -48,7 +49,7 @@ def test_a_fork_with_the_same_settings_shares_everything_and_copies_nothing(orig
     made = fork.fork(origin, new, None)
     assert [(stage.round, stage.name) for stage in made.shared] == status.points(origin)
     assert made.differing == []
-    assert status.is_finished(new)
+    assert RunState(new).is_finished
     for path in new.folder.rglob("*"):
         if path.is_file() and path.parent.name != "new" and path.name != store.ORIGIN:
             assert path.samefile(origin.folder / path.relative_to(new.folder)), path
@@ -80,8 +81,8 @@ def test_from_a_point_on_settings_change_and_what_lies_before_is_taken_as_it_is(
     assert made.differing == ["round 1/2 · train: train.learning_rate was 5e-05, is 0.5"]
     every = status.points(new)
     assert _done(new) == every[: every.index((2, "train"))]
-    assert status.to_do(new) == "`pco resume new` would run, in round 2: train, evaluate, decide."
-    (line,) = [line for line in status.of_run(new) if (line.round, line.stage) == (1, "train")]
+    assert RunState(new).to_do == "`pco resume new` would run, in round 2: train, evaluate, decide."
+    (line,) = [line for line in RunState(new).stages if (line.round, line.stage) == (1, "train")]
     assert line.note == "from test"
 
 
@@ -101,7 +102,7 @@ def test_origin_and_fork_stand_on_their_own(origin: RunConfig) -> None:
     new = _renamed(origin)
     fork.fork(origin, new, None)
     shutil.rmtree(origin.folder)
-    assert status.is_finished(new)
+    assert RunState(new).is_finished
     assert (new.folder / "round-01/policy/model.safetensors").read_text()
 
 
@@ -153,12 +154,10 @@ def test_what_is_set_aside_is_kept_and_made_anew_as_it_was(origin: RunConfig) ->
 def test_a_stale_stage_is_refused_by_name_and_goes_on_once_it_is_set_aside(origin: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "heldout.jsonl").write_text('{"prompt": "another"}\n')
     with pytest.raises(RunConflict, match=r"(?s)`heldout`.*--from prepare --round 0"):
-        from pco.rounds import planned
-
-        planned(origin).finished()
+        walk(origin, lambda stage: stage.finished() or pytest.fail("not finished"))
     fork.set_aside(origin, (0, "prepare"))
     builders.played(origin)
-    assert status.is_finished(origin)
+    assert RunState(origin).is_finished
 
 
 def test_the_newest_round_that_has_begun_a_stage_is_found(origin: RunConfig) -> None:
@@ -174,11 +173,11 @@ def test_the_newest_round_that_has_begun_a_stage_is_found(origin: RunConfig) -> 
 def test_a_fork_killed_at_any_moment_left_a_whole_run_or_none(origin: RunConfig, calls: int) -> None:
     new = _renamed(origin)
     killed = killed_after(calls, lambda: fork.fork(origin, new, None))
-    assert not new.folder.exists() or status.is_finished(new)
-    assert killed or status.is_finished(new)
+    assert not new.folder.exists() or RunState(new).is_finished
+    assert killed or RunState(new).is_finished
     if not new.folder.exists():
         fork.fork(origin, new, None)
-    assert status.is_finished(new)
+    assert RunState(new).is_finished
     assert [line.name for line in status.of_all(Path(origin.runs_dir))] == ["new", "test"]
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from data.errors import BadInput, CorruptArtifact
 from pco.config.run import RunConfig
-from pco.runs import fork, policy, retention, status
-from pco.stage import Artifact
+from pco.runs import fork, policy, retention, verify
+from pco.runs.status import RunState
+from pco.stage import Artifact, Stage
 from tests import builders
 
 
@@ -17,7 +18,7 @@ def run_of(tmp_path: Path, **settings: object) -> RunConfig:
 
 
 def present(config: RunConfig) -> list[int]:
-    return [number for number in range(1, 6) if retention.policy_folder(config, number).is_dir()]
+    return [number for number in range(1, 6) if Stage("train", number, config).model_folder.is_dir()]
 
 
 @pytest.mark.parametrize(
@@ -44,10 +45,10 @@ def test_the_last_policies_and_the_best_ones_are_kept(
 def test_a_removed_policy_is_neither_damage_nor_work_to_do(tmp_path: Path) -> None:
     config = run_of(tmp_path, keep_last=1)
     builders.played(config)
-    before = [line.state for line in status.of_run(config)]
+    before = [line.state for line in RunState(config).stages]
     retention.prune(config)
-    assert status.damage(config) == []
-    assert status.is_finished(config) and [line.state for line in status.of_run(config)] == before
+    assert verify.damage(config) == []
+    assert RunState(config).is_finished and [line.state for line in RunState(config).stages] == before
 
 
 def test_a_run_that_lost_a_policy_on_purpose_can_be_forked(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_a_run_that_lost_a_policy_on_purpose_can_be_forked(tmp_path: Path) -> No
     retention.prune(config)
     new = builders.changed(config, run="new")
     fork.fork(config, new, (5, "decide"))
-    assert present(new) == [5] and status.damage(new) == []
+    assert present(new) == [5] and verify.damage(new) == []
 
 
 def test_nothing_is_moved_or_shared_for_a_round_whose_beginning_was_removed(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_a_stage_that_needs_a_removed_policy_says_how_to_have_it_again(tmp_path:
     config = run_of(tmp_path, keep_last=1)
     builders.played(config)
     retention.prune(config)
-    needed = Artifact(retention.policy_folder(config, 2), "digest")
+    needed = Artifact(Stage("train", 2, config).model_folder, "digest")
     with pytest.raises(CorruptArtifact, match=r"removed.*`keep_last`.*pco resume test --from train"):
         policy.verified(builders.stage("generate", config, {"policy": needed}))
 
@@ -94,7 +95,7 @@ def test_a_folder_is_never_half_removed(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         retention.prune(config)
     monkeypatch.undo()
-    assert status.damage(config) == []
+    assert verify.damage(config) == []
     retention.prune(config)
     assert present(config) == [5]
     assert not list(config.folder.rglob(".policy.old"))

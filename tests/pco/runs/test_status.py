@@ -1,5 +1,6 @@
 """What a run's folder says of the run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ from data.errors import BadInput, CorruptArtifact
 from pco import stage
 from pco.config.run import RunConfig
 from pco.execution import launcher
-from pco.runs import approvals, fork, status
+from pco.runs import approvals, fork, status, verify
 from pco.runs.folder import opened
-from pco.runs.status import StageLine
-from pco.stage import ROUND_STAGES, START_STAGES, StageName
+from pco.runs.status import RunState, StageState
+from pco.stage import Stage, StageName, stages_of
 from pco.training import checkpoints
 from tests import builders
 
@@ -27,55 +28,55 @@ def config(tmp_path: Path) -> RunConfig:
     return made
 
 
-def _line(config: RunConfig, number: int, name: StageName) -> StageLine:
-    (line,) = [line for line in status.of_run(config) if (line.round, line.stage) == (number, name)]
+def _line(config: RunConfig, number: int, name: StageName) -> StageState:
+    (line,) = [line for line in RunState(config).stages if (line.round, line.stage) == (number, name)]
     return line
 
 
 def _states(config: RunConfig) -> list[str]:
-    return [line.state for line in status.of_run(config)]
+    return [line.state for line in RunState(config).stages]
 
 
 def test_every_stage_of_every_round_has_a_line_in_the_order_they_run(config: RunConfig) -> None:
-    lines = status.of_run(config)
-    assert [line.stage for line in lines] == [*START_STAGES, *ROUND_STAGES, *ROUND_STAGES]
+    lines = RunState(config).stages
+    assert [line.stage for line in lines] == [*stages_of(config, 0), *stages_of(config, 1), *stages_of(config, 2)]
     assert {line.state for line in lines} == {"not started"}
-    assert status.to_do(config) == "`pco resume test` would run, in round 0: prepare, evaluate, then 2 more rounds."
+    assert RunState(config).to_do == "`pco resume test` would run, in round 0: prepare, evaluate, then 2 more rounds."
 
 
 def test_only_losses_with_a_reference_have_its_stage(config: RunConfig) -> None:
     dpo = builders.changed(config, train__loss={"kind": "dpo"})
-    assert "refer" in [line.stage for line in status.of_run(dpo)]
+    assert "refer" in [line.stage for line in RunState(dpo).stages]
 
 
 def test_a_run_that_is_half_done_says_what_is_left(config: RunConfig) -> None:
     builders.played(config, until=(1, "train"))
     assert _states(config) == ["done"] * 5 + ["not started"] * 9
     expected = "`pco resume test` would run, in round 1: train, evaluate, decide, then 1 more round."
-    assert status.to_do(config) == expected
-    assert not status.is_finished(config)
+    assert RunState(config).to_do == expected
+    assert not RunState(config).is_finished
 
 
 @pytest.mark.parametrize("refused", [0, 1])
 def test_a_run_whose_rounds_are_through_or_refused_is_finished(config: RunConfig, refused: int) -> None:
     builders.played(config, refused=refused)
-    assert status.is_finished(config)
-    assert status.to_do(config) == "Nothing is left to do."
+    assert RunState(config).is_finished
+    assert RunState(config).to_do == "Nothing is left to do."
 
 
 def test_a_round_that_waits_for_a_person_says_what_is_asked(config: RunConfig) -> None:
     config = builders.changed(config, gate__otherwise="ask")
     with pytest.raises(BadInput, match="waits for no answer"):
-        status.awaited(config)
+        RunState(config).awaited()
     builders.played(config, until=(1, "decide"))
     asked = f"round 1 refused: reward fell. {approvals.how_to(config)}"
-    store.write_text(launcher.error_path(config, 1, "decide"), asked)
+    store.write_text(Stage("decide", 1, config).error_file, asked)
     assert (_line(config, 1, "decide").state, _line(config, 1, "decide").note) == ("waiting", asked)
-    assert status.to_do(config) == asked
-    assert (status.awaited(config).round, status.awaited(config).name) == (1, "decide")
-    approvals.write(status.awaited(config), approvals.Answer(approve=True))
+    assert RunState(config).to_do == asked
+    assert (RunState(config).awaited().round, RunState(config).awaited().name) == (1, "decide")
+    approvals.write(RunState(config).awaited(), approvals.Answer(approve=True))
     assert (_line(config, 1, "decide").state, _line(config, 1, "decide").note) == ("partial", "answered")
-    assert status.to_do(config).startswith("`pco resume test` would run, in round 1: decide")
+    assert RunState(config).to_do.startswith("`pco resume test` would run, in round 1: decide")
 
 
 @pytest.mark.process
@@ -86,18 +87,18 @@ def test_a_stage_that_failed_says_why_and_one_that_was_killed_that_it_was(config
     line = _line(config, 1, "score")
     assert line.state == "failed"
     assert line.note.startswith("/nowhere: has no manifest.json")
-    launcher.error_path(config, 1, "score").unlink()
+    Stage("score", 1, config).error_file.unlink()
     assert _line(config, 1, "score").state == "interrupted"
 
 
 def test_a_run_that_is_held_is_running(config: RunConfig) -> None:
-    log = launcher.error_path(config, 0, "prepare").with_suffix(".log")
+    log = Stage("prepare", 0, config).log_file
     store.write_text(log, "")
     assert _states(config)[0] == "interrupted"
     with opened(config):
         assert _states(config)[0] == "running"
         assert [line.state for line in status.of_all(Path(config.runs_dir))] == ["running"]
-        assert status.to_do(config) == "A process is writing to this run now."
+        assert RunState(config).to_do == "A process is writing to this run now."
     assert [line.state for line in status.of_all(Path(config.runs_dir))] == ["unfinished"]
 
 
@@ -131,13 +132,13 @@ def test_of_the_tables_of_a_stage_the_one_made_in_shards_is_counted(config: RunC
 def test_what_was_set_aside_is_not_started_and_only_the_next_stage_can_be_running(config: RunConfig) -> None:
     builders.played(config)
     for number, name in status.points(config):
-        error = launcher.error_path(config, number, name)
+        error = Stage(name, number, config).error_file
         store.write_text(error.with_suffix(".log"), "")
-    store.write_text(launcher.error_path(config, 2, "train"), "an old failure")
+    store.write_text(Stage("train", 2, config).error_file, "an old failure")
     fork.set_aside(config, (1, "train"))
     assert _states(config) == ["done"] * 5 + ["not started"] * 9
     for name in ("train", "evaluate"):
-        store.write_text(launcher.error_path(config, 1, name).with_suffix(".log"), "")
+        store.write_text(Stage(name, 1, config).log_file, "")
     with opened(config):
         assert _states(config)[5:8] == ["running", "interrupted", "not started"]
 
@@ -150,8 +151,8 @@ def test_a_damaged_manifest_is_told_in_its_line_and_hides_no_other(config: RunCo
     line = _line(config, 1, "pair")
     assert line.state == "damaged" and str(manifest) in line.note
     assert _states(config)[:4] == ["done"] * 4
-    assert "would be refused at `pair` of round 1" in status.to_do(config)
-    assert [str(manifest) in told for told in status.damage(config)] == [True]
+    assert "would be refused at `pair` of round 1" in RunState(config).to_do
+    assert [str(manifest) in told for told in verify.damage(config)] == [True]
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"- 1", b"\xff"])
@@ -186,8 +187,8 @@ def test_what_changed_since_a_stage_was_made_is_told_and_with_it_all_that_follow
     (tmp_path / "train.jsonl").write_text('{"prompt": "another"}\n')
     assert _line(config, 0, "prepare").state == "stale"
     assert _line(config, 0, "prepare").note == f"its input `train` changed ({tmp_path / 'train.jsonl'})"
-    assert {line.state for line in status.of_run(config) if line.round == 1} == {"stale"}
-    assert "would be refused at `prepare` of round 0: its input `train` changed" in status.to_do(config)
+    assert {line.state for line in RunState(config).stages if line.round == 1} == {"stale"}
+    assert "would be refused at `prepare` of round 0: its input `train` changed" in RunState(config).to_do
 
 
 def test_a_setting_that_a_stage_was_made_without_is_named_with_both_values(config: RunConfig) -> None:
@@ -200,7 +201,7 @@ def test_a_stage_made_by_another_version_of_the_code_is_stale(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builders.played(config)
-    monkeypatch.setitem(stage._VERSIONS, "pair", 2)
+    monkeypatch.setitem(stage.SPECS, "pair", replace(stage.SPECS["pair"], version=2))
     assert _line(config, 1, "pair").note == "it was made by another version of this stage's code"
 
 
@@ -213,13 +214,13 @@ def test_prompts_that_are_gone_since_they_were_frozen_count_as_unchanged(config:
 def test_damage_is_found_wherever_it_is_and_named(config: RunConfig) -> None:
     builders.played(config)
     scores = builders.finished(builders.stage("score", config).folder, {"scores": [builders.score_row("p", 0, 1.0)]})
-    assert status.damage(config) == []
+    assert verify.damage(config) == []
     (config.folder / "round-01/policy/model.safetensors").write_text("other")
     (config.folder / "round-02/policy/model.safetensors").unlink()
     (config.folder / "round-02/policy").rmdir()
     part = store.part_path(scores.folder, "scores", 0)
     part.write_bytes(part.read_bytes()[:-1])
-    told = status.damage(config)
+    told = verify.damage(config)
     assert len(told) == 3
     assert told[0].startswith(f"{part}: its content is not what its manifest recorded")
     assert "round-01/policy: its files are not those that were trained" in told[1]
@@ -228,4 +229,4 @@ def test_damage_is_found_wherever_it_is_and_named(config: RunConfig) -> None:
 
 def test_a_table_that_no_stage_holds_is_refused(config: RunConfig) -> None:
     with pytest.raises(BadInput, match="`pairs` .*round 1"):
-        status.folders_with(config, "pairs", 1)
+        verify.folders_with(config, "pairs", 1)

@@ -14,8 +14,10 @@ from data import store
 from data.errors import AwaitsAnswer, BadInput, CorruptArtifact
 from pco.config.gate import Gate
 from pco.config.run import parse
-from pco.evaluation import gate, metrics
+from pco.evaluation import metrics
+from pco.evaluation.gate import RuleResult, apply_rules, explain
 from pco.evaluation.intervals import detectable_difference
+from pco.evaluation.rows import EvaluationRow
 from pco.runs import approvals
 from pco.runs.approvals import Answer
 from pco.stage import Artifact, Stage
@@ -37,42 +39,42 @@ START: Values = {"reward": -0.5, "perplexity": 20.0, "length": 40.0}
 GOOD: Values = {"reward": -0.25, "perplexity": 25.0, "length": 44.0}
 
 
-def rows(values: Values) -> list[metrics.Row]:
+def rows(values: Values) -> list[EvaluationRow]:
     """An evaluation: one number for all prompts, or one for each; the perplexity is that of a single text."""
-    found: list[metrics.Row] = []
-    for measure, value in values.items():
-        if measure == "perplexity":
+    found: list[EvaluationRow] = []
+    for metric, value in values.items():
+        if metric == "perplexity":
             logprob = -math.log(value)  # type: ignore[arg-type]
             found += metrics.text_rows(["text"], [(logprob, 1)])
             continue
         found += [
-            {"measure": measure, "mode": "greedy", "prompt_id": str(i), "sample": 0, "value": one}
+            {"measure": metric, "mode": "greedy", "prompt_id": str(i), "sample": 0, "value": one}
             for i, one in enumerate(value if isinstance(value, list) else [value] * 4)
         ]
     return found
 
 
-def rulings(new: Values, previous: Values = START, gate: Gate = GATE, start: Values = START) -> list[gate.Ruling]:
-    return gate.judge(rows(new), {"previous": rows(previous), "start": rows(start)}, gate)
+def results(new: Values, previous: Values = START, gate: Gate = GATE, start: Values = START) -> list[RuleResult]:
+    return apply_rules(rows(new), {"previous": rows(previous), "start": rows(start)}, gate)
 
 
-def verdicts(new: Values, previous: Values = START, gate: Gate = GATE, start: Values = START) -> dict[str, bool]:
-    return {ruling.rule: ruling.passed for ruling in rulings(new, previous, gate, start)}
+def passed(new: Values, previous: Values = START, gate: Gate = GATE, start: Values = START) -> dict[str, bool]:
+    return {result.rule: result.passed for result in results(new, previous, gate, start)}
 
 
-def rule(measure: str, kind: str, **bounds: Any) -> Gate:
+def rule(metric: str, kind: str, **bounds: Any) -> Gate:
     """A gate of this one rule, with no bounds but these."""
     blank = dict.fromkeys(("min", "max", "min_change", "max_change", "min_ratio", "max_ratio", "confidence"))
     rules: dict[str, Any] = {
         "require": {"reward": None},
         "guards": dict.fromkeys(("perplexity", "length", "repetition")),
     }
-    rules[kind] = {**rules[kind], measure: {**blank, **bounds}}
+    rules[kind] = {**rules[kind], metric: {**blank, **bounds}}
     return Gate.model_validate(rules)
 
 
 def test_a_round_that_holds_all_rules_passes_them_all() -> None:
-    assert verdicts(GOOD) == {"reward change": True, "perplexity ratio": True, "length ratio": True}
+    assert passed(GOOD) == {"reward change": True, "perplexity ratio": True, "length ratio": True}
 
 
 @pytest.mark.parametrize(
@@ -91,42 +93,40 @@ def test_a_round_that_holds_all_rules_passes_them_all() -> None:
     ],
 )
 def test_each_fault_alone_fails_its_rule_alone(change: Values, failed: str) -> None:
-    assert verdicts({**GOOD, **change}) == {name: name != failed for name in verdicts(GOOD)}
+    assert passed({**GOOD, **change}) == {name: name != failed for name in passed(GOOD)}
 
 
 def test_a_guard_allows_its_bounds_and_a_requirement_must_be_exceeded() -> None:
     for kind, at_the_bound in (("guards", True), ("require", False)):
         lower = rule("length", kind, min_ratio=0.75, against="start")
         upper = rule("length", kind, max_ratio=1.25, against="start")
-        assert verdicts({"length": 30.0}, gate=lower) == {"length ratio": at_the_bound}
-        assert verdicts({"length": 50.0}, gate=upper) == {"length ratio": at_the_bound}
-        assert (
-            verdicts({"length": 40.0}, gate=lower) == verdicts({"length": 40.0}, gate=upper) == {"length ratio": True}
-        )
+        assert passed({"length": 30.0}, gate=lower) == {"length ratio": at_the_bound}
+        assert passed({"length": 50.0}, gate=upper) == {"length ratio": at_the_bound}
+        assert passed({"length": 40.0}, gate=lower) == passed({"length": 40.0}, gate=upper) == {"length ratio": True}
 
 
 SURE, NOISE = [0.3, 0.2, 0.25, 0.28] * 8, [2.0, -1.5] * 16
 
 
-@pytest.mark.parametrize(("gains", "sure"), [(SURE, True), (NOISE, False), ([0.25], False)])
-def test_a_requirement_with_a_confidence_must_be_more_than_luck(gains: list[float], sure: bool) -> None:
-    before: Values = {"reward": [0.0] * len(gains)}
+@pytest.mark.parametrize(("differences", "sure"), [(SURE, True), (NOISE, False), ([0.25], False)])
+def test_a_requirement_with_a_confidence_must_be_more_than_luck(differences: list[float], sure: bool) -> None:
+    before: Values = {"reward": [0.0] * len(differences)}
     lax, strict = (rule("reward", "require", min_change=0.0, confidence=one) for one in (None, 0.95))
-    assert verdicts({"reward": gains}, before, lax) == {"reward change": True}
-    (ruling,) = rulings({"reward": gains}, before, strict)
-    assert ruling.passed == sure
-    assert ruling.bound == "> 0 with 95% confidence"
+    assert passed({"reward": differences}, before, lax) == {"reward change": True}
+    (result,) = results({"reward": differences}, before, strict)
+    assert result.passed == sure
+    assert result.bound == "> 0 with 95% confidence"
     if sure:
-        assert "(+0.2575 [+0.24" in ruling.reason
-        assert ruling.low is not None and ruling.high is not None and 0 < ruling.low < ruling.value < ruling.high
+        assert "(+0.2575 [+0.24" in result.reason
+        assert result.low is not None and result.high is not None and 0 < result.low < result.value < result.high
 
 
-@pytest.mark.parametrize(("gains", "harmed"), [(SURE, True), (NOISE, False), ([0.25], False)])
-def test_a_guard_with_a_confidence_refuses_only_what_is_sure_to_be_harm(gains: list[float], harmed: bool) -> None:
-    before: Values = {"repetition": [0.0] * len(gains)}
+@pytest.mark.parametrize(("differences", "harmed"), [(SURE, True), (NOISE, False), ([0.25], False)])
+def test_a_guard_with_a_confidence_refuses_only_what_is_sure_to_be_harm(differences: list[float], harmed: bool) -> None:
+    before: Values = {"repetition": [0.0] * len(differences)}
     lax, patient = (rule("repetition", "guards", max_change=0.1, confidence=one) for one in (None, 0.95))
-    assert verdicts({"repetition": gains}, gate=lax, start=before) == {"repetition change": False}
-    assert verdicts({"repetition": gains}, gate=patient, start=before) == {"repetition change": not harmed}
+    assert passed({"repetition": differences}, gate=lax, start=before) == {"repetition change": False}
+    assert passed({"repetition": differences}, gate=patient, start=before) == {"repetition change": not harmed}
 
 
 def test_several_guards_with_a_confidence_share_the_risk_of_a_false_alarm() -> None:
@@ -137,7 +137,7 @@ def test_several_guards_with_a_confidence_share_the_risk_of_a_false_alarm() -> N
     start, refused = rows({name: [0.0] * 48 for name in names}), 0
     for _ in range(200):
         new = rows({name: draw.normal(0, 1, 48).tolist() for name in names})
-        refused += not all(ruling.passed for ruling in gate.judge(new, {"start": start}, gate))
+        refused += not all(result.passed for result in apply_rules(new, {"start": start}, gate))
     assert refused / 200 < 0.1  # 5 % expected of all four together; uncorrected it would be 18 %
 
 
@@ -148,7 +148,7 @@ def test_of_rounds_that_bring_nothing_the_default_gate_promotes_one_in_twenty() 
         before, after = (draw.normal(0, 0.1, 64).tolist() for _ in range(2))
         fixed: Values = {"perplexity": 20.0, "length": 40.0, "repetition": 0.1}
         new, old = rows({**fixed, "reward": after}), rows({**fixed, "reward": before})
-        promoted += all(ruling.passed for ruling in gate.judge(new, {"previous": old, "start": old}, Gate()))
+        promoted += all(result.passed for result in apply_rules(new, {"previous": old, "start": old}, Gate()))
     assert 0.02 < promoted / 600 < 0.08  # 5 % expected, one side of a 90 % interval; standard error 0.9 %
 
 
@@ -159,38 +159,38 @@ def test_a_gain_of_the_detectable_size_is_promoted_as_often_as_its_power_says() 
     gate, promoted = rule("reward", "require", min_change=0.0, confidence=0.9), 0
     start: Values = {"reward": [0.0] * prompts}
     for _ in range(400):
-        promoted += verdicts({"reward": draw.normal(gain, deviation, prompts).tolist()}, start, gate)["reward change"]
+        promoted += passed({"reward": draw.normal(gain, deviation, prompts).tolist()}, start, gate)["reward change"]
     assert 0.74 < promoted / 400 < 0.86  # standard error 2 %
 
 
 @pytest.mark.parametrize(("noise", "harmed"), [(0.01, True), (2.0, False)])
-def test_a_ratio_is_held_with_the_confidence_of_its_prompts_or_texts(noise: float, harmed: bool) -> None:
+def test_a_ratio_is_bounded_with_the_confidence_of_its_prompts_or_texts(noise: float, harmed: bool) -> None:
     draws = np.random.default_rng(0).normal(0, noise, 40)
     centred = (draws - draws.mean()).tolist()
     lengths: Values = {"length": [40 * (1.25 + one) for one in centred]}
     fixed: Values = {"length": [40.0] * 40}
     gate = rule("length", "guards", max_ratio=1.2, confidence=0.9)
-    assert verdicts(lengths, gate=gate, start=fixed) == {"length ratio": not harmed}
+    assert passed(lengths, gate=gate, start=fixed) == {"length ratio": not harmed}
 
     before = metrics.text_rows([str(i) for i in range(40)], [(-120.0, 40)] * 40)
     after = metrics.text_rows(
         [str(i) for i in range(40)], [(-120 - 40 * (math.log(1.25) + one), 40) for one in centred]
     )
-    (ruling,) = gate.judge(after, {"start": before}, rule("perplexity", "guards", max_ratio=1.2, confidence=0.9))
-    assert ruling.value == pytest.approx(1.25)
-    assert ruling.passed != harmed
+    (result,) = apply_rules(after, {"start": before}, rule("perplexity", "guards", max_ratio=1.2, confidence=0.9))
+    assert result.value == pytest.approx(1.25)
+    assert result.passed != harmed
 
 
 def test_a_win_rate_is_held_by_itself() -> None:
     gate = rule("win_vs_previous", "require", min=0.5, confidence=0.95)
-    assert verdicts({"win_vs_previous": [1.0, 1.0, 1.0, 0.5] * 10}, gate=gate) == {"win_vs_previous": True}
-    (ruling,) = rulings({"win_vs_previous": [1.0, 0.0, 1.0, 0.5] * 10}, gate=gate)
-    assert not ruling.passed
-    assert ruling.reason.startswith("win_vs_previous 0.625 [+0.4")
+    assert passed({"win_vs_previous": [1.0, 1.0, 1.0, 0.5] * 10}, gate=gate) == {"win_vs_previous": True}
+    (result,) = results({"win_vs_previous": [1.0, 0.0, 1.0, 0.5] * 10}, gate=gate)
+    assert not result.passed
+    assert result.reason.startswith("win_vs_previous 0.625 [+0.4")
 
 
 def test_an_equal_reward_is_no_gain() -> None:
-    assert not verdicts(START, gate=rule("reward", "require", min_change=0.0))["reward change"]
+    assert not passed(START, gate=rule("reward", "require", min_change=0.0))["reward change"]
 
 
 @given(reward=st.floats(-1, 0), previous=st.floats(-1, 0))
@@ -198,30 +198,32 @@ def test_the_gain_is_measured_against_the_previous_policy_and_the_guards_against
     reward: float, previous: float
 ) -> None:
     before: Values = {"reward": previous, "perplexity": 1.0, "length": 1e-9}
-    found = verdicts({**GOOD, "reward": reward}, before)
+    found = passed({**GOOD, "reward": reward}, before)
     assert found == {"reward change": reward - previous > 0.1, "perplexity ratio": True, "length ratio": True}
 
 
-def test_a_start_that_wrote_nothing_is_judged_and_not_a_crash() -> None:
-    assert not verdicts(GOOD, start={**START, "length": 0.0})["length ratio"]
-    assert verdicts({**GOOD, "length": 0.0}, start={**START, "length": 0.0})["length ratio"]
+def test_a_start_that_wrote_nothing_is_compared_and_not_a_crash() -> None:
+    assert not passed(GOOD, start={**START, "length": 0.0})["length ratio"]
+    assert passed({**GOOD, "length": 0.0}, start={**START, "length": 0.0})["length ratio"]
 
 
-def test_a_verdict_names_every_number_of_the_rules_that_failed_and_only_those() -> None:
-    told = gate.explain(2, rulings({**GOOD, "perplexity": 40.0}))
-    assert told == "round 2 refused: perplexity 20 -> 40 (+100% vs start), must be <= 1.5"
+def test_a_refusal_names_every_number_of_the_rules_that_failed_and_only_those() -> None:
+    message = explain(2, results({**GOOD, "perplexity": 40.0}))
+    assert message == "round 2 refused: perplexity 20 -> 40 (+100% vs start), must be <= 1.5"
 
 
 def test_a_promotion_names_all_numbers() -> None:
-    told = gate.explain(2, rulings(GOOD))
-    assert told.startswith("round 2 promoted: reward -0.5000 -> -0.2500 (+0.2500 [+0.2500, +0.2500] vs previous); perp")
-    assert "length 40 -> 44 (+10% vs start)" in told
+    message = explain(2, results(GOOD))
+    assert message.startswith(
+        "round 2 promoted: reward -0.5000 -> -0.2500 (+0.2500 [+0.2500, +0.2500] vs previous); perp"
+    )
+    assert "length 40 -> 44 (+10% vs start)" in message
 
 
 @pytest.mark.parametrize(
-    ("gate", "told"),
+    ("gate", "message"),
     [
-        ({"guards": {"lenght": {"max_ratio": 2}}}, "no measure is called `lenght`. Did you mean `length`?"),
+        ({"guards": {"lenght": {"max_ratio": 2}}}, "no metric is called `lenght`. Did you mean `length`?"),
         ({"require": {"entropy": {}}}, "gate.require.entropy: has no bound: give min, max"),
         (
             {"guards": {"length": {"min_ratio": 2.0}}},
@@ -238,8 +240,8 @@ def test_a_promotion_names_all_numbers() -> None:
         ),
     ],
 )
-def test_a_rule_that_cannot_be_meant_is_refused(tmp_path: Path, gate: Any, told: str) -> None:
-    with pytest.raises(BadInput, match=re.escape(told)):
+def test_a_rule_that_cannot_be_meant_is_refused(tmp_path: Path, gate: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(message)):
         parse({**builders.raw_config(tmp_path), "gate": gate}, source="config")
 
 
@@ -264,7 +266,7 @@ def decision(tmp_path: Path, perplexity: float, **gate: Any) -> Stage:
 
 
 @pytest.mark.parametrize(("perplexity", "promoted"), [(25.0, True), (31.0, False)])
-def test_the_table_holds_a_row_per_rule_and_the_verdict_in_each(
+def test_the_table_holds_a_row_per_rule_and_the_decision_in_each(
     tmp_path: Path, perplexity: float, promoted: bool
 ) -> None:
     stage = decision(tmp_path, perplexity)
@@ -278,9 +280,9 @@ def test_the_table_holds_a_row_per_rule_and_the_verdict_in_each(
     assert manifest.outputs["reason"].startswith(f"round 3 {'promoted' if promoted else 'refused'}: ")
 
 
-@pytest.mark.parametrize(("approve", "told"), [(True, "approved"), (False, "refused for good")])
-def test_a_refused_round_may_wait_for_a_person_whose_word_is_the_verdict(
-    tmp_path: Path, approve: bool, told: str
+@pytest.mark.parametrize(("approve", "answered"), [(True, "approved"), (False, "refused for good")])
+def test_a_refused_round_may_wait_for_a_person_whose_answer_is_the_decision(
+    tmp_path: Path, approve: bool, answered: str
 ) -> None:
     stage = decision(tmp_path, 31.0, otherwise="ask")
     with pytest.raises(AwaitsAnswer, match=r"round 3 refused: perplexity .* `pco answer test approve`"):
@@ -289,7 +291,7 @@ def test_a_refused_round_may_wait_for_a_person_whose_word_is_the_verdict(
     approvals.write(stage, Answer(approve, "the texts read well", "Ada"))
     manifest = decide.run(stage)
     assert manifest.outputs["promoted"] == ("yes" if approve else "no")
-    assert manifest.outputs["reason"].endswith(f"; asked, it was {told} by Ada (the texts read well)")
+    assert manifest.outputs["reason"].endswith(f"; asked, it was {answered} by Ada (the texts read well)")
     with pytest.raises(BadInput, match="decided already"):
         approvals.write(stage, Answer(approve=True))
 

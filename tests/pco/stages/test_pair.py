@@ -13,7 +13,8 @@ from data import store
 from data.errors import BadInput, CorruptArtifact
 from data.readers import prompt_id
 from pco.config.run import Pair
-from pco.pairing import replay
+from pco.pairing import replay, strategies
+from pco.pairing.strategies import Skipped
 from pco.stage import Stage
 from pco.stages import pair, score
 from pco.stages.pair import Scored
@@ -34,8 +35,8 @@ def scored(rewards: Sequence[float], texts: Sequence[str] | None = None) -> list
 
 def pairs_of(rewards: Sequence[float], texts: Sequence[str] | None = None, seed: int = 0, **settings: Any) -> Any:
     """The pairs as (chosen, rejected) row numbers, or the reason for none."""
-    made = pair.pairs_of(scored(rewards, texts), Pair(**settings), seed=seed)
-    return made if isinstance(made, str) else [(chosen.row, rejected.row) for chosen, rejected in made]
+    made = strategies.pairs_of(scored(rewards, texts), Pair(**settings), seed=seed)
+    return made.reason if isinstance(made, Skipped) else [(chosen.row, rejected.row) for chosen, rejected in made]
 
 
 def candidates(rewards: Sequence[float], prompt: str = "p") -> list[dict[str, Any]]:
@@ -84,7 +85,7 @@ def test_whatever_the_strategy_every_pair_keeps_every_limit_and_no_pair_comes_tw
         shorter, longer = sorted((lengths[chosen], lengths[rejected]))
         assert limits["max_length_ratio"] is None or longer <= limits["max_length_ratio"] * shorter
         if limits["max_similarity"] < 1:
-            assert pair.similarity(texts[chosen], texts[rejected]) <= limits["max_similarity"]
+            assert strategies.similarity(texts[chosen], texts[rejected]) <= limits["max_similarity"]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_where_the_widest_pair_may_not_be_the_next_widest_is_taken() -> None:
     [("", "", 1.0), ("a b c d", "a b c d", 1.0), ("a b c d", "b c d e", 1 / 3), ("a b", "c d", 0.0), ("a", "", 0.0)],
 )
 def test_similarity_is_the_share_of_common_trigrams(one: str, other: str, expected: float) -> None:
-    assert pair.similarity(one, other) == pytest.approx(expected)
+    assert strategies.similarity(one, other) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -273,8 +274,8 @@ def test_every_pair_with_a_reference_has_the_lowest_that_keeps_the_limits() -> N
     def against(reference: str | None, texts: Sequence[str], **limits: Any) -> Any:
         answer = None if reference is None else Scored(99, math.nan, len(reference.split()), reference)
         rewards = [float(i) for i in range(len(texts))]
-        made = pair.pairs_with(answer, scored(rewards, texts), Pair(strategy="reference_worst", **limits))
-        return made if isinstance(made, str) else [(chosen.row, rejected.row) for chosen, rejected in made]
+        made = strategies.pairs_with(answer, scored(rewards, texts), Pair(strategy="reference_worst", **limits))
+        return made.reason if isinstance(made, Skipped) else [(chosen.row, rejected.row) for chosen, rejected in made]
 
     assert against("a b", ["x y z", "x y"]) == [(99, 0)]
     assert against("a b", ["x y z", "x y"], max_pairs=5) == [(99, 0), (99, 1)]

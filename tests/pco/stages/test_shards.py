@@ -1,6 +1,7 @@
 """Long stages work shard by shard: with an engine that is a fake, what is committed is never done again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pco.models.engine import Completion, Request
 from pco.models.rendering import Rendered
 from pco.progress import Progress
 from pco.stage import Stage
-from pco.stages import generate
+from pco.stages import completions
 from tests import builders
 
 SAMPLES = 2
@@ -39,8 +40,8 @@ def requests(count: int) -> list[Request]:
     return [Request(f"prompt {i // SAMPLES}", i % SAMPLES, Rendered("text", [1]), seed=i) for i in range(count)]
 
 
-def shards(count: int, size: int) -> list[list[Request]]:
-    return list(generate._shards(requests(count), size))
+def shards(count: int, size: int) -> list[Sequence[Request]]:
+    return completions.in_shards(requests(count), size)
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def stage_in(folder: Path) -> Stage:
 @given(count=st.integers(0, 12), size=st.integers(1, 5))
 def test_shards_are_the_requests_in_order(count: int, size: int) -> None:
     found = shards(count, size)
-    assert sum(found, []) == requests(count)
+    assert list(chain.from_iterable(found)) == requests(count)
     assert all(0 < len(shard) <= size for shard in found)
 
 
@@ -64,55 +65,55 @@ def test_a_stage_that_fails_anywhere_and_is_resumed_commits_the_same_and_asks_fo
     tmp_path_factory: pytest.TempPathFactory, fails_at: int, size: int
 ) -> None:
     broken, whole = (stage_in(tmp_path_factory.mktemp("shards")) for _ in range(2))
-    generate.complete_shards(whole, shards(10, size), FakeEngine)
+    completions.complete_shards(whole, shards(10, size), FakeEngine)
     with pytest.raises(MemoryError):
-        generate.complete_shards(broken, shards(10, size), lambda: FakeEngine(fails_at))
+        completions.complete_shards(broken, shards(10, size), lambda: FakeEngine(fails_at))
     committed = len(list(broken.folder.glob("*.parquet")))
     assert committed == fails_at // size
     second = FakeEngine()
-    generate.complete_shards(broken, shards(10, size), lambda: second)
+    completions.complete_shards(broken, shards(10, size), lambda: second)
     assert [request.seed for request in second.asked] == list(range(committed * size, 10))
     for path in whole.folder.glob("*.parquet"):
         assert (broken.folder / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_lost_shard_in_the_middle_is_the_only_one_made_again(stage: Stage) -> None:
-    generate.complete_shards(stage, shards(6, 2), FakeEngine)
+    completions.complete_shards(stage, shards(6, 2), FakeEngine)
     store.part_path(stage.folder, "candidates", 1).unlink()
     engine = FakeEngine()
-    generate.complete_shards(stage, shards(6, 2), lambda: engine)
+    completions.complete_shards(stage, shards(6, 2), lambda: engine)
     assert [request.seed for request in engine.asked] == [2, 3]
 
 
 def test_no_engine_starts_when_all_shards_are_there(stage: Stage) -> None:
-    generate.complete_shards(stage, shards(4, 2), FakeEngine)
+    completions.complete_shards(stage, shards(4, 2), FakeEngine)
 
     def start() -> Any:
         raise AssertionError("started")
 
-    assert generate.complete_shards(stage, shards(4, 2), start) == {}
-    assert generate.complete_shards(stage, [], start) == {}
+    assert completions.complete_shards(stage, shards(4, 2), start) == {}
+    assert completions.complete_shards(stage, [], start) == {}
 
 
 def test_shards_of_another_attempt_are_made_again(stage: Stage) -> None:
-    generate.complete_shards(stage, shards(4, 2), FakeEngine)
+    completions.complete_shards(stage, shards(4, 2), FakeEngine)
     other = builders.stage("generate", builders.changed(stage.config, seed=1), dict(stage.inputs))
     engine = FakeEngine()
-    generate.complete_shards(other, shards(4, 2), lambda: engine)
+    completions.complete_shards(other, shards(4, 2), lambda: engine)
     assert len(engine.asked) == 4
 
 
 def test_progress_counts_what_was_committed_before(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Progress] = []
-    monkeypatch.setattr(generate.progress, "report", told.append)
+    monkeypatch.setattr(completions.progress, "report", told.append)
     with pytest.raises(MemoryError):
-        generate.complete_shards(stage, shards(6, 2), lambda: FakeEngine(fails_at=4))
-    generate.complete_shards(stage, shards(6, 2), FakeEngine)
+        completions.complete_shards(stage, shards(6, 2), lambda: FakeEngine(fails_at=4))
+    completions.complete_shards(stage, shards(6, 2), FakeEngine)
     assert [(event.done, event.total) for event in told] == [(done, 6) for done in (0, 1, 2, 3, 4, 4, 5, 6)]
 
 
 def test_a_row_holds_the_request_and_what_became_of_it(stage: Stage) -> None:
-    generate.complete_shards(stage, shards(1, 2), FakeEngine)
+    completions.complete_shards(stage, shards(1, 2), FakeEngine)
     assert store.read_parts(stage.folder, "candidates").to_pylist() == [
         {
             "prompt_id": "prompt 0",

@@ -1,0 +1,66 @@
+"""Read what a run holds, against what its manifests say."""
+
+from pathlib import Path
+
+from data import store
+from data.errors import BadInput, PCOError
+from pco.config.run import RunConfig
+from pco.runs import retention
+from pco.runs.status import points
+from pco.stage import Stage
+
+
+def damage(config: RunConfig) -> list[str]:
+    """What is wrong with a run's finished stages, after reading every table and policy; nothing if all is whole."""
+    faults = []
+    for number, name in points(config):
+        stage = Stage(name, number, config)
+        try:
+            manifest = store.read_manifest(stage.folder)
+        except PCOError as error:
+            faults.append(str(error))
+            continue
+        if manifest is not None:
+            faults += _part_damage(stage.folder, manifest)
+            if stage.spec.model:
+                faults += _model_damage(stage.model_folder, manifest.outputs[stage.spec.model])
+    return faults
+
+
+def _part_damage(folder: Path, manifest: store.Manifest) -> list[str]:
+    faults = []
+    for part in manifest.parts:
+        try:
+            store.read_part(folder, part)
+        except PCOError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _model_damage(folder: Path, digest: str) -> list[str]:
+    if not folder.is_dir():
+        if retention.was_removed(folder):
+            return []
+        return [f"{folder}: missing. Restore it from a copy, or make it again with `pco resume --from train`."]
+    if store.folder_digest(folder) != digest:
+        return [f"{folder}: its files are not those that were trained. Restore them from a copy."]
+    return []
+
+
+def folders_with(config: RunConfig, table: str, number: int | None) -> list[tuple[str, Path]]:
+    """The finished stage folders that hold a table, with words for where they are.
+
+    Raises BadInput when there is none.
+    """
+    folders = []
+    for at, name in points(config):
+        folder = Stage(name, at, config).folder
+        manifest = store.read_manifest(folder)
+        if manifest and number in {None, at} and table in {part.table for part in manifest.parts}:
+            folders.append((f"round {at}, {name}", folder))
+    if not folders:
+        where = "" if number is None else f" in round {number}"
+        raise BadInput(
+            f"{config.folder}: no finished stage holds a `{table}` table{where}. `pco status` shows what is done."
+        )
+    return folders
