@@ -99,7 +99,12 @@ class Case:
     def tell(self, *arguments: str) -> str:
         """What a command prints that ends well."""
         done = subprocess.run(
-            self.command(*arguments), env=self.environment, check=False, timeout=PATIENCE_S, text=True, capture_output=True
+            self.command(*arguments),
+            env=self.environment,
+            check=False,
+            timeout=PATIENCE_S,
+            text=True,
+            capture_output=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
