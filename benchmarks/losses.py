@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from pco import losses
 from pco.losses._fused import gradients
-from pco.losses.fused import CHUNK_LOGITS
+from pco.losses._fused.scores import CHUNK_LOGITS
 
 RESULTS = Path(__file__).parent / "results"
 KNOBS: dict[str, Any] = {"alpha": 0.5, "b": 0.0, "tau": 1e4, "k": 5}

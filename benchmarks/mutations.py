@@ -153,6 +153,24 @@ MUTATIONS = (
         "return policy - (ref_chosen.to(dtype) - ref_rejected.to(dtype))",
         "return policy",
     ),
+    Mutation(
+        "a length-normalised loss forgets the lengths",
+        "preference.py",
+        " / tokens.clamp(min=1)",
+        "",
+    ),
+    Mutation(
+        "the mean of an empty completion divides by zero",
+        "preference.py",
+        "tokens.clamp(min=1)",
+        "tokens",
+    ),
+    Mutation(
+        "SimPO gives its margin away instead of asking for it",
+        "preference.py",
+        "beta * margin - gamma",
+        "beta * margin + gamma",
+    ),
 )
 
 

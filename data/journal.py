@@ -1,4 +1,4 @@
-"""A file of JSON lines that is only ever added to, and that a kill at any moment costs at most its last line."""
+"""A file of JSON lines that only grows. A kill at any moment loses at most its last line."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from data.errors import BadInput
 
 
 class Journal:
-    """What was noted so far, and a way to note more; each line is with the system before `add` returns."""
+    """Reads the rows and appends more. The system has each line before `add` returns."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Every whole line, oldest first; a torn one is passed over.
+        """The rows of all whole lines, oldest first; a torn line is skipped.
 
         Raises BadInput when the file may not be read.
         """
@@ -27,18 +27,18 @@ class Journal:
             return
         except OSError as error:
             raise BadInput(
-                f"{self._path}: could not be read ({error.strerror}). Mend that, or move it away."
+                f"{self._path}: could not be read ({error.strerror}). Correct that, or move the file away."
             ) from error
         for line in content.split(b"\n"):
             try:
-                found = json.loads(line)
+                row = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(found, dict):
-                yield found
+            if isinstance(row, dict):
+                yield row
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Append one row. It begins a line of its own, whatever a killed process left before it.
+    def add(self, row: Mapping[str, object]) -> None:
+        """Append one row. It starts a new line, even after the torn line of a killed process.
 
         Raises PCOError when the disk is full, BadInput where this user may not write.
         """

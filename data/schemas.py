@@ -1,4 +1,4 @@
-"""The Parquet tables: the only place that names a column.
+"""The Parquet tables: what each column is called and holds. `data.rows` has the same rows as Python types.
 
 `prompt_id` is a hash of the prompt's text and `sample` counts the completions of a prompt from 0; together they key
 `candidates` and `scores`. Token ids are those that the policy read and sampled, so nothing is tokenised twice.
@@ -61,7 +61,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("sample", pa.int32()),
         ("reward", pa.float64()),
         ("reward_model", pa.string()),
-        # What each member of an ensemble said, in the order of the config; empty for any other reward.
+        # The reward of each member of an ensemble, in the order of the config; empty for any other reward.
         ("members", pa.list_(pa.field("item", pa.float64(), nullable=False))),
         nullable=("members",),
     ),
@@ -159,7 +159,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("bound", pa.string()),
         ("passed", pa.bool_()),
         ("reason", pa.string()),
-        ("promoted", pa.bool_()),  # the round's verdict, the same in every row
+        ("promoted", pa.bool_()),  # the round's decision, the same in every row
         ("low", pa.float64()),  # the interval of `value`, where it has one
         ("high", pa.float64()),
         nullable=("low", "high"),
@@ -167,7 +167,7 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 
 
-# What `pco data import` makes of outside data: files of the user's, not of a run.
+# What `pco data import` writes: files of the user's, not of a run.
 IMPORTED: dict[str, pa.Schema] = {
     "prompts": _schema(
         ("prompt_id", pa.string()),
@@ -197,7 +197,7 @@ IMPORTED: dict[str, pa.Schema] = {
 }
 
 
-# Columns that a table was given later: in a file that was written before, they are empty.
+# Columns that were added to a table later. In a file that was written before, they are empty.
 _ADDED = {
     "prompts": ("reference",),
     "scores": ("members",),
@@ -217,23 +217,23 @@ def completed(table: str, content: pa.Table) -> pa.Table:
 
 def build(table: str, rows: Sequence[Mapping[str, object]]) -> pa.Table:
     """Rows as a table of the named schema, checked."""
-    built = pa.Table.from_pylist(list(rows), schema=SCHEMAS[table])
-    check(table, built, where="rows to be written")
-    return built
+    content = pa.Table.from_pylist(list(rows), schema=SCHEMAS[table])
+    check(table, content, where="rows to be written")
+    return content
 
 
 def check(table: str, content: pa.Table, *, where: str) -> None:
-    """Hold `content` to the named schema, nulls included (pyarrow itself lets nulls into non-nullable fields).
+    """Check `content` against the named schema, nulls included (pyarrow itself lets nulls into non-nullable fields).
 
     Raises CorruptArtifact naming `where`, the column, and what was expected.
     """
-    wanted = SCHEMAS[table]
-    if not content.schema.equals(wanted):
+    expected = SCHEMAS[table]
+    if not content.schema.equals(expected):
         raise CorruptArtifact(
-            f"{where}: not a `{table}` table. Expected columns {_brief(wanted)}; found {_brief(content.schema)}. "
+            f"{where}: not a `{table}` table. Expected columns {_brief(expected)}; found {_brief(content.schema)}. "
             "It was written by another version or by hand; move it away and resume the run to make it again."
         )
-    for field in wanted:
+    for field in expected:
         column = content.column(field.name)
         nulls = 0 if field.nullable else column.null_count
         if pa.types.is_list(field.type):

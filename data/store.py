@@ -1,7 +1,7 @@
-"""The run on disk: part files and manifests that appear whole or not at all, and reads that verify.
+"""The run on disk: part files and manifests that appear whole or not at all, and verified reads.
 
-A stage's folder holds `<table>-<shard>.parquet` parts and, once the stage is finished, `manifest.json`. All paths of a
-run go through this module, so that another kind of storage means changing this module alone.
+A stage's folder holds `<table>-<shard>.parquet` parts and, once the stage is finished, `manifest.json`. All reads and
+writes of a run use this module, so that another kind of storage changes this module alone.
 """
 
 import errno
@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +26,7 @@ from data import schemas
 from data.errors import BadInput, CorruptArtifact, PCOError
 
 MANIFEST = "manifest.json"
-ORIGIN = ".origin.json"  # beside the manifest of a stage that was taken over from another run
+ORIGIN = ".origin.json"  # beside the manifest of a stage that is shared from another run
 _FINGERPRINT_KEY = b"pco.fingerprint"
 _SHARDS_KEY = b"pco.shards"
 _DROPPED_KEY = b"pco.dropped"
@@ -49,7 +48,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished stage made, from what, and what it left out.
+    """What a finished stage wrote, from which inputs, and how many rows it dropped.
 
     `rows_in == rows_out + sum(dropped.values())`, counted in the stage's own unit (`unit`).
     """
@@ -62,7 +61,7 @@ class Manifest:
     rows_out: int
     dropped: dict[str, int]
     inputs: dict[str, str]  # name -> fingerprint
-    settings: dict[str, Any]
+    settings: dict[str, object]
     outputs: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     started: float = 0.0  # seconds since the epoch
@@ -77,7 +76,7 @@ class Manifest:
 
 
 def digest(value: object) -> str:
-    """Hash of anything JSON can say, independent of key order: the base of every fingerprint."""
+    """Hash of any JSON value, independent of key order: the base of every fingerprint."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
@@ -94,7 +93,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something at this path, as far as this user may look."""
+    """Whether there is a file or folder at this path that this user may see."""
     try:
         return path.exists()
     except OSError:
@@ -103,7 +102,7 @@ def exists(path: Path) -> bool:
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into an error that says what to do; nothing committed is lost by it."""
+    """Turn the system's refusal to write into an error that says what to do. Nothing that was committed is lost."""
     try:
         yield
     except PermissionError as error:
@@ -117,7 +116,7 @@ def write_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path`, synced to disk, if the block ends well; else nothing remains of it."""
+    """A temporary path that becomes `path`, synced to disk, if the block ends without an error; else it is removed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with write_errors(path):
         try:
@@ -132,9 +131,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes `folder`'s place, synced to disk, if the block ends well.
+    """A temporary folder that replaces `folder`, synced to disk, if the block ends without an error.
 
-    Whatever happens, `folder` is the old one, the new one, or absent; never half of either.
+    At every moment `folder` is the old one, the new one, or absent; never a part of either.
     """
     temporary, replaced = folder.with_name(f".{folder.name}.tmp"), _replaced(folder)
     for leftover in (temporary, replaced):  # of an attempt that was killed
@@ -154,7 +153,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that at every moment it is whole or absent."""
+    """Remove a folder. At every moment it is whole or absent."""
     replaced = _replaced(folder)
     with write_errors(folder):
         shutil.rmtree(replaced, ignore_errors=True)
@@ -167,7 +166,7 @@ def _replaced(folder: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder; for its only writer."""
+    """Remove the temporary files that killed processes left in a folder. Only its writer may call this."""
     for path in folder.glob(".*.tmp"):
         if path.is_file():
             path.unlink()
@@ -189,7 +188,7 @@ def link(path: Path, target: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Have a folder with all that is in it on disk, names included."""
+    """Sync a folder and everything in it to disk, names included."""
     for path in (*folder.rglob("*"), folder):
         _sync(path)
 
@@ -219,8 +218,8 @@ def write_part(
 ) -> Path:
     """Commit one of a table's `of` shards.
 
-    Fingerprint and `of` travel in the file: a resumed stage knows its own parts, and others how many there will be. So
-    does what was `dropped`, by reason, for `dropped_rows`, and what else was counted, for `counted`.
+    The file holds the fingerprint, by which a resumed stage knows its own parts, and `of`, the number of shards. It
+    also holds what was `dropped`, by reason (see `dropped_rows`), and other `counts` (see `counted`).
     """
     schemas.check(table, content, where=f"{folder.name} shard {shard}")
     path = part_path(folder, table, shard)
@@ -236,12 +235,12 @@ def write_part(
 
 
 def dropped_rows(folder: Path, table: str, fingerprint: str) -> Counter[str]:
-    """How many rows the committed parts of one attempt left out, by reason."""
+    """How many rows the committed parts of one attempt dropped, by reason."""
     return _summed(folder, table, fingerprint, _DROPPED_KEY)
 
 
 def counted(folder: Path, table: str, fingerprint: str) -> dict[str, float]:
-    """What the committed parts of one attempt counted, summed by name."""
+    """The counts of the committed parts of one attempt, summed by name."""
     return dict(_summed(folder, table, fingerprint, _COUNTS_KEY))
 
 
@@ -254,7 +253,7 @@ def _summed(folder: Path, table: str, fingerprint: str, key: bytes) -> Counter[s
 
 
 def has_part(folder: Path, table: str, shard: int, fingerprint: str) -> bool:
-    """Whether this shard was committed for this very fingerprint and is whole; a damaged one counts as not made yet."""
+    """Whether this shard was committed for this fingerprint and is whole. A damaged one counts as missing."""
     path = part_path(folder, table, shard)
     if not _is_of(path, fingerprint):
         return False
@@ -268,7 +267,7 @@ def has_part(folder: Path, table: str, shard: int, fingerprint: str) -> bool:
 def committed(folder: Path) -> tuple[int, int]:
     """How many shards an unfinished stage has committed, and of how many; (0, 0) when there is none yet.
 
-    Of the newest attempt, should an earlier one have had other settings.
+    An earlier attempt with other settings does not count.
     """
     paths = sorted(folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)
     marks = [(_table_of(path), _marks(path)) for path in paths]
@@ -276,8 +275,8 @@ def committed(folder: Path) -> tuple[int, int]:
         return 0, 0
     newest = marks[-1][1].get(_FINGERPRINT_KEY)
     ours = [(table, int(mark.get(_SHARDS_KEY, 1))) for table, mark in marks if mark.get(_FINGERPRINT_KEY) == newest]
-    table, of = max(ours, key=lambda one: one[1])  # of a stage's tables the one that it makes shard by shard
-    return sum(one == table for one, _ in ours), of
+    table, of = max(ours, key=lambda part: part[1])  # the table that the stage writes shard by shard
+    return sum(name == table for name, _ in ours), of
 
 
 def _is_of(path: Path, fingerprint: str) -> bool:
@@ -285,16 +284,16 @@ def _is_of(path: Path, fingerprint: str) -> bool:
 
 
 def _marks(path: Path) -> dict[bytes, bytes]:
-    """What is noted in a part; nothing in one that is missing or no Parquet.
+    """The metadata of a part; empty if it is missing or not Parquet.
 
-    Raises PCOError when the system does not let us look: a part that is there must not count as absent.
+    Raises PCOError when the system refuses to read it: a part that is there must not count as missing.
     """
     try:
         return dict(pq.read_schema(path).metadata or {})
     except FileNotFoundError:
         return {}
     except OSError as error:
-        if error.errno:  # pyarrow's own OSErrors, about the content, have none
+        if error.errno:  # pyarrow's own OSErrors, about the content, have no errno
             raise _unreadable(path, error) from error
         return {}
     except pa.ArrowException:
@@ -306,12 +305,12 @@ def _unreadable(path: Path, error: OSError) -> PCOError:
 
 
 def read_committed(folder: Path, table: str, shard: int) -> pa.Table:
-    """One shard of a stage still at work."""
+    """One shard of an unfinished stage."""
     return _read_part(part_path(folder, table, shard), table)
 
 
 def read_parts(folder: Path, table: str, fingerprint: str | None = None) -> pa.Table:
-    """The committed parts of a table of a stage still at work, in shard order; of one attempt, if named."""
+    """The committed parts of a table of an unfinished stage, in shard order; of one attempt if `fingerprint` is set."""
     paths = sorted(folder.glob(f"{table}-*.parquet"))
     if fingerprint is not None:
         paths = [path for path in paths if _is_of(path, fingerprint)]
@@ -328,14 +327,14 @@ def finish(
     rows_out: int,
     dropped: Mapping[str, int],
     inputs: Mapping[str, str],
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     started: float,
     outputs: Mapping[str, str] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Manifest:
-    """Write the manifest over this fingerprint's parts in `folder`: from now on the stage is done.
+    """Write the manifest of this fingerprint's parts in `folder`; after that the stage is done.
 
-    Parts that an earlier attempt with other settings committed are left out.
+    Parts of an earlier attempt with other settings are left out.
 
     Raises PCOError when rows were lost without being counted, or a shard is missing.
     """
@@ -357,7 +356,7 @@ def finish(
         outputs=dict(outputs or {}),
         metrics=dict(metrics or {}),
         started=started,
-        finished=max(started, time.time()),  # a clock may have been set back
+        finished=max(started, time.time()),  # the clock may have been set back
         versions=_versions(),
         host=socket.gethostname(),
     )
@@ -366,13 +365,13 @@ def finish(
 
 
 def _whole_tables(folder: Path, fingerprint: str) -> list[Part]:
-    """The parts of a stage that has ended; raises PCOError when a shard is not there."""
+    """The parts of a stage that has ended; raises PCOError when a shard is missing."""
     paths = [path for path in sorted(folder.glob("*.parquet")) if _is_of(path, fingerprint)]
-    found = Counter(_table_of(path) for path in paths)
+    shards = Counter(_table_of(path) for path in paths)
     for path in paths:
         table, of = _table_of(path), int(_marks(path).get(_SHARDS_KEY, 1))
-        if found[table] < of:
-            raise PCOError(f"{folder}: {found[table]} of {of} shards of `{table}` are there. Resume to make the rest.")
+        if shards[table] < of:
+            raise PCOError(f"{folder}: {shards[table]} of {of} shards of `{table}` are there. Resume to make the rest.")
     return [_part(path) for path in paths]
 
 
@@ -385,13 +384,13 @@ def _part(path: Path) -> Part:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -418,9 +417,9 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def share(source: Path, folder: Path, *, origin: str) -> None:
-    """Make `folder` hold the very files of the folder `source`, without copying, and note the run they come from.
+    """Fill `folder` with the files of the folder `source`, without copying, and record the run that they come from.
 
-    Hard links: nothing here is ever changed in place, and either folder may be removed without harm to the other.
+    The files are hard links. No file is ever changed in place, and either folder can be removed without the other.
 
     Raises BadInput when the two are on different file systems.
     """
@@ -439,7 +438,7 @@ def _link(source: Path, target: Path) -> None:
             raise
         raise BadInput(
             f"{source}: the system does not let this file be shared with {target.parent.parent} ({error.strerror}). "
-            "Hard links need one file system that has them, and mostly a file of one's own."
+            "Hard links need a file system that has them, and usually a file that belongs to this user."
         ) from error
 
 
@@ -453,7 +452,7 @@ def move(folder: Path, target: Path) -> None:
 
 
 def origin(folder: Path) -> str | None:
-    """The run that a stage was taken over from as it is; None for a stage of this run's own making."""
+    """The run that a stage is shared from; None for a stage that this run made."""
     path = folder / ORIGIN
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["run"])
@@ -480,29 +479,29 @@ def read_table(folder: Path, table: str) -> pa.Table:
 
 
 def parts(folder: Path, table: str) -> list[Part]:
-    """The parts of a finished stage's table, in shard order, to be read one by one."""
+    """The parts of a finished stage's table, in shard order, to be read one after the other."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise CorruptArtifact(
             f"{folder}: has no {MANIFEST}, so its stage is not finished. Resume the run to finish it."
         )
-    found = [part for part in manifest.parts if part.table == table]
-    if not found:
-        held = sorted({part.table for part in manifest.parts})
-        raise CorruptArtifact(f"{folder}: holds no `{table}` table; it has {', '.join(held) or 'none'}.")
-    return found
+    parts_of_table = [part for part in manifest.parts if part.table == table]
+    if not parts_of_table:
+        tables = sorted({part.table for part in manifest.parts})
+        raise CorruptArtifact(f"{folder}: holds no `{table}` table; it has {', '.join(tables) or 'none'}.")
+    return parts_of_table
 
 
 def read_part(folder: Path, part: Part) -> pa.Table:
     """One part of a finished stage, after checking it against the manifest; raises CorruptArtifact."""
     path = folder / part.file
     try:
-        found = file_digest(path)
+        digest = file_digest(path)
     except FileNotFoundError:
         raise CorruptArtifact(f"{path}: missing, though its manifest lists it ({part.rows} rows). {_REPAIR}") from None
     except OSError as error:
         raise _unreadable(path, error) from error
-    if found != part.sha256:
+    if digest != part.sha256:
         raise CorruptArtifact(f"{path}: its content is not what its manifest recorded (checksum differs). {_REPAIR}")
     return _read_part(path, part.table)
 

@@ -34,13 +34,13 @@ def doctor(
     with clear_errors("Nothing was changed."):
         from pco import doctor
 
-        table, verdicts = Table("examination", "verdict", "found", title_justify="left"), []
+        table, statuses = Table("examination", "status", "message", title_justify="left"), []
         with errors.status("Examining"):
             for finding in doctor.examine(load(config, overrides), quick=quick):
-                verdicts.append(finding.verdict)
-                table.add_row(finding.name, finding.verdict, escape(finding.told), style=_STYLES[finding.verdict])
+                statuses.append(finding.status)
+                table.add_row(finding.name, finding.status, escape(finding.message), style=_STYLES[finding.status])
         console.print(table)
-        faults, warnings = verdicts.count("fault"), verdicts.count("warning")
+        faults, warnings = statuses.count("fault"), statuses.count("warning")
         say(f"{faults} fault(s), {warnings} warning(s).")
     if faults:
         raise typer.Exit(2)

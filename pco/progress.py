@@ -1,11 +1,11 @@
-"""What a stage process tells its parent: marked JSON lines on standard output, among its ordinary log."""
+"""Messages of a stage process to its parent: marked JSON lines on standard output, among its ordinary log."""
 
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from data import errors, store
 from data.errors import PCOError
@@ -17,7 +17,7 @@ _last_sent = 0.0
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is: `done` of `total` `unit`s; `note` says what else is worth knowing, such as a rate."""
+    """How far a stage is: `done` of `total` `unit`s. `note` holds more, such as a rate."""
 
     done: int
     total: int
@@ -27,29 +27,29 @@ class Progress:
 
 @dataclass(frozen=True)
 class Failure:
-    """An error of the exception tree as text: on its way to the parent, which raises it again, and on disk."""
+    """An error of this package as text, for the parent process, which raises it again, and for the error file."""
 
     kind: str
     message: str
 
     @staticmethod
     def of(error: PCOError) -> "Failure":
-        """An error by its class and message."""
+        """The failure of an error: the name of its class, and its message."""
         return Failure(type(error).__name__, str(error))
 
     @property
     def error(self) -> PCOError:
-        """The error itself."""
+        """The failure as an error again."""
         kind: type[PCOError] = getattr(errors, self.kind, PCOError)
         return kind(self.message)
 
     def write(self, path: Path) -> None:
-        """Keep it in a file."""
+        """Write it to a file."""
         store.write_text(path, json.dumps(asdict(self), indent=1))
 
     @staticmethod
     def read(path: Path) -> "Failure | None":
-        """What a file tells; None when there is none. Before version 0.2 a file held the message alone."""
+        """The failure in a file; None when there is no file. Before version 0.2 a file held only the message."""
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -61,7 +61,7 @@ class Failure:
 
 
 def report(progress: Progress) -> None:
-    """Tell the parent, at most twice a second (PCO_PROGRESS_EVERY_S changes that), and always at the end."""
+    """Report to the parent, at most twice a second (PCO_PROGRESS_EVERY_S changes that), and always at the end."""
     global _last_sent
     now = time.monotonic()
     if progress.done < progress.total and now - _last_sent < _INTERVAL_S:
@@ -70,7 +70,7 @@ def report(progress: Progress) -> None:
     send({"progress": asdict(progress)})
 
 
-def send(event: dict[str, Any]) -> None:
+def send(event: Mapping[str, object]) -> None:
     """Write one event line."""
     print(f"{_MARK}{json.dumps(event)}", flush=True)
 

@@ -12,10 +12,10 @@ from data import store
 from data.store import Manifest
 from pco import rewards
 from pco.config.run import RunConfig
-from pco.config.train import DPO, IPO
 from pco.evaluation.decision import Decision
 from pco.pairing import replay
 from pco.stage import Artifact, Stage, StageName, file_fingerprint, stages_of
+from pco.training import user_loss
 
 
 @dataclass
@@ -75,9 +75,10 @@ def inputs_of(name: StageName, config: RunConfig, state: State) -> dict[str, Art
             if config.replay.rescore:
                 inputs |= _of_judging(stage, made["prepare"])
         case "refer":
-            inputs = {"policy": policies[_reference(config)], "pairs": made["pair"]}
+            part = "start" if config.train.loss.reference_policy == "start" else "current"
+            inputs = {"policy": policies[part], "pairs": made["pair"]}
         case "train":
-            inputs = {"policy": policies["current"], "pairs": made["pair"]}
+            inputs = {"policy": policies["current"], "pairs": made["pair"], **user_loss.inputs(stage)}
             if config.prompts.feedback is not None:
                 inputs["prompts"] = made["prepare"]
             inputs |= {"reference": made["refer"]} if "refer" in made else {}
@@ -166,9 +167,3 @@ def _config_of(name: StageName, config: RunConfig, state: State) -> RunConfig:
         return config
     rate = config.train.learning_rate * config.gate.retry_learning_rate**refused
     return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
-
-
-def _reference(config: RunConfig) -> str:
-    """Which policy's log-probabilities the loss needs."""
-    loss = config.train.loss
-    return "start" if isinstance(loss, DPO | IPO) and loss.reference == "start" else "current"

@@ -21,7 +21,7 @@ from pco.config import reward_training
 from pco.config.reward_training import RewardTraining
 from pco.config.run import RunConfig
 from pco.config.section import settings_of
-from pco.config.train import DPO, IPO, deciding
+from pco.config.train import deciding
 
 StageName = Literal["prepare", "generate", "score", "pair", "refer", "train", "evaluate", "decide"]
 RewardStageName = Literal["split", "train_reward", "evaluate_reward"]
@@ -140,7 +140,7 @@ SPECS: dict[StageName | RewardStageName, StageSpec] = {
         StageSpec("generate", "candidates", _generate, out_of_memory=_LESS_FOR_ENGINE),
         StageSpec("score", "scores", _score, out_of_memory=_LESS_FOR_REWARD),
         StageSpec("pair", "pairs", _pair, out_of_memory=_LESS_FOR_REWARD),
-        StageSpec("refer", "reference", _refer, in_round=lambda config: isinstance(config.train.loss, DPO | IPO)),
+        StageSpec("refer", "reference", _refer, in_round=lambda config: config.train.loss.reference_policy is not None),
         StageSpec(
             "train",
             "training",

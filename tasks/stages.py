@@ -1,9 +1,10 @@
-"""The Prefect task that runs one stage: retries, progress, log, and a failure that names its cause."""
+"""The Prefect task that runs one stage: retries, progress, log, and failures that name their cause."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -22,8 +23,8 @@ from tasks import views
 _ARTIFACT_EVERY_S = 5.0
 
 
-async def _may_be_transient(_task: Any, _run: TaskRun, state: State) -> bool:
-    """A killed or crashed process is worth another try; bad input and a damaged run are not."""
+async def _may_be_transient(_task: object, _run: TaskRun, state: State) -> bool:
+    """Whether to retry: after a killed or crashed process, but not for bad input or a damaged run."""
     return isinstance(await state.aresult(raise_on_failure=False), StageFailed)
 
 
@@ -36,9 +37,9 @@ async def _may_be_transient(_task: Any, _run: TaskRun, state: State) -> bool:
     retry_condition_fn=_may_be_transient,
 )
 def run_stage(stage: Stage[Any], executor: Executor = LocalExecutor()) -> Manifest | AwaitsAnswer:  # noqa: B008  frozen
-    """Have an executor make sure that a stage is finished; a finished one returns its manifest at once.
+    """Let an executor make sure that a stage is finished; a finished stage returns its manifest at once.
 
-    A decision that is a person's to make is no failure: what it says is returned.
+    A decision that waits for a person is no failure: the task returns the exception that says so.
     """
     view = views.current()
     watch = _Watch(stage, view)
@@ -49,7 +50,7 @@ def run_stage(stage: Stage[Any], executor: Executor = LocalExecutor()) -> Manife
     except AwaitsAnswer as waiting:
         view.end(str(waiting), ok=True)
         return waiting
-    except BaseException as error:  # a cancelled or interrupted stage has ended, too
+    except BaseException as error:  # also a cancelled or interrupted stage
         view.end(str(error).partition("\n")[0] or type(error).__name__, ok=False)
         raise
     view.end(summary(manifest, reused=reused), ok=True)
@@ -58,7 +59,7 @@ def run_stage(stage: Stage[Any], executor: Executor = LocalExecutor()) -> Manife
 
 @contextmanager
 def shown_if_possible(what: str) -> Iterator[None]:
-    """A server that does not answer costs the picture of a run, and never the run."""
+    """Only warn if the Prefect server does not answer: the run goes on without being shown."""
     try:
         yield
     except Exception as error:
@@ -66,31 +67,32 @@ def shown_if_possible(what: str) -> Iterator[None]:
 
 
 class _Watch:
-    """Passes a stage's progress on to the view and, less often, to the Prefect UI."""
+    """Passes a stage's progress to the view and, less often, to the Prefect UI."""
 
     def __init__(self, stage: Stage[Any], view: views.View) -> None:
         self._stage, self._view = stage, view
         self._first: tuple[float, int] | None = None
-        self._artifact: Any = None
-        self._told = 0.0
+        self._artifact: UUID | None = None
+        self._last_update = 0.0
 
     def advance(self, progress: Progress) -> None:
         self._view.advance(progress, self._eta(progress))
         now = time.monotonic()
-        if now - self._told < _ARTIFACT_EVERY_S and progress.done < progress.total:
+        if now - self._last_update < _ARTIFACT_EVERY_S and progress.done < progress.total:
             return
-        self._told = now
+        self._last_update = now
         with shown_if_possible("the progress"):
             self._show(100 * progress.done / progress.total, progress.unit)
 
     def _show(self, percent: float, unit: str) -> None:
         if self._artifact is None:
-            self._artifact = create_progress_artifact(percent, description=f"{self._stage.title}, {unit}")
+            artifact = create_progress_artifact(percent, description=f"{self._stage.title}, {unit}")
+            self._artifact = cast(UUID, artifact)  # a coroutine only where an event loop runs
         else:
             update_progress_artifact(self._artifact, percent)
 
     def _eta(self, progress: Progress) -> float | None:
-        """Seconds to go, at the pace since the first report (engine start and resumed shards do not count)."""
+        """Seconds left, at the rate since the first report (engine start and resumed shards do not count)."""
         now = time.monotonic()
         if self._first is None:
             self._first = (now, progress.done)

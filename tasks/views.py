@@ -1,4 +1,4 @@
-"""Where the progress of a stage is shown: bars in a terminal, else plain lines in the run's log."""
+"""Views of a stage's progress: bars in a terminal, or plain lines in the run's log."""
 
 import logging
 import time
@@ -19,7 +19,7 @@ _LINE_EVERY_S = 10.0
 
 
 class View(Protocol):
-    """Told what a stage does, in this order: begin, advance (many times), end; `ok` says how it ended."""
+    """Shows a stage. The calls are begin, advance (many times), end, in this order; `ok` is false for an error."""
 
     def begin(self, title: str) -> None: ...
     def advance(self, progress: Progress, eta_s: float | None) -> None: ...
@@ -46,7 +46,7 @@ class Lines:
 
 
 class Terminal:
-    """One live bar for the stage at work, one finished line for each stage before it."""
+    """A live bar for the running stage, and a line for each finished stage."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -90,7 +90,7 @@ _view: ContextVar[View | None] = ContextVar("view", default=None)
 
 @contextmanager
 def shown_in(view: View) -> Iterator[None]:
-    """Show all stages that run inside the block in this view; elsewhere they show as lines in the log."""
+    """Show the stages that run inside the block in this view; outside of it they are lines in the log."""
     token = _view.set(view)
     try:
         yield
@@ -114,7 +114,7 @@ def describe(progress: Progress, eta_s: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 20 s, 2 h 5 min."""
+    """Seconds for people: 42 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

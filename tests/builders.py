@@ -195,24 +195,24 @@ def played(
         walked.append(stage)
         if (done := stage.finished()) is not None:
             return done
-        if stage.name == "train":
-            policy = stage.folder.with_name("policy")
-            policy.mkdir(parents=True)
-            (policy / "model.safetensors").write_text(stage.fingerprint)
-        return stage.finish(
-            unit="rows",
-            rows_in=1,
-            rows_out=1,
-            dropped={},
-            started=0.0,
-            outputs=_outputs(stage, stage.round in refusals),
-        )
+        return pretended(stage, refused=stage.round in refusals)
 
     walked: list[Stage] = []
     refusals = {refused} if isinstance(refused, int) else set(refused)
     with opened(config), contextlib.suppress(Enough):
         walk(config, pretend)
     return walked
+
+
+def pretended(stage: Stage, *, refused: bool = False) -> store.Manifest:
+    """A stage that is finished without having made any rows; a training leaves a policy of its own."""
+    if stage.name == "train":
+        policy = stage.folder.with_name("policy")
+        policy.mkdir(parents=True)
+        (policy / "model.safetensors").write_text(stage.fingerprint)
+    return stage.finish(
+        unit="rows", rows_in=1, rows_out=1, dropped={}, started=0.0, outputs=_outputs(stage, refused=refused)
+    )
 
 
 def _outputs(stage: Stage, refused: bool) -> dict[str, str]:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from data import store
+from data import packaged, store
 from pco.config.section import Section
 
 
@@ -306,4 +306,4 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
+    return str(packaged.absolute(path))

@@ -1,10 +1,11 @@
 """The `train` section of the config: the losses with their settings, and how DeepSpeed trains."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pco.config.section import Section, settings_of
+from pco.config.section import Section, added, settings_of
 
 
 class _Cringe(Section):
@@ -14,7 +15,18 @@ class _Cringe(Section):
     """The contrast token is sampled among the k most likely tokens other than the rejected one."""
 
 
-class PairwiseCringe(_Cringe):
+class _Preference(Section):
+    sft_weight: float = added(0.0, ge=0)
+    """Weight of the chosen completions' cross entropy beside the loss: its mean over tokens for losses of a pair, its
+    sum for `pairwise_cringe`, which is a sum over tokens itself (docs/losses.md)."""
+
+    @property
+    def reference_policy(self) -> Literal["previous", "start"] | None:
+        """The policy whose log-probabilities the loss needs beside its own; None: it needs none."""
+        return None
+
+
+class PairwiseCringe(_Cringe, _Preference):
     """gate * (cross entropy of chosen + alpha * Cringe of rejected), with gate = sigmoid((b - margin) / tau)."""
 
     kind: Literal["pairwise_cringe"] = "pairwise_cringe"
@@ -35,12 +47,22 @@ class SFT(Section):
 
     kind: Literal["sft"] = "sft"
 
+    @property
+    def reference_policy(self) -> None:
+        """It needs none."""
+        return None
 
-class _WithReference(Section):
+
+class _WithReference(_Preference):
     beta: float = Field(0.1, gt=0)
     """How closely the policy is held to the reference: larger is closer."""
     reference: Literal["previous", "start"] = "previous"
     """The reference policy: the one each round starts from, or the starting policy of the run."""
+
+    @property
+    def reference_policy(self) -> Literal["previous", "start"]:
+        """The policy whose log-probabilities the loss needs beside its own."""
+        return self.reference
 
 
 class DPO(_WithReference):
@@ -49,6 +71,8 @@ class DPO(_WithReference):
     kind: Literal["dpo"] = "dpo"
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Assumed share of pairs whose preference is the wrong way round."""
+    length_normalized: bool = added(False)
+    """Divide each completion's log-ratio by its tokens. `beta` then counts nats a token: 5 in place of 0.1, say."""
 
 
 class IPO(_WithReference):
@@ -57,7 +81,39 @@ class IPO(_WithReference):
     kind: Literal["ipo"] = "ipo"
 
 
-Loss = Annotated[PairwiseCringe | SFT | DPO | IPO, Field(discriminator="kind")]
+class SimPO(_Preference):
+    """Mean log-probability a token of chosen against rejected, less a margin; no reference (arXiv 2405.14734)."""
+
+    kind: Literal["simpo"] = "simpo"
+    beta: float = Field(2.0, gt=0)
+    """Scale of the mean log-probabilities."""
+    gamma: float = Field(0.5, ge=0)
+    """Margin asked for, after beta: the paper's gamma. Where others give gamma / beta, it is that ratio times beta."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Assumed share of pairs whose preference is the wrong way round."""
+
+
+class PythonLoss(_Preference):
+    """A function of your own: log-probabilities and token counts of pairs in, a loss for each pair out."""
+
+    kind: Literal["python"] = "python"
+    module: str = Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*$")
+    """The module that holds the function, e.g. `my_loss`."""
+    function: str = Field("loss", pattern=r"^[^\W\d]\w*$")
+    """The function's name in it."""
+    folder: str = "."
+    """The folder in which the module is looked for first; installed modules are found, too."""
+    reference: Literal["none", "previous", "start"] = "none"
+    """The reference policy whose log-probabilities the function reads: the one each round starts from, the starting
+    policy of the run, or none."""
+
+    @property
+    def reference_policy(self) -> Literal["previous", "start"] | None:
+        """The policy whose log-probabilities the loss needs beside its own; None: it needs none."""
+        return None if self.reference == "none" else self.reference
+
+
+Loss = Annotated[PairwiseCringe | SFT | DPO | IPO | SimPO | PythonLoss, Field(discriminator="kind")]
 
 
 class Feedback(_Cringe):
@@ -96,7 +152,7 @@ class Training(Section):
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's weight decay."""
     warmup_share: float = Field(0.1, ge=0, le=1)
-    """Share of the steps in which the learning rate rises from 0."""
+    """Share of the steps in which the learning rate rises evenly; the first of n has 1 / (n + 1) of the peak, not 0."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """What the learning rate does after the warm-up."""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -140,7 +196,10 @@ HOW_TRAINING_RUNS = (
 
 def deciding(train: Training) -> dict[str, Any]:
     """The settings that decide a training's result."""
-    return {name: value for name, value in settings_of(train).items() if name not in HOW_TRAINING_RUNS}
+    settings = {name: value for name, value in settings_of(train).items() if name not in HOW_TRAINING_RUNS}
+    if isinstance(train, Train) and isinstance(train.loss, PythonLoss):
+        settings["loss"].pop("folder")  # the function's file is an input of the stage, by content
+    return settings
 
 
 class Train(Training):
@@ -157,3 +216,12 @@ class Train(Training):
     @classmethod
     def _pairwise_cringe_by_default(cls, loss: object) -> object:
         return {"kind": "pairwise_cringe", **loss} if isinstance(loss, dict) else loss
+
+
+def absolute_loss(train: Train) -> Train:
+    """The section with its path made absolute: the folder of a loss of the user's own."""
+    loss = train.loss
+    if not isinstance(loss, PythonLoss):
+        return train
+    folder = str(Path(loss.folder).expanduser().resolve())
+    return train.model_copy(update={"loss": loss.model_copy(update={"folder": folder})})

@@ -1,4 +1,4 @@
-"""`pco doctor`: what can be known of a config before hours are spent on it, told all at once."""
+"""`pco doctor`: examine a config before hours are spent on it, and report all findings at once."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,15 +7,15 @@ from data.errors import BadInput, PCOError
 from pco.config.run import RunConfig
 from pco.doctor import canary, checks, resources, tokens
 from pco.doctor.checks import Inputs
-from pco.doctor.finding import Finding, Seen
+from pco.doctor.finding import Finding, Result
 from pco.evaluation.intervals import detectable_difference
 from pco.execution.executor import Executor, LocalExecutor
 
 __all__ = ["Finding", "check", "examine"]
 
-Examination = Callable[[Inputs], Iterator[Seen]]
+Examination = Callable[[Inputs], Iterator[Result]]
 
-# They load no weights; the first stage of every run makes them.
+# They load no weights. The first stage of every run makes them, too.
 _QUICK: dict[str, Examination] = {
     "policy's tokens": tokens.policy,
     "reward's tokens": tokens.reward,
@@ -33,19 +33,19 @@ def examine(
     quick: bool = False,
     executor: Executor = LocalExecutor(),  # noqa: B008  frozen
 ) -> Iterator[Finding]:
-    """Everything that is examined, as it is found; `quick` leaves out what loads weights, which `executor` runs.
+    """The findings, one after the other. `quick` leaves out what loads weights; `executor` runs that.
 
-    What fails for the reason of an earlier fault is skipped, and so is the canary after any fault.
+    An examination that fails with the message of an earlier fault is skipped, and so is the canary after any fault.
     """
     inputs, faults = Inputs(config), set[str]()
-    checked = {name: _checked(look) for name, look in checks.CHECKS.items()}
-    for name, look in (checked | _QUICK).items():
-        for finding in _findings(name, look, inputs):
-            if finding.told in faults:
+    checked = {name: _examination(check) for name, check in checks.CHECKS.items()}
+    for name, examination in (checked | _QUICK).items():
+        for finding in _findings(name, examination, inputs):
+            if finding.message in faults:
                 yield Finding(name, "skipped", "waits for the fault above")
                 continue
-            if finding.verdict == "fault":
-                faults.add(finding.told)
+            if finding.status == "fault":
+                faults.add(finding.message)
             yield finding
     if not quick and faults:
         yield Finding("canary", "skipped", "waits for the faults above")
@@ -53,18 +53,18 @@ def examine(
         yield from _findings("canary", partial(canary.examine, executor=executor), inputs)
 
 
-def _findings(name: str, look: Examination, inputs: Inputs) -> Iterator[Finding]:
+def _findings(name: str, examination: Examination, inputs: Inputs) -> Iterator[Finding]:
     try:
-        yield from (Finding(name, *seen) for seen in look(inputs))
+        yield from (Finding(name, *result) for result in examination(inputs))
     except PCOError as error:
         yield Finding(name, "fault", str(error))
 
 
-def _checked(look: Callable[[Inputs], str]) -> Examination:
-    def seen(inputs: Inputs) -> Iterator[Seen]:
-        yield "ok", look(inputs)
+def _examination(check: Callable[[Inputs], str]) -> Examination:
+    def results(inputs: Inputs) -> Iterator[Result]:
+        yield "ok", check(inputs)
 
-    return seen
+    return results
 
 
 def check(config: RunConfig) -> tuple[Inputs, list[Finding]]:
@@ -73,15 +73,17 @@ def check(config: RunConfig) -> tuple[Inputs, list[Finding]]:
     Raises BadInput for the first fault.
     """
     inputs = checks.check(config)
-    findings = [Finding(name, *seen) for name, look in _QUICK.items() for seen in look(inputs)]
+    findings: list[Finding] = []
+    for name, examination in _QUICK.items():
+        findings += [Finding(name, *result) for result in examination(inputs)]
     for finding in findings:
-        if finding.verdict == "fault":
-            raise BadInput(f"{finding.name}: {finding.told}.")
-    return inputs, [finding for finding in findings if finding.verdict == "warning"]
+        if finding.status == "fault":
+            raise BadInput(f"{finding.name}: {finding.message}.")
+    return inputs, [finding for finding in findings if finding.status == "warning"]
 
 
 def power(prompts: int) -> str:
-    """What an evaluation cannot find, told before it is paid for; a prompt's win rate spreads by 0.5 at most."""
+    """The difference that an evaluation can detect. The standard deviation of a prompt's win rate is at most 0.5."""
     points = min(100.0, 100 * detectable_difference(0.5, prompts))
     return (
         f"{prompts} held-out prompts: a difference in win rate of less than {points:.0f} points may not be told from "

@@ -1,4 +1,4 @@
-"""What a config names, and what in it can be refused before any work starts; `pco.doctor` looks further."""
+"""The inputs that a config names, and the checks before any work starts; `pco.doctor` examines more."""
 
 import importlib.util
 import json
@@ -7,17 +7,21 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from data import readers, store
 from data.errors import BadInput
+from data.rows import UserFeedback, UserPreference
 from pco import rewards
 from pco.config.run import RunConfig
-from pco.config.train import PairwiseCringe
+from pco.config.train import PairwiseCringe, PythonLoss
 from pco.evaluation import lm_eval_tasks
 from pco.models import hub
+from pco.models.protocols import Tokenizer
 from pco.models.rendering import load_tokenizer, render
+from pco.training import user_loss
 
 _FREE_GIB = 1.0
 _CONTEXT = 2048  # of a model that does not say
@@ -25,7 +29,7 @@ _CONTEXT = 2048  # of a model that does not say
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a config names; each is read when it is first asked for, and BadInput says what is wrong with it."""
+    """The inputs that a config names. Each is read when it is first used, and raises BadInput if it is wrong."""
 
     config: RunConfig
 
@@ -48,16 +52,16 @@ class Inputs:
         return readers.read_jsonl(Path(prompts.heldout_text), key="text", limit=prompts.heldout_limit)
 
     @cached_property
-    def preferences(self) -> list[dict[str, Any]]:
+    def preferences(self) -> list[UserPreference]:
         """The seed preferences."""
         path = self.config.prompts.preferences
-        return readers.read_preferences(Path(path)) if path else []
+        return cast(list[UserPreference], readers.read_preferences(Path(path))) if path else []
 
     @cached_property
-    def feedback(self) -> list[dict[str, Any]]:
+    def feedback(self) -> list[UserFeedback]:
         """The unpaired feedback."""
         path = self.config.prompts.feedback
-        return readers.read_feedback(Path(path)) if path else []
+        return cast(list[UserFeedback], readers.read_feedback(Path(path))) if path else []
 
     @cached_property
     def model(self) -> Path:
@@ -66,7 +70,7 @@ class Inputs:
 
     @cached_property
     def shape(self) -> dict[str, Any]:
-        """What the model's config says of a language model: `vocab_size`, `hidden_size` and so on."""
+        """The settings of the language model in the model's config.json: `vocab_size`, `hidden_size` and so on."""
         return _model_shape(self.model)
 
     @cached_property
@@ -75,7 +79,7 @@ class Inputs:
         return _context(self.config, self.shape.get("max_position_embeddings"))
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The policy's tokenizer."""
         tokenizer = load_tokenizer(self.model)
         if self.config.policy.prompt_format == "chat" and not tokenizer.chat_template:
@@ -89,9 +93,9 @@ class Inputs:
         return [len(render(self.tokenizer, str(row["prompt"]), self.config.policy).token_ids) for row in rows]
 
     def counted(self) -> str:
-        """How many rows there are of what."""
-        given = {"seed preferences": len(self.preferences), "pieces of feedback": len(self.feedback)}
-        more = "".join(f", {count} {what}" for what, count in given.items() if count)
+        """The number of rows of each kind."""
+        optional = {"seed preferences": len(self.preferences), "pieces of feedback": len(self.feedback)}
+        more = "".join(f", {count} {what}" for what, count in optional.items() if count)
         return f"{len(self.train)} training prompts, {len(self.heldout)} held-out, {len(self.heldout_text)} texts{more}"
 
     def summary(self) -> str:
@@ -122,7 +126,7 @@ def _folder(inputs: Inputs) -> str:
         raise BadInput(f"{runs_dir}: cannot be written by this user. Give it the right, or set `runs_dir`.")
     free = shutil.disk_usage(existing).free / 2**30
     if free < _FREE_GIB:
-        raise BadInput(f"{runs_dir}: only {free:.2f} GiB free; at least {_FREE_GIB} GiB is wanted. Make room first.")
+        raise BadInput(f"{runs_dir}: only {free:.2f} GiB free; at least {_FREE_GIB} GiB is needed. Make room first.")
     return f"{runs_dir} can be written"
 
 
@@ -137,8 +141,8 @@ def _prompts(inputs: Inputs) -> str:
 
 def _leakage(inputs: Inputs) -> str:
     prompts = inputs.config.prompts
-    trained = (inputs.train, inputs.preferences, inputs.feedback)
-    seen = {readers.prompt_key(str(row["prompt"])) for rows in trained for row in rows}
+    trained = chain(inputs.train, inputs.preferences, inputs.feedback)
+    seen = {readers.prompt_key(str(row["prompt"])) for row in trained}
     for row in inputs.heldout:
         if readers.prompt_key(str(row["prompt"])) in seen:
             raise BadInput(
@@ -152,10 +156,19 @@ def _leakage(inputs: Inputs) -> str:
 def _reward(inputs: Inputs) -> str:
     prompts, config = inputs.config.prompts, inputs.config.reward
     rewards.check(config, {prompts.train: inputs.train, prompts.heldout: inputs.heldout})
-    if (second := inputs.config.evaluate.second_reward) is None:
+    second = inputs.config.evaluate.second_reward
+    if second is None:
         return f"`{config.kind}` has what it needs"
     rewards.check(second, {prompts.heldout: inputs.heldout})
     return f"`{config.kind}` and `{second.kind}` have what they need"
+
+
+def _loss(inputs: Inputs) -> str:
+    loss = inputs.config.train.loss
+    if not isinstance(loss, PythonLoss):
+        return f"`{loss.kind}` is one of this package"
+    user_loss.check(loss)
+    return f"{loss.module}:{loss.function} gives a finite loss with a gradient for each pair"
 
 
 def _tasks(inputs: Inputs) -> str:
@@ -179,7 +192,7 @@ def _model_shape(model: Path) -> dict[str, Any]:
         raise BadInput(f"{model / 'config.json'}: not a language model's config ({error!r}).") from error
 
 
-# What some families do to their logits after the head, where the losses cannot see it, and the value that does nothing.
+# Changes of some families to their logits after the head, which the losses do not see, and the value without effect.
 _LOGIT_CHANGES = {
     "final_logit_softcapping": None,
     "logit_scale": 1.0,
@@ -199,10 +212,10 @@ def _check_plain_logits(inputs: Inputs) -> None:
 
 
 def _context(config: RunConfig, own: int | None) -> int:
-    wanted = config.engine.max_model_len
-    if wanted and own and wanted > own:
-        raise BadInput(f"engine.max_model_len: {wanted} is more than the model's own context of {own}. Lower it.")
-    return wanted or own or _CONTEXT
+    requested = config.engine.max_model_len
+    if requested and own and requested > own:
+        raise BadInput(f"engine.max_model_len: {requested} is more than the model's own context of {own}. Lower it.")
+    return requested or own or _CONTEXT
 
 
 def _check_k(config: RunConfig, vocabulary: int) -> None:
@@ -219,13 +232,13 @@ def _check_k(config: RunConfig, vocabulary: int) -> None:
 
 
 def _lengths(inputs: Inputs) -> str:
-    """Every prompt plus its completion, and every text plus a token, fits the context."""
+    """Check that every prompt plus its completion, and every text plus a token, fits the context."""
     prompts, room = inputs.config.prompts, inputs.config.generate.max_tokens
     places = [prompts.train] * len(inputs.train) + [prompts.heldout] * len(inputs.heldout)
     for where, row, length in zip(places, [*inputs.train, *inputs.heldout], inputs.lengths, strict=True):
         _check_fits(where, row, length, room, inputs.context)
     for row in inputs.heldout_text:
-        length = len(inputs.tokenizer(row["prompt"])["input_ids"])
+        length = len(inputs.tokenizer(str(row["prompt"]))["input_ids"])
         if length < 2:
             raise BadInput(
                 f"{prompts.heldout_text}: {row['source_id'] or row['prompt_id']} has {length} token(s), and "
@@ -243,13 +256,14 @@ def _check_fits(where: str, row: readers.Row, length: int, room: int, context: i
         )
 
 
-# By what is looked at; each tells what it found, or raises BadInput for the first fault.
+# By subject. Each returns a message, or raises BadInput for the first fault.
 CHECKS: dict[str, Callable[[Inputs], str]] = {
     "engines": _engines,
     "folder of runs": _folder,
     "prompts": _prompts,
     "leakage": _leakage,
     "reward": _reward,
+    "loss": _loss,
     "tasks": _tasks,
     "model": _model,
     "lengths": _lengths,
@@ -259,9 +273,9 @@ CHECKS: dict[str, Callable[[Inputs], str]] = {
 def check(config: RunConfig) -> Inputs:
     """Check environment, folder, model, prompts, and how they fit together. Starts no engine, writes nothing.
 
-    Raises BadInput for the first fault found.
+    Raises BadInput for the first fault.
     """
     inputs = Inputs(config)
-    for look in CHECKS.values():
-        look(inputs)
+    for check_subject in CHECKS.values():
+        check_subject(inputs)
     return inputs

@@ -1,10 +1,10 @@
-"""What an examination finds."""
+"""The results of an examination."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["ok", "warning", "fault", "skipped"]
-Seen = tuple[Verdict, str]
+Status = Literal["ok", "warning", "fault", "skipped"]
+Result = tuple[Status, str]  # status and message
 
 
 @dataclass(frozen=True)
@@ -12,5 +12,5 @@ class Finding:
     """One line of the doctor's report."""
 
     name: str
-    verdict: Verdict
-    told: str
+    status: Status
+    message: str

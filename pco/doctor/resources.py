@@ -1,4 +1,4 @@
-"""Whether weights, prompts, disk and memory suffice, told without loading a weight."""
+"""Whether weights, prompts, disk and memory suffice, examined without loading weights."""
 
 import os
 import shutil
@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from data.errors import BadInput
 from pco.config.run import RunConfig
 from pco.doctor.checks import Inputs, existing_folder
-from pco.doctor.finding import Seen
+from pco.doctor.finding import Result
 from pco.evaluation.intervals import detectable_difference
 from pco.execution import disk_space
 from pco.models import weights
@@ -26,16 +25,16 @@ _FORMATS = {"bf16": "bfloat16", "fp32": "float32"}
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"  # what most families call them
 
 
-def tied_weights(inputs: Inputs) -> Iterator[Seen]:
-    """A model that shares its embedding with its head holds it once; one that does not holds both."""
+def tied_weights(inputs: Inputs) -> Iterator[Result]:
+    """Whether the head is either tied to the embedding or has weights of its own."""
     held, tied = weights.tensors(inputs.model), _is_tied(inputs.model)
     if _EMBEDDING not in held:
-        yield "ok", f"its embedding is not called {_EMBEDDING}; the canary tells whether all weights are there"
+        yield "ok", f"its embedding is not called {_EMBEDDING}; the canary shows whether all weights are there"
     elif not tied and _HEAD not in held:
         yield (
             "fault",
             f"{inputs.model} holds no {_HEAD}, and its config.json says `tie_word_embeddings: false`: its head would "
-            "be random. Save the model anew, or set that to true if its head is its embedding",
+            "be random. Save the model again, or set that to true if its head is its embedding",
         )
     elif tied and _HEAD in held and _content(held[_HEAD]) != _content(held[_EMBEDDING]):
         yield (
@@ -48,7 +47,7 @@ def tied_weights(inputs: Inputs) -> Iterator[Seen]:
 
 
 def _is_tied(model: Path) -> bool:
-    """As transformers takes it, whose families differ in what they do when the config is silent."""
+    """Whether transformers ties the head. Model families have different defaults where the config does not say."""
     from transformers import AutoConfig
 
     try:
@@ -70,8 +69,8 @@ def engine_format(inputs: Inputs) -> str:
     return str(inputs.shape.get("dtype") or inputs.shape.get("torch_dtype")) if dtype == "auto" else dtype
 
 
-def number_formats(inputs: Inputs) -> Iterator[Seen]:
-    """Engine and trainer round alike, or the samples are not quite those of the policy that is trained."""
+def number_formats(inputs: Inputs) -> Iterator[Result]:
+    """Whether engine and trainer use one number format, so that they compute the same policy."""
     sampled, trained = engine_format(inputs), _FORMATS[inputs.config.train.precision]
     if sampled == trained:
         yield "ok", f"the policy is sampled and trained in {sampled}"
@@ -83,8 +82,8 @@ def number_formats(inputs: Inputs) -> Iterator[Seen]:
         )
 
 
-def enough_prompts(inputs: Inputs) -> Iterator[Seen]:
-    """For a step of training, for the sequence length, and for an evaluation that can tell a difference."""
+def enough_prompts(inputs: Inputs) -> Iterator[Result]:
+    """Whether there are prompts enough for a training step and for an evaluation, and short enough to train on."""
     config, train, heldout = inputs.config, len(inputs.train), len(inputs.heldout)
     pairs, step = _pairs_at_most(inputs), config.train.pairs_per_step
     smallest = detectable_difference(1.0, heldout)
@@ -102,7 +101,8 @@ def enough_prompts(inputs: Inputs) -> Iterator[Seen]:
             f"{detectable_difference(1.0, _FEW_HELDOUT):.1f}. Add prompts to prompts.heldout",
         )
     longest = config.train.max_pair_tokens - config.generate.max_tokens
-    if too_long := sum(length > longest for length in inputs.lengths[:train]):
+    too_long = sum(length > longest for length in inputs.lengths[:train])
+    if too_long:
         yield (
             "warning",
             f"{too_long} of {train} training prompts leave a full completion no room in train.max_pair_tokens "
@@ -123,31 +123,31 @@ def _pairs_at_most(inputs: Inputs) -> int:
     return prompts * (1 if pair.strategy == "best_worst" else pair.max_pairs)
 
 
-def disk(inputs: Inputs) -> Iterator[Seen]:
+def disk(inputs: Inputs) -> Iterator[Result]:
     """Policies of all rounds, a training's checkpoints, and tables, against what is free."""
     config = inputs.config
     policy, checkpoints = disk_space.of_training(weights.parameters(inputs.model), config.train, _pairs_at_most(inputs))
     everything = _policies_at_most(config) * policy + config.rounds * _tables(inputs) + checkpoints
     free = shutil.disk_usage(existing_folder(inputs)).free
-    told = (
+    message = (
         f"{config.rounds} round(s) take about {everything / _GIB:,.2f} GiB (a policy {policy / _GIB:,.2f}, a "
         f"training's checkpoints {checkpoints / _GIB:,.2f} while it lasts); {free / _GIB:,.1f} GiB are free"
     )
     if everything <= free:
-        yield "ok", told
+        yield "ok", message
     elif policy + checkpoints <= free:
-        yield "warning", f"{told}. The run will stop in a later round unless you make room"
+        yield "warning", f"{message}. The run will stop in a later round unless you make room"
     else:
-        yield "fault", f"{told}. Not even one round fits: make room, or raise train.checkpoint_steps"
+        yield "fault", f"{message}. Not even one round fits: make room, or raise train.checkpoint_steps"
 
 
 def _policies_at_most(config: RunConfig) -> int:
-    """How many are on disk at one time: older ones go only when the newest is there (`pco.runs.retention`)."""
+    """The most policies on disk at one time: an old one is removed only after a new one (`pco.runs.retention`)."""
     return config.rounds if config.keep_last is None else min(config.rounds, config.keep_last + config.keep_best + 1)
 
 
 def _tables(inputs: Inputs) -> int:
-    """Bytes of a round's tables, rather too many: token ids (4 bytes) and text (about as much), read twice over."""
+    """Bytes of a round's tables, as an upper estimate: token ids (4 bytes) and text (about as much), stored twice."""
     config = inputs.config
     completions = len(inputs.train) * config.generate.n + len(inputs.heldout) * (1 + config.evaluate.samples)
     return 2 * 8 * completions * (max(inputs.lengths) + config.generate.max_tokens)
@@ -171,7 +171,7 @@ _ACTIVATION_BYTES, _CHECKPOINTED_BYTES = 34, 2
 
 
 def need(inputs: Inputs) -> Need:
-    """What training and engine need of memory, the longest prompts supposed."""
+    """The memory that training and engine need for the longest prompts."""
     config, count = inputs.config, weights.parameters(inputs.model)
     state = _TRAINER + _training_state(count, config)
     saved = 2 * count * disk_space.WEIGHT_BYTES[config.train.precision]  # gathered, and in the model that is written
@@ -202,7 +202,7 @@ def _activations(inputs: Inputs) -> int:
     return int(2 * train.micro_batch_pairs * length * width * layers * bytes_each * wide)
 
 
-def memory(inputs: Inputs) -> Iterator[Seen]:
+def memory(inputs: Inputs) -> Iterator[Result]:
     """Training and engine against the memory of the GPU, or of the machine when there is none."""
     needed, gpu = need(inputs), gpu_memory()
     if gpu is None:
@@ -212,37 +212,38 @@ def memory(inputs: Inputs) -> Iterator[Seen]:
         processes, available, total = 1, gpu, gpu
         engine_may = int(gpu * inputs.config.engine.gpu_memory_utilization)
     training = processes * needed.training
-    told = (
+    message = (
         f"training needs about {training / _GIB:,.1f} GiB, the engine {needed.engine / _GIB:,.1f}; "
         f"{available / _GIB:,.1f} GiB are there{'' if gpu is None else ' on each GPU'}"
     )
     if processes * needed.before > total:
-        yield "fault", f"{told}. Raise train.zero_stage and processes, or train adapters (train.lora)"
+        yield "fault", f"{message}. Raise train.zero_stage and processes, or train adapters (train.lora)"
     elif training > available or needed.engine > engine_may:
-        yield "warning", f"{told}. Lower train.micro_batch_pairs or engine.kv_cache_gib, or free memory"
+        yield "warning", f"{message}. Lower train.micro_batch_pairs or engine.kv_cache_gib, or free memory"
     else:
-        yield "ok", told
+        yield "ok", message
 
 
 def machine_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
     """Bytes of memory that this machine, or this container, has."""
     total: int = psutil.virtual_memory().total
-    told = limit.read_text().strip() if limit.exists() else "max"
-    return min(total, int(told)) if told.isdigit() else total
+    limit_text = limit.read_text().strip() if limit.exists() else "max"
+    return min(total, int(limit_text)) if limit_text.isdigit() else total
 
 
 def gpu_memory() -> int | None:
-    """Bytes of memory of the smallest GPU, asked of the driver and not of torch; None when none is there or used."""
-    if not _gpus_are_used() or (program := shutil.which("nvidia-smi")) is None:
+    """Bytes of memory of the smallest GPU by its driver, without torch; None when there is none or none is used."""
+    program = shutil.which("nvidia-smi")
+    if program is None or not _gpus_are_used():
         return None
-    query: Any = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    asked = subprocess.run(query, capture_output=True, text=True, check=False)
-    sizes = [int(line) for line in asked.stdout.split() if line.isdigit()]
-    return min(sizes) * 2**20 if asked.returncode == 0 and sizes else None
+    query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    result = subprocess.run(query, capture_output=True, text=True, check=False)
+    sizes = [int(line) for line in result.stdout.split() if line.isdigit()]
+    return min(sizes) * 2**20 if result.returncode == 0 and sizes else None
 
 
 def _gpus_are_used() -> bool:
-    """Whether torch would take them, told by its version: a check must not wait for its import."""
+    """Whether torch would use them, by its version alone: importing torch would take too long for a check."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in {"", "-1"}:
         return False
     try:

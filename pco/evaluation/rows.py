@@ -1,38 +1,13 @@
 """The rows of an evaluation's two tables, `candidates` and `evaluations`."""
 
-from typing import NotRequired, TypedDict
+from data.rows import CandidateRow, EvaluationRow
+
+__all__ = ["TEXT", "CandidateRow", "CompletionKey", "EvaluationRow", "Summary", "key", "of_completion", "of_text"]
 
 TEXT = "text"  # the mode of a human text, beside those of a completion
 
 Summary = dict[str, float]
 CompletionKey = tuple[str, str | None, int | None]
-
-
-class EvaluationRow(TypedDict):
-    """A row of the table `evaluations`; `policy` is there once it is written."""
-
-    measure: str
-    mode: str
-    prompt_id: str | None
-    sample: int | None
-    value: float
-    policy: NotRequired[str]
-
-
-class CandidateRow(TypedDict):
-    """A row of the table `candidates`."""
-
-    prompt_id: str
-    mode: str
-    sample: int
-    prompt: str
-    prompt_token_ids: list[int]
-    completion: str
-    token_ids: list[int]
-    logprob: float
-    finish_reason: str
-    seed: int
-    policy: str
 
 
 def of_completion(metric: str, candidate: CandidateRow, value: float) -> EvaluationRow:

@@ -135,6 +135,8 @@ def _environment(stage: Stage[Any]) -> dict[str, str]:
     # A rank of an outer launcher must not make this stage believe it is one itself.
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         environment.pop(name, None)
+    # As `python -P`, for DeepSpeed's ranks too: nothing of the working directory is imported in place of ours.
+    environment["PYTHONSAFEPATH"] = "1"
     return environment
 
 

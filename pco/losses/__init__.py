@@ -1,4 +1,4 @@
-"""Losses over completions: Pairwise Cringe and its parts, DPO, IPO, SFT, and their fused forms.
+"""Losses over completions: Pairwise Cringe and its parts, preference losses, SFT, and their fused forms.
 
 Conventions shared by every function here:
 
@@ -12,13 +12,14 @@ Conventions shared by every function here:
 `docs/losses.md` holds the equations and what each knob does.
 """
 
+from pco.losses import preference
 from pco.losses.binary import BinaryCringe, binary_cringe, fused_binary_cringe
 from pco.losses.checks import IGNORE
 from pco.losses.contrast import sample_contrast
 from pco.losses.fused import fused_logps
 from pco.losses.likelihood import completion_logps, sft
 from pco.losses.pairwise import PairwiseCringe, cringe, fused_pairwise_cringe, gate, pairwise_cringe
-from pco.losses.preference import dpo, ipo
+from pco.losses.preference import *  # noqa: F403  (its `__all__` says what is public: a new loss is named in one place)
 
 __all__ = [
     "IGNORE",
@@ -27,13 +28,12 @@ __all__ = [
     "binary_cringe",
     "completion_logps",
     "cringe",
-    "dpo",
     "fused_binary_cringe",
     "fused_logps",
     "fused_pairwise_cringe",
     "gate",
-    "ipo",
     "pairwise_cringe",
     "sample_contrast",
     "sft",
 ]
+__all__ += preference.__all__

@@ -5,9 +5,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pco.losses.checks import IGNORE, Generators, check_k, check_labels, check_number, check_range, check_scores
+from pco.losses._fused.scores import fused_scores
+from pco.losses.checks import (
+    IGNORE,
+    Generators,
+    check_hidden,
+    check_k,
+    check_labels,
+    check_number,
+    check_range,
+    check_scores,
+)
 from pco.losses.contrast import sample_contrast
-from pco.losses.fused import check_hidden, fused_scores
 from pco.losses.likelihood import completion_logps, per_row
 from pco.losses.pairwise import cringe, softplus
 

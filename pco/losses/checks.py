@@ -81,6 +81,23 @@ def check_same_rows(**tensors: Tensor) -> None:
         )
 
 
+def check_hidden(name: str, hidden: Tensor, labels: Tensor, head_weight: Tensor, head_bias: Tensor | None) -> None:
+    """Hidden states (B, T, D), labels (B, T) in the vocabulary, head (V, D), bias (V,)."""
+    check_scores(name, hidden, "D")
+    check_labels(name.replace("hidden", "labels"), labels, tuple(hidden.shape), name)
+    if head_weight.dim() != 2 or head_weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"head_weight must have the shape (V, D) with D = {hidden.shape[-1]} of {name}, got "
+            f"{tuple(head_weight.shape)}: under ZeRO-3 call the loss inside the head's forward, where "
+            f"the weight is gathered"
+        )
+    if head_bias is not None and head_bias.shape != head_weight.shape[:1]:
+        raise ValueError(
+            f"head_bias must have the shape (V,) = ({head_weight.shape[0]},), got {tuple(head_bias.shape)}"
+        )
+    check_range(name.replace("hidden", "labels"), labels[labels != IGNORE], head_weight.shape[0])
+
+
 def check_pairs(chosen: Tensor, rejected: Tensor, kind: str) -> None:
     """Chosen and rejected hold the same number of pairs and the same last dimension."""
     if chosen.shape[0] != rejected.shape[0] or chosen.shape[2] != rejected.shape[2]:

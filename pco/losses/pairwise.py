@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pco.losses._fused.scores import fused_scores
 from pco.losses.checks import (
     IGNORE,
     Generators,
+    check_hidden,
     check_k,
     check_labels,
     check_number,
@@ -20,7 +22,6 @@ from pco.losses.checks import (
     wide,
 )
 from pco.losses.contrast import sample_contrast
-from pco.losses.fused import check_hidden, fused_scores
 from pco.losses.likelihood import completion_logps, per_row
 
 GateKind = Literal["soft", "hard", "off"]

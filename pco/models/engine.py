@@ -1,13 +1,14 @@
-"""vLLM as the stages use it: sample completions, and read log-probabilities of given text."""
+"""vLLM as the stages use it: sample completions, and read log-probabilities of texts."""
 
 import gc
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pco.config.run import Engine, Generate
+from pco.models.protocols import Tokenizer
 from pco.models.rendering import Rendered
 
 
@@ -33,18 +34,38 @@ class Completion:
     finish_reason: str
 
 
+class _Logprob(Protocol):
+    logprob: float
+
+
+class _CompletionOutput(Protocol):
+    """What this project reads of vLLM's CompletionOutput."""
+
+    text: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[Mapping[int, _Logprob]]
+    finish_reason: str
+    stop_reason: int | str | None
+
+
+class _RequestOutput(Protocol):
+    """What this project reads of vLLM's RequestOutput."""
+
+    outputs: Sequence[_CompletionOutput]
+
+
 class Sampler:
-    """One model in one engine. vLLM changes its process for good, so a process holds one Sampler and nothing else."""
+    """One model in one engine. vLLM changes its process for good, so a process holds only one Sampler."""
 
     def __init__(self, model: Path, engine: Engine) -> None:
         import torch
         from vllm import LLM
 
         on_gpu = torch.cuda.is_available()
-        device: dict[str, Any] = {"gpu_memory_utilization": engine.gpu_memory_utilization}
+        device: dict[str, object] = {"gpu_memory_utilization": engine.gpu_memory_utilization}
         if not on_gpu:
-            # Without a figure vLLM asks for nearly all of a CPU node's memory; compiling costs more than it gains; and
-            # a prompt that is prefilled in two chunks rewinds its seeded generator, which CPU generators cannot do.
+            # Without a figure vLLM asks for nearly all of a CPU node's memory. Compiling costs more than it gains. A
+            # prompt that is prefilled in two chunks rewinds its seeded generator, which CPU generators cannot do.
             device = {
                 "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),
                 "enforce_eager": True,
@@ -59,24 +80,24 @@ class Sampler:
             generation_config="vllm",  # sampling is what the config says, not what a model folder suggests
             **device,
         )
-        self._tokenizer = self._llm.get_tokenizer()
+        self._tokenizer: Tokenizer = self._llm.get_tokenizer()
 
     def complete(
         self, requests: list[Request], generate: Generate, *, on_done: Callable[[int], None]
     ) -> list[Completion]:
-        """Complete every request, in order. `on_done` is told how many requests each engine step finished."""
+        """Complete every request, in order. `on_done` gets the number of requests that each engine step finished."""
         prompts = [{"prompt_token_ids": request.prompt.token_ids} for request in requests]
         params = [_params(request, generate) for request in requests]
         outputs = self._llm.generate(prompts, params, use_tqdm=_bar(on_done))
         return [self._completion(request, output) for request, output in zip(requests, outputs, strict=True)]
 
-    def _completion(self, request: Request, output: Any) -> Completion:
+    def _completion(self, request: Request, output: _RequestOutput) -> Completion:
         sampled = output.outputs[0]
         token_ids = list(sampled.token_ids)
         logprobs = [step[token].logprob for step, token in zip(sampled.logprobs, token_ids, strict=True)]
         if isinstance(sampled.stop_reason, str):
             token_ids = self._before_stop_string(token_ids, sampled.text)
-        # Not sampled.text, which leaves out a character of which the last token holds only a part.
+        # Not sampled.text: it leaves out a character of which the last token holds only a part.
         text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
         return Completion(request, text, token_ids, sum(logprobs[: len(token_ids)]), sampled.finish_reason)
 
@@ -98,23 +119,23 @@ class Sampler:
         logprobs = self.logprobs([(ids[:1], ids[1:]) for ids in encoded])
         yield from zip(logprobs, (len(ids) - 1 for ids in encoded), strict=True)
 
-    def logprobs(self, given: Sequence[tuple[list[int], list[int]]]) -> Iterator[float]:
+    def logprobs(self, texts: Sequence[tuple[list[int], list[int]]]) -> Iterator[float]:
         """For each prompt (a token at least) and completion: the completion's log-probability, nats.
 
-        One token of the context must be left over, since vLLM reads nothing without writing.
+        One token of the context must be left over, because vLLM always generates at least one.
         """
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
-        texts = [{"prompt_token_ids": prompt + completion} for prompt, completion in given]
-        outputs = self._llm.generate(texts, params, use_tqdm=False)
-        for (prompt, completion), output in zip(given, outputs, strict=True):
+        prompts = [{"prompt_token_ids": prompt + completion} for prompt, completion in texts]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        for (prompt, completion), output in zip(texts, outputs, strict=True):
             steps = zip(output.prompt_logprobs[len(prompt) :], completion, strict=True)
             yield sum(step[token].logprob for step, token in steps)
 
 
 def free_memory() -> None:
-    """Give back to the GPU what an engine held that is no longer referred to."""
+    """Free the GPU memory of an engine that is no longer referred to."""
     import torch
 
     gc.collect()
@@ -122,7 +143,7 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _params(request: Request, generate: Generate) -> Any:
+def _params(request: Request, generate: Generate) -> object:
     from vllm import SamplingParams
 
     return SamplingParams(
@@ -137,16 +158,16 @@ def _params(request: Request, generate: Generate) -> Any:
     )
 
 
-def _bar(on_done: Callable[[int], None]) -> Callable[..., Any]:
+def _bar(on_done: Callable[[int], None]) -> Callable[..., object]:
     """A silent progress bar for vLLM that passes on how many requests each engine step finished."""
     from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
-        def update(self, n: float | None = 1) -> Any:
+        def update(self, n: float | None = 1) -> object:
             on_done(int(n or 0))
             return super().update(n)
 
-    def start(*args: Any, **kwargs: Any) -> Any:
+    def start(*args: object, **kwargs: Any) -> object:
         if args:  # a bar around the adding of requests, which takes no time
             return args[0]
         return Bar(**kwargs, file=io.StringIO())

@@ -1,4 +1,4 @@
-"""Models by name: a local folder or a hub id becomes a folder that holds a whole model."""
+"""Models by name: from a local folder or a hub id to a folder that holds a whole model."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def find_model(name: str, revision: str | None, *, key: str) -> Path:
 
 
 def _check_whole(path: Path) -> None:
-    """The header says how long the file must be; a copy that was cut short is refused without reading the weights."""
+    """Raise BadInput for a file that was cut short. Its header gives its length, so no weights are read."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data.errors import BadInput
 from pco.config.run import Policy
+from pco.models.protocols import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -16,17 +16,18 @@ class Rendered:
     token_ids: list[int]
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Tokenizer:
     """The policy's tokenizer; raises BadInput when the folder has none that loads."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{folder}: no tokenizer could be loaded from it ({error}).") from error
+    return tokenizer
 
 
-def render(tokenizer: Any, prompt: str, policy: Policy) -> Rendered:
+def render(tokenizer: Tokenizer, prompt: str, policy: Policy) -> Rendered:
     """Render a prompt as the policy's `prompt_format` says.
 
     A chat template writes its own special tokens, so none are added to it (no double BOS); a raw prompt gets those
@@ -41,22 +42,21 @@ def render(tokenizer: Any, prompt: str, policy: Policy) -> Rendered:
     return Rendered(text, tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def written(tokenizer: Any, completion: str) -> list[int]:
+def written(tokenizer: Tokenizer, completion: str) -> list[int]:
     """The tokens of a completion as the policy would have written it, the end of text included."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    tokens: list[int] = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    return tokens + end
+    return tokenizer(completion, add_special_tokens=False)["input_ids"] + end
 
 
-def dialogue(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
+def dialogue(tokenizer: Tokenizer, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
     """Messages as the chat template writes them; raises BadInput when it refuses them."""
     from jinja2 import TemplateError
 
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
+        roles = [message["role"] for message in messages]
         raise BadInput(
-            f"{tokenizer.name_or_path}: its chat template refused a dialogue of {[m['role'] for m in messages]} "
-            f"({error}). Leave the system message out, or mend the template."
+            f"{tokenizer.name_or_path}: its chat template refused a dialogue of {roles} ({error}). "
+            "Leave the system message out, or correct the template."
         ) from error
-    return text

@@ -1,34 +1,36 @@
-"""Pairs of earlier rounds, mixed in with a round's own: the paper trains on each round's pairs beside those it has."""
+"""Pairs of earlier rounds, mixed in with a round's own: the paper adds each round's pairs to the earlier ones."""
 
 import math
-import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from data import schemas, store
+from data.rows import ReplayRow, TrainingPairRow
 from pco import progress, rewards
 from pco.progress import Progress
 from pco.rewards import Reward
-from pco.rewards.scores import Score
+from pco.rewards.scores import Candidate, Score
 from pco.seeds import seed_of
 from pco.stage import Shard, Stage
 
-Row = dict[str, Any]
-_UNIT = 2**31  # seeds lie below
-_SIDES = ("chosen", "rejected")
+Side = Literal["chosen", "rejected"]
+
+_SEEDS = 2**31  # seeds are smaller
 
 
 def write(stage: Stage, *, fresh: int) -> dict[str, float]:
     """Write the stage's `replay` table if its inputs hold earlier rounds; returns how many pairs were `replayed`.
 
     At most `share` pairs for each of the `fresh` ones are drawn without replacement; a pair made a rounds ago has the
-    weight 2^(-a / half_life). A pair that is there already, fresh or replayed, is not drawn. Where the drawn ones are
-    judged anew, it is told how many `turned`, and how many were `undecided` and left out.
+    weight 2^(-a / half_life). A pair that is there already, fresh or replayed, is not drawn. Where the drawn pairs are
+    scored again, the result also counts those that `turned`, and those that were `undecided` and left out.
     """
-    earlier = [(number, row) for number in range(stage.round) for row in _pairs(stage, number)]
+    earlier: list[ReplayRow] = []
+    for number in range(stage.round):
+        earlier += _pairs_of_round(stage, number)
     if not earlier:
         return {"replayed": 0}
     drawn = _drawn(stage, earlier, fresh)
@@ -41,7 +43,7 @@ def write(stage: Stage, *, fresh: int) -> dict[str, float]:
         return rewards.load(stage.config.reward, stage.config.folder)
 
     def make(index: int) -> Shard:
-        rows: list[Row] = shards[index]
+        rows = shards[index]
         counts: dict[str, float] = {}
         if stage.config.replay.rescore:
             rows, counts = _rescored(stage, rows, reward())
@@ -50,70 +52,96 @@ def write(stage: Stage, *, fresh: int) -> dict[str, float]:
     for index in stage.shards("replay", len(shards), make):
         progress.report(Progress(index + 1, len(shards), "replayed shards"))
     replayed = store.read_parts(stage.folder, "replay", stage.fingerprint).num_rows
-    return {"replayed": replayed, **_told(store.counted(stage.folder, "replay", stage.fingerprint))}
+    counts = store.counted(stage.folder, "replay", stage.fingerprint)
+    rescored: dict[str, float] = {name: counts[name] for name in ("turned", "undecided") if name in counts}
+    return {"replayed": replayed, **rescored, **rewards.metrics(counts)}
 
 
-def _drawn(stage: Stage, earlier: list[tuple[int, Row]], fresh: int) -> list[Row]:
-    """At most `share` of what earlier rounds made, by weight."""
-    # Efraimidis and Spirakis: the largest u^(1/weight), here as logarithms, are a weighted sample.
-    ranked = sorted(earlier, key=lambda one: -_luck(stage, *one))
-    content_of = _content_either_way if stage.config.replay.rescore else _content
-    seen = {content_of(row) for row in store.read_parts(stage.folder, "pairs", stage.fingerprint).to_pylist()}
-    drawn: list[Row] = []
-    for number, row in ranked:
+def _drawn(stage: Stage, earlier: list[ReplayRow], fresh: int) -> list[ReplayRow]:
+    """At most `share` pairs of earlier rounds for each fresh pair, sampled by weight."""
+    ranked = sorted(earlier, key=lambda pair: -_sampling_key(stage, pair))
+    content_of = _unordered_content if stage.config.replay.rescore else _content
+    seen = {content_of(pair) for pair in store.read_parts(stage.folder, "pairs", stage.fingerprint).to_pylist()}
+    drawn: list[ReplayRow] = []
+    for pair in ranked:
         if len(drawn) >= int(stage.config.replay.share * fresh):
             break
-        if (content := content_of(row)) not in seen:
+        if (content := content_of(pair)) not in seen:
             seen.add(content)
-            drawn.append({**row, "round": number})
+            drawn.append(pair)
     return drawn
 
 
-def _rescored(stage: Stage, pairs: list[Row], reward: Reward) -> tuple[list[Row], dict[str, float]]:
-    """The pairs as the run's reward has them, the better text chosen, and what was counted on the way."""
+def _rescored(stage: Stage, pairs: list[ReplayRow], reward: Reward) -> tuple[list[ReplayRow], dict[str, float]]:
+    """The pairs with the run's rewards, the better text as the chosen one, and the counts of that."""
     reward.counts.clear()
-    rows, counts = [], Counter[str](turned=0, undecided=0)
+    rows, counts = list[ReplayRow](), Counter[str](turned=0, undecided=0)
     for pair, (chosen, rejected) in _judged(stage, pairs, reward):
         if chosen.dropped or rejected.dropped or chosen.value == rejected.value:
             counts["undecided"] += 1
             continue
-        scored = {**pair, "chosen_reward": chosen.value, "rejected_reward": rejected.value}
+        scored: ReplayRow = {**pair, "chosen_reward": chosen.value, "rejected_reward": rejected.value}
         counts["turned"] += chosen.value < rejected.value
         rows.append(_turned(scored) if chosen.value < rejected.value else scored)
     return rows, {**counts, **reward.counts}
 
 
-def _judged(stage: Stage, pairs: list[Row], reward: Reward) -> Iterator[tuple[Row, tuple[Score, Score]]]:
-    """Each pair with the scores of its texts. A judge compares all texts of a prompt: so it sees one pair of each."""
-    before, turns = Counter[str](), defaultdict[int, list[Row]](list)
+def _judged(stage: Stage, pairs: list[ReplayRow], reward: Reward) -> Iterator[tuple[ReplayRow, tuple[Score, Score]]]:
+    """Each pair with the scores of its two texts.
+
+    A judge compares all texts of a prompt that it gets together. So no batch holds two pairs of one prompt.
+    """
+    pairs_of_prompt, batches = Counter[str](), defaultdict[int, list[ReplayRow]](list)
     for pair in pairs:
-        turns[before[pair["prompt_id"]]].append(pair)
-        before[pair["prompt_id"]] += 1
-    for turn in turns.values():
-        scores = iter(rewards.judge(reward, stage, [_candidate(pair, side) for pair in turn for side in _SIDES]))
-        yield from zip(turn, zip(scores, scores, strict=True), strict=True)
+        batches[pairs_of_prompt[pair["prompt_id"]]].append(pair)
+        pairs_of_prompt[pair["prompt_id"]] += 1
+    for batch in batches.values():
+        candidates: list[Candidate] = []
+        for pair in batch:
+            candidates += [_candidate(pair, "chosen"), _candidate(pair, "rejected")]
+        scores = iter(rewards.judge(reward, stage, candidates))
+        yield from zip(batch, zip(scores, scores, strict=True), strict=True)
 
 
-def _candidate(pair: Row, side: str) -> Row:
-    """One text of a pair as a row of `candidates`; what a pair does not tell of it (how it was sampled) is None."""
-    told = {name: pair[name] for name in ("prompt_id", "prompt", "prompt_token_ids", "policy")}
-    own = {"completion": pair[side], "token_ids": pair[f"{side}_token_ids"], "sample": pair[f"{side}_sample"]}
-    return dict.fromkeys(schemas.SCHEMAS["candidates"].names) | told | own
+def _candidate(pair: ReplayRow, side: Side) -> Candidate:
+    """One text of a pair as a row of `candidates`; the columns that a pair does not have are None."""
+    is_chosen = side == "chosen"
+    return {
+        "prompt_id": pair["prompt_id"],
+        "mode": None,
+        "sample": pair["chosen_sample"] if is_chosen else pair["rejected_sample"],
+        "prompt": pair["prompt"],
+        "prompt_token_ids": pair["prompt_token_ids"],
+        "completion": pair[side],
+        "token_ids": pair["chosen_token_ids"] if is_chosen else pair["rejected_token_ids"],
+        "logprob": None,
+        "finish_reason": None,
+        "seed": None,
+        "policy": pair["policy"],
+    }
 
 
-def _turned(pair: Row) -> Row:
-    other = dict(zip(_SIDES, reversed(_SIDES), strict=True))
-    return {re.sub(r"^(chosen|rejected)", lambda side: other[side[0]], name): value for name, value in pair.items()}
+def _turned(pair: ReplayRow) -> ReplayRow:
+    """The pair with chosen and rejected exchanged."""
+    return {
+        **pair,
+        "chosen": pair["rejected"],
+        "rejected": pair["chosen"],
+        "chosen_token_ids": pair["rejected_token_ids"],
+        "rejected_token_ids": pair["chosen_token_ids"],
+        "chosen_sample": pair["rejected_sample"],
+        "rejected_sample": pair["chosen_sample"],
+        "chosen_reward": pair["rejected_reward"],
+        "rejected_reward": pair["chosen_reward"],
+    }
 
 
-def _told(counts: Mapping[str, float]) -> dict[str, float]:
-    return {name: counts[name] for name in ("turned", "undecided") if name in counts} | rewards.metrics(counts)
-
-
-def rows_of(folder: Path) -> list[Row]:
-    """All that a finished `pair` stage gives to learn from: its own pairs, then the replayed ones."""
-    tables = ["pairs", *(["replay"] if store.has_table(folder, "replay") else [])]
-    return [row for table in tables for row in store.read_table(folder, table).to_pylist()]
+def rows_of(folder: Path) -> list[TrainingPairRow]:
+    """The pairs of a finished `pair` stage that a round trains on: its own, then the replayed ones."""
+    rows: list[TrainingPairRow] = store.read_table(folder, "pairs").to_pylist()
+    if store.has_table(folder, "replay"):
+        rows += store.read_table(folder, "replay").to_pylist()
+    return rows
 
 
 def input_name(number: int) -> str:
@@ -121,25 +149,33 @@ def input_name(number: int) -> str:
     return f"pairs_of_round_{number}"
 
 
-def _pairs(stage: Stage, number: int) -> list[Row]:
+def _pairs_of_round(stage: Stage, number: int) -> list[ReplayRow]:
+    """The pairs of an earlier round; those of round 0 are the seed preferences."""
     source = stage.inputs.get(input_name(number))
-    table = "pairs" if number else "preferences"
-    rows: list[Row] = [] if source is None else store.read_table(source.folder, table).to_pylist()
+    if source is None:
+        return []
+    rows: list[ReplayRow] = store.read_table(source.folder, "pairs" if number else "preferences").to_pylist()
+    for row in rows:
+        row["round"] = number
     return rows
 
 
-def _luck(stage: Stage, number: int, row: Row) -> float:
-    half_life = stage.config.replay.half_life
+def _sampling_key(stage: Stage, pair: ReplayRow) -> float:
+    """log(u) / weight with a uniform u of the pair's own: the pairs with the largest keys are a weighted sample.
+
+    Source: Efraimidis and Spirakis (2006), whose keys are u^(1/weight).
+    """
+    half_life, number = stage.config.replay.half_life, pair["round"]
     weight = 1.0 if half_life is None else 2.0 ** (-(stage.round - number) / half_life)
-    pair = (row["prompt_id"], row["chosen_sample"], row["rejected_sample"])
-    uniform = (seed_of(stage.config.seed, stage.round, number, *pair) + 1) / (_UNIT + 1)
+    names = (pair["prompt_id"], pair["chosen_sample"], pair["rejected_sample"])
+    uniform = (seed_of(stage.config.seed, stage.round, number, *names) + 1) / (_SEEDS + 1)
     return math.log(uniform) / weight
 
 
-def _content(row: Row) -> Hashable:
-    return row["prompt_id"], tuple(row["chosen_token_ids"]), tuple(row["rejected_token_ids"])
+def _content(pair: ReplayRow) -> Hashable:
+    return pair["prompt_id"], tuple(pair["chosen_token_ids"]), tuple(pair["rejected_token_ids"])
 
 
-def _content_either_way(row: Row) -> Hashable:
-    """Pairs that are judged anew say the same whichever text was preferred before."""
-    return row["prompt_id"], frozenset(tuple(row[f"{side}_token_ids"]) for side in _SIDES)
+def _unordered_content(pair: ReplayRow) -> Hashable:
+    """The same for both orders of two texts: a new score decides which one is chosen."""
+    return pair["prompt_id"], frozenset((tuple(pair["chosen_token_ids"]), tuple(pair["rejected_token_ids"])))

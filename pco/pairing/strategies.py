@@ -10,7 +10,7 @@ from pco.config.run import Pair
 
 @dataclass(frozen=True)
 class Scored:
-    """One candidate of a prompt: its row in the shard, what the reward says of it, and its length in tokens."""
+    """One candidate of a prompt: its row in the shard, its reward, its length in tokens, and its text."""
 
     row: int
     reward: float
@@ -31,7 +31,7 @@ class Skipped:
 def pairs_with(reference: Scored | None, candidates: Sequence[Scored], config: Pair) -> list[Chosen] | Skipped:
     """The prompt's reference against its candidates, the lowest reward first, or the reason why there is no pair.
 
-    Among equals the earlier sample is taken. What the policy wrote word for word as the reference is no worse.
+    Among equal rewards the earlier sample is taken. A candidate with the same words as the reference is left out.
     """
     if reference is None:
         return Skipped("no reference")
@@ -46,8 +46,8 @@ def pairs_with(reference: Scored | None, candidates: Sequence[Scored], config: P
 def pairs_of(candidates: Sequence[Scored], config: Pair, *, seed: int) -> list[Chosen] | Skipped:
     """The pairs of one prompt in order of preference, or the reason why there is none.
 
-    Ties never become a pair: equal scores say nothing. Among equals the earlier sample is taken. A candidate stands
-    in one pair only, but the best of `best_random` in all.
+    Equal rewards never become a pair: they express no preference. Among equal rewards the earlier sample is taken. A
+    candidate is in one pair only, except the best one of `best_random`, which is in all.
     """
     if len(candidates) < 2:
         return Skipped("fewer than two scored candidates")
@@ -61,12 +61,12 @@ def pairs_of(candidates: Sequence[Scored], config: Pair, *, seed: int) -> list[C
 
 
 def _preferred(ranked: list[Scored], config: Pair, draw: random.Random) -> Iterator[Chosen]:
-    """The pairs that a strategy would make, the most wanted first."""
+    """The pairs of a strategy in order of preference."""
     worst_first = sorted(ranked, key=lambda candidate: candidate.reward)
     match config.strategy:
         case "best_worst":
             yield _widest(ranked)
-            # That may not be one, for its lengths or likeness: then the next widest.
+            # If its lengths or its similarity break a limit, the next widest is taken.
             pairs = [pair for pair in product(ranked, worst_first) if pair[0].reward > pair[1].reward]
             yield from sorted(pairs, key=lambda pair: pair[1].reward - pair[0].reward)
         case "best_random":

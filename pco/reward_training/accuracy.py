@@ -1,18 +1,17 @@
-"""What a reward model is worth on held-out pairs, beside the rule that the longer text wins."""
+"""The accuracy of a reward model on held-out pairs, beside that of the rule that the longer text wins."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from data.rows import RewardTestRow
 from pco.evaluation.intervals import paired_interval
 
 MATCHED = 1.1  # the longer completion of a length-matched pair has at most so many times the tokens of the shorter
 BINS = 10  # of the predicted probability, from a half to 1
 
-Row = dict[str, Any]
 Numbers = np.ndarray
 
 
@@ -20,8 +19,8 @@ Numbers = np.ndarray
 class Share:
     """How often a rule picks the preferred text; a tie counts half.
 
-    `of_pairs` weighs pairs alike. `mean`, with its 95 % interval, weighs prompts alike: pairs of one prompt hang
-    together, so prompts are what is resampled.
+    `of_pairs` weighs all pairs alike. `mean`, with its 95 % interval, weighs all prompts alike: pairs of one prompt are
+    not independent, so prompts are resampled.
     """
 
     pairs: int
@@ -43,7 +42,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Measured:
-    """The test of a reward model; what concerns length-matched pairs is None where there are none."""
+    """The test of a reward model. The shares of length-matched pairs are None if there are no such pairs."""
 
     reward: Share
     longer: Share
@@ -55,8 +54,8 @@ class Measured:
     @property
     def calibration_error(self) -> float:
         """Expected calibration error (Guo et al. 2017): the mean distance of predicted and observed over pairs."""
-        pairs = sum(one.pairs for one in self.calibration)
-        return sum(one.pairs * abs(one.predicted - one.observed) for one in self.calibration) / pairs
+        pairs = sum(group.pairs for group in self.calibration)
+        return sum(group.pairs * abs(group.predicted - group.observed) for group in self.calibration) / pairs
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -71,17 +70,18 @@ class Measured:
         }
 
 
-def measured(rows: Sequence[Row]) -> Measured:
+def measured(rows: Sequence[RewardTestRow]) -> Measured:
     """Measure the rows of a `reward_tests` table, at least one."""
-    columns = ("reward_chosen", "reward_rejected", "length_chosen", "length_rejected")
-    chosen, rejected, long_chosen, long_rejected = (np.array([row[name] for row in rows], float) for name in columns)
+    reward = np.array([row["reward_chosen"] - row["reward_rejected"] for row in rows], float)
+    length = np.log([max(row["length_chosen"], 1) / max(row["length_rejected"], 1) for row in rows])
     prompts = [row["prompt_id"] for row in rows]
-    reward, length = chosen - rejected, np.log(np.maximum(long_chosen, 1) / np.maximum(long_rejected, 1))
     matched = np.abs(length) <= np.log(MATCHED) + 1e-9
     shares = {"reward": _right(reward), "longer": _right(length)}
     of_all = {name: _share(right, prompts) for name, right in shares.items()}
-    some = [prompt for prompt, is_matched in zip(prompts, matched, strict=True) if is_matched]
-    of_matched = {name: _share(right[matched], some) if some else None for name, right in shares.items()}
+    matched_prompts = [prompt for prompt, is_matched in zip(prompts, matched, strict=True) if is_matched]
+    of_matched = {
+        name: _share(right[matched], matched_prompts) if matched_prompts else None for name, right in shares.items()
+    }
     return Measured(
         of_all["reward"],
         of_all["longer"],
@@ -106,18 +106,19 @@ def _share(right: Numbers, prompts: Sequence[str]) -> Share:
 
 
 def _bins(difference: Numbers) -> list[Bin]:
-    """By the probability of the predicted winner, sigmoid(|difference|)."""
+    """Pairs in bins by the probability of the predicted winner, sigmoid(|difference|)."""
     predicted = 1 / (1 + np.exp(-np.abs(difference)))
-    place = np.minimum((BINS * (2 * predicted - 1)).astype(int), BINS - 1)
+    bin_index = np.minimum((BINS * (2 * predicted - 1)).astype(int), BINS - 1)
     right = _right(difference)
-    return [
-        Bin(int(inside.sum()), float(predicted[inside].mean()), float(right[inside].mean()))
-        for inside in (place == i for i in range(BINS))
-        if inside.any()
-    ]
+    bins = []
+    for i in range(BINS):
+        inside = bin_index == i
+        if inside.any():
+            bins.append(Bin(int(inside.sum()), float(predicted[inside].mean()), float(right[inside].mean())))
+    return bins
 
 
 def _follows(reward: Numbers, length: Numbers) -> float:
-    """Correlation of reward with the logarithm of length within pairs, each taken both ways round: -1 to 1."""
+    """Correlation of reward with the logarithm of length within pairs, each taken in both orders: -1 to 1."""
     spread = float(np.sqrt(np.sum(reward**2) * np.sum(length**2)))
     return float(np.sum(reward * length)) / spread if spread else 0.0

@@ -1,13 +1,12 @@
 """The Bradley-Terry objective on top of a Hugging Face sequence classification model (docs/rewards.md).
 
-Per pair: -log sigmoid(reward of chosen - reward of rejected + shift), where the shift is a number known beforehand:
-minus the margin that is asked for, plus what length alone says of the pair. So a pair's loss depends on that pair
-alone, whatever its neighbours in a micro-batch.
+Per pair: -log sigmoid(reward of chosen - reward of rejected + shift). The shift is known before training: minus the
+required margin, plus the prediction from length alone. So a pair's loss does not depend on the other pairs of its
+micro-batch.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pco.config.reward_training import RewardTrain
+from pco.models.protocols import Classifier
 from pco.reward_training.pairs import TRAIN
 from pco.training.batches import Step, shares
 
@@ -42,7 +42,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch of 2B texts: B chosen ones, then the B rejected ones; B is 1 where there is nothing in it."""
+    """A micro-batch of 2B texts: B chosen ones, then the B rejected ones. An empty one has a placeholder: B is 1."""
 
     input_ids: Tensor  # (2B, L), padded on the right
     attention_mask: Tensor  # (2B, L)
@@ -55,7 +55,7 @@ class Batch:
 
 
 def compared_of(pairs: pa.Table, train: RewardTrain, weight: float) -> list[Compared]:
-    """The training rows of a `reward_pairs` table; `weight` is what `length_weight` found."""
+    """The training rows of a `reward_pairs` table; `weight` is the result of `length_weight`."""
     rows = training_rows(pairs)
     shifts = train.length_penalty * weight * length_differences(rows)
     if train.margin_scale:
@@ -65,7 +65,7 @@ def compared_of(pairs: pa.Table, train: RewardTrain, weight: float) -> list[Comp
 
 
 def training_rows(pairs: pa.Table) -> pa.Table:
-    """The side that is trained on."""
+    """The pairs of the training side."""
     return pairs.filter(pc.equal(pairs["split"], TRAIN))
 
 
@@ -84,10 +84,10 @@ def length_differences(rows: pa.Table) -> np.ndarray:
 
 
 def length_weight(differences: np.ndarray) -> float:
-    """How far length alone tells which text is preferred: the w of P(chosen is preferred) = sigmoid(w * difference).
+    """How well length alone predicts the preferred text: the w of P(chosen is preferred) = sigmoid(w * difference).
 
     The maximum of the likelihood with a standard normal prior, which keeps w finite where the longer text always wins.
-    Found by bisection of its slope, which rises with w.
+    It is computed by bisection of the slope, which rises with w.
     """
     low, high = -_WIDEST, _WIDEST
     for _ in range(_HALVINGS):
@@ -98,7 +98,7 @@ def length_weight(differences: np.ndarray) -> float:
 
 
 def micro_batches(step: Step[Compared], *, rank: int, world: int, size: int, pad: int) -> Iterator[Batch]:
-    """This rank's share of a step, texts of similar length together; on every rank equally many."""
+    """This rank's share of a step, texts of similar length together; equally many micro-batches on every rank."""
     ordered = sorted(step.examples, key=lambda pair: max(len(pair.chosen), len(pair.rejected)))
     for pairs in shares(ordered, rank, world, size):
         yield collate(pairs, pad)
@@ -118,8 +118,8 @@ def collate(pairs: Sequence[Compared], pad: int) -> Batch:
     return Batch(input_ids, attention_mask, shift, torch.full_like(shift, 1.0 if pairs else 0.0))
 
 
-def log_row(step: Step[Compared], totals: dict[str, float]) -> dict[str, Any]:
-    """What the log says of a step."""
+def log_row(step: Step[Compared], totals: dict[str, float]) -> dict[str, float]:
+    """The columns of `reward_log` that are particular to this objective."""
     count = len(step.examples)
     means = {name: totals[name] / count for name in ("accuracy", "margin")}
     return {"tokens": sum(pair.tokens for pair in step.examples), **means}
@@ -128,7 +128,7 @@ def log_row(step: Step[Compared], totals: dict[str, float]) -> dict[str, Any]:
 class BradleyTerry(torch.nn.Module):
     """A reward model whose forward pass gives the loss of a micro-batch."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.model = model
 

@@ -1,9 +1,10 @@
-"""Stage `evaluate_reward`: the trained model scores the held-out pairs, by the code that scores candidates in a run."""
+"""Stage `evaluate_reward`: the trained model scores the held-out pairs, with the code that scores candidates."""
 
 from collections import Counter
-from typing import Any
+from typing import TypedDict
 
 from data import schemas, store
+from data.rows import RewardTestRow
 from pco import progress, rewards
 from pco.config.reward import ModelReward
 from pco.config.reward_training import RewardTraining
@@ -16,17 +17,25 @@ from pco.stage import Shard, Stage
 
 _SHARD_PAIRS = 256
 
-Row = dict[str, Any]
+
+class _HeldoutPair(TypedDict):
+    """The columns of `reward_pairs` that are needed here; token ids would take much memory."""
+
+    split: str
+    prompt_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_length: int
+    rejected_length: int
 
 
 def run(stage: Stage[RewardTraining]) -> store.Manifest:
     """Write the `reward_tests` table, shard by shard; pairs with a reward that is not finite are counted."""
     started = stage.launched()
     model = verified(stage).folder
-    table = store.read_table(stage.inputs["pairs"].folder, "reward_pairs").drop_columns(
-        ["chosen_token_ids", "rejected_token_ids"]
-    )
-    rows = [row for row in table.to_pylist() if row["split"] == HELDOUT]
+    table = store.read_table(stage.inputs["pairs"].folder, "reward_pairs").select(list(_HeldoutPair.__annotations__))
+    rows: list[_HeldoutPair] = [row for row in table.to_pylist() if row["split"] == HELDOUT]
     reward = rewards.load(ModelReward(model=str(model)))
     starts = range(0, len(rows), _SHARD_PAIRS)
 
@@ -46,15 +55,16 @@ def run(stage: Stage[RewardTraining]) -> store.Manifest:
     )
 
 
-def _compared(rows: list[Row], reward: Reward) -> Shard:
+def _compared(rows: list[_HeldoutPair], reward: Reward) -> Shard:
     """The rewards of both texts of each pair."""
     scores = _scores(rows, reward)
     dropped: Counter[str] = Counter()
-    tested = []
+    tested: list[RewardTestRow] = []
     for row in rows:
-        chosen, rejected = (scores[row["prompt"], row[side]] for side in ("chosen", "rejected"))
-        if why := chosen.dropped or rejected.dropped:
-            dropped[why] += 1
+        chosen, rejected = scores[row["prompt"], row["chosen"]], scores[row["prompt"], row["rejected"]]
+        reason = chosen.dropped or rejected.dropped
+        if reason:
+            dropped[reason] += 1
             continue
         tested.append(
             {
@@ -69,8 +79,10 @@ def _compared(rows: list[Row], reward: Reward) -> Shard:
     return Shard(schemas.build("reward_tests", tested), dropped)
 
 
-def _scores(rows: list[Row], reward: Reward) -> dict[tuple[str, str], Score]:
-    """Each text once, however many pairs it stands in."""
-    texts = list(dict.fromkeys((row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")))
-    found = reward.score([{"source_prompt": prompt, "completion": completion} for prompt, completion in texts])
-    return dict(zip(texts, found, strict=True))
+def _scores(rows: list[_HeldoutPair], reward: Reward) -> dict[tuple[str, str], Score]:
+    """The score of each text by prompt and text; a text of several pairs is scored once."""
+    texts: dict[tuple[str, str], None] = {}  # in order
+    for row in rows:
+        texts |= {(row["prompt"], row["chosen"]): None, (row["prompt"], row["rejected"]): None}
+    scores = reward.score([{"source_prompt": prompt, "completion": completion} for prompt, completion in texts])
+    return dict(zip(texts, scores, strict=True))

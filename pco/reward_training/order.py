@@ -1,4 +1,4 @@
-"""Which stage of a reward training follows which, and what each is given."""
+"""The order of the stages of a reward training, and their inputs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from pco.stage import Artifact, RewardStageName, Stage, file_fingerprint
 
 
 def walk(config: RewardTraining, do: Callable[[Stage[RewardTraining]], Manifest]) -> Manifest:
-    """Hand every stage to `do`, which makes sure that it is finished; returns the test's manifest."""
+    """Pass every stage to `do`, which makes sure that it is finished; returns the test's manifest."""
     split = planned(config)
     manifest = do(split)
     pairs = split.result(manifest)
@@ -22,22 +22,23 @@ def walk(config: RewardTraining, do: Callable[[Stage[RewardTraining]], Manifest]
 
 
 def is_finished(config: RewardTraining) -> bool:
-    """Whether every stage is done, told from the folder alone."""
+    """Whether every stage is done, by the folder alone."""
 
-    def look(stage: Stage[RewardTraining]) -> Manifest:
-        if (manifest := stage.finished()) is None:
+    def visit(stage: Stage[RewardTraining]) -> Manifest:
+        manifest = stage.finished()
+        if manifest is None:
             raise _NotDone
         return manifest
 
     try:
-        walk(config, look)
+        walk(config, visit)
     except _NotDone:
         return False
     return True
 
 
 class _NotDone(Exception):
-    pass
+    """Ends a walk at the first stage that is not done."""
 
 
 def _stage(name: RewardStageName, config: RewardTraining, **inputs: Artifact) -> Stage[RewardTraining]:
@@ -59,12 +60,12 @@ def planned(config: RewardTraining) -> Stage[RewardTraining]:
 
 
 def verified(stage: Stage[RewardTraining]) -> Artifact:
-    """The stage's `model` input, after checking that the folder still holds the weights it is said to hold."""
+    """The stage's `model` input, after a check of its files against its digest; raises CorruptArtifact."""
     model = stage.inputs["model"]
-    found = store.folder_digest(model.folder) if model.folder.is_dir() else "none: the folder is gone"
-    if found != model.fingerprint:
+    digest = store.folder_digest(model.folder) if model.folder.is_dir() else "none: the folder is gone"
+    if digest != model.fingerprint:
         raise CorruptArtifact(
-            f"{model.folder}: its files changed since they were recorded (digest {found}, expected "
+            f"{model.folder}: its files changed since they were recorded (digest {digest}, expected "
             f"{model.fingerprint}). Restore them, or train under another name (`--set run=...`)."
         )
     return model

@@ -1,82 +1,86 @@
-"""The user's preferences as the reward model will read them: checked, split by prompt, rendered."""
+"""The user's preferences as the reward model reads them: checked, split by prompt, rendered."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from data.errors import BadInput
 from data.importing import is_heldout
 from data.readers import prompt_key, read_preferences
+from data.rows import RewardPairRow, UserPreference
 from pco.config.reward import ModelReward
 from pco.config.reward_training import RewardTraining
 from pco.models import hub
+from pco.models.protocols import ModelConfig, Tokenizer
 from pco.models.rendering import load_tokenizer
 from pco.rewards import model
 
-Row = dict[str, Any]
 TRAIN, HELDOUT = "train", "heldout"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The checked inputs of a reward training; `pairs` are rows of `reward_pairs`."""
+    """The checked inputs of a reward training."""
 
     model: Path
-    pairs: list[Row]
+    pairs: list[RewardPairRow]
     too_long: int
 
-    def of(self, split: str) -> list[Row]:
+    def of(self, split: str) -> list[RewardPairRow]:
         """The pairs of one side."""
         return [row for row in self.pairs if row["split"] == split]
 
     def summary(self) -> str:
         """One line for people."""
         sides = {"to train on": self.of(TRAIN), "held out": self.of(HELDOUT)}
-        told = [f"{len(rows):,} pairs of {len(prompts(rows)):,} prompts {what}" for what, rows in sides.items()]
-        return f"{', '.join(told)}, {self.too_long:,} too long; model {self.model}"
+        counts = [f"{len(rows):,} pairs of {len(prompts(rows)):,} prompts {what}" for what, rows in sides.items()]
+        return f"{', '.join(counts)}, {self.too_long:,} too long; model {self.model}"
 
 
-def prompts(rows: Sequence[Row]) -> set[bytes]:
+def prompts(rows: Iterable[RewardPairRow | UserPreference]) -> set[bytes]:
     """The different prompts, case and white space aside."""
     return {prompt_key(row["prompt"]) for row in rows}
 
 
-def check(config: RewardTraining, told: Callable[[int, int], None] = lambda done, total: None) -> Inputs:
-    """Read and check everything, and render the texts; `told` hears how many pairs of how many are. Writes nothing.
+def check(config: RewardTraining, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Inputs:
+    """Read and check everything, and render the texts. Writes nothing.
 
-    Raises BadInput for the first fault found.
+    `on_progress` gets the number of rendered pairs and of all pairs.
+
+    Raises BadInput for the first fault.
     """
     folder = hub.find_model(config.model, config.revision, key="model")
     settings = _checked_settings(folder)
     tokenizer = load_tokenizer(folder)
     padding(settings, tokenizer, folder)
-    rows = _split(config)
-    _check_margins(config, rows)
+    trained, heldout = _split(config)
+    _check_margins(config, trained)
     limit = min(config.train.max_pair_tokens, model.longest_text(settings, tokenizer, ModelReward(model=str(folder))))
-    read = _Reader(tokenizer, str(folder))
+    reader = _Reader(tokenizer, str(folder))
+    rows = [(TRAIN, row) for row in trained] + [(HELDOUT, row) for row in heldout]
     pairs = []
-    for i, row in enumerate(rows):
-        rendered = read.pair(row)
-        if max(len(rendered["chosen_token_ids"]), len(rendered["rejected_token_ids"])) <= limit:
-            pairs.append(rendered)
-        told(i + 1, len(rows))
-    found = Inputs(folder, pairs, len(rows) - len(pairs))
+    for i, (split, row) in enumerate(rows):
+        pair = reader.pair(split, row)
+        if max(len(pair["chosen_token_ids"]), len(pair["rejected_token_ids"])) <= limit:
+            pairs.append(pair)
+        on_progress(i + 1, len(rows))
+    inputs = Inputs(folder, pairs, len(rows) - len(pairs))
     for split in (TRAIN, HELDOUT):
-        if not found.of(split):
+        if not inputs.of(split):
             raise BadInput(
                 f"{config.preferences}: every pair of the {split} side has a text of more than {limit} tokens. Raise "
                 "train.max_pair_tokens, or take a model that reads longer texts."
             )
-    return found
+    return inputs
 
 
-def _checked_settings(folder: Path) -> Any:
+def _checked_settings(folder: Path) -> ModelConfig:
     from transformers import AutoConfig
 
     try:
-        settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        settings: ModelConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{folder / 'config.json'}: not the config of a known model ({error}).") from error
     names = settings.architectures or []
@@ -88,43 +92,48 @@ def _checked_settings(folder: Path) -> Any:
     return settings
 
 
-def padding(settings: Any, tokenizer: Any, folder: Path) -> int:
-    """The token that pads texts while training and, as it is saved with the model, while scoring.
+def padding(settings: ModelConfig, tokenizer: Tokenizer, folder: Path) -> int:
+    """The token that pads texts in training and, since it is saved with the model, in scoring.
 
     Raises BadInput when there is none.
     """
-    found = (settings.get_text_config().pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
-    for token in found:
+    for token in (settings.get_text_config().pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
     raise BadInput(f"{folder}: neither config nor tokenizer names a padding or end-of-text token. Set `pad_token`.")
 
 
-def _split(config: RewardTraining) -> list[Row]:
-    """All pairs with their side; held-out ones by prompt, so that equal texts of a prompt stand together."""
-    rows = read_preferences(Path(config.preferences))
+def _split(config: RewardTraining) -> tuple[list[UserPreference], list[UserPreference]]:
+    """The pairs to train on, and the held-out pairs in order of prompts, so that texts of a prompt are together."""
+    rows = _preferences(config.preferences)
     if config.heldout is not None:
-        trained, heldout = rows, read_preferences(Path(config.heldout))
+        trained, heldout = rows, _preferences(config.heldout)
         _check_leakage(config, trained, heldout)
     else:
-        sides: dict[bool, list[Row]] = {False: [], True: []}
+        trained, heldout = [], []
         for row in rows:
-            sides[is_heldout(prompt_key(row["prompt"]), config.heldout_share)].append(row)
-        trained, heldout = sides[False], sides[True]
+            side = heldout if is_heldout(prompt_key(row["prompt"]), config.heldout_share) else trained
+            side.append(row)
         _check_sides(config, rows, trained, heldout)
-    heldout = sorted(heldout, key=lambda row: str(row["prompt_id"]))
-    return [{"split": TRAIN, **row} for row in trained] + [{"split": HELDOUT, **row} for row in heldout]
+    return trained, sorted(heldout, key=lambda row: row["prompt_id"])
 
 
-def _check_leakage(config: RewardTraining, trained: list[Row], heldout: list[Row]) -> None:
-    if shared := prompts(trained) & prompts(heldout):
+def _preferences(path: str) -> list[UserPreference]:
+    return cast(list[UserPreference], read_preferences(Path(path)))
+
+
+def _check_leakage(config: RewardTraining, trained: list[UserPreference], heldout: list[UserPreference]) -> None:
+    shared = prompts(trained) & prompts(heldout)
+    if shared:
         raise BadInput(
             f"{config.heldout}: {len(shared):,} of its prompts are also in {config.preferences} (case and white space "
             "aside). A test on training prompts proves nothing: remove them from one file, or leave `heldout` out."
         )
 
 
-def _check_sides(config: RewardTraining, rows: list[Row], trained: list[Row], heldout: list[Row]) -> None:
+def _check_sides(
+    config: RewardTraining, rows: list[UserPreference], trained: list[UserPreference], heldout: list[UserPreference]
+) -> None:
     if trained and heldout:
         return
     count = len(prompts(rows))
@@ -139,8 +148,8 @@ def _check_sides(config: RewardTraining, rows: list[Row], trained: list[Row], he
     )
 
 
-def _check_margins(config: RewardTraining, rows: list[Row]) -> None:
-    without = sum(row["margin"] is None for row in rows if row["split"] == TRAIN)
+def _check_margins(config: RewardTraining, trained: list[UserPreference]) -> None:
+    without = sum(row["margin"] is None for row in trained)
     if config.train.margin_scale and without:
         raise BadInput(
             f"{config.preferences}: {without:,} pairs have no `margin`, and train.margin_scale is "
@@ -149,16 +158,20 @@ def _check_margins(config: RewardTraining, rows: list[Row]) -> None:
 
 
 class _Reader:
-    """Texts into tokens; most answers stand in several pairs, so each is read once."""
+    """Turns texts into tokens. Most texts are in several pairs, so their tokens are kept."""
 
-    def __init__(self, tokenizer: Any, folder: str) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, folder: str) -> None:
         scored = ModelReward(model=folder)  # as a run will score with the trained model
         self._text = cache(lambda prompt, completion: model.rendered(tokenizer, prompt, completion, scored))
         self._length = cache(lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]))
 
-    def pair(self, row: Row) -> Row:
+    def pair(self, split: str, row: UserPreference) -> RewardPairRow:
         """The row with the tokens of its two texts and the lengths of its completions."""
-        tokens = {f"{side}_token_ids": self._text(row["prompt"], row[side]) for side in ("chosen", "rejected")}
-        lengths = {f"{side}_length": self._length(row[side]) for side in ("chosen", "rejected")}
-        return {**row, **tokens, **lengths}
+        return {
+            **row,
+            "split": split,
+            "chosen_token_ids": self._text(row["prompt"], row["chosen"]),
+            "rejected_token_ids": self._text(row["prompt"], row["rejected"]),
+            "chosen_length": self._length(row["chosen"]),
+            "rejected_length": self._length(row["rejected"]),
+        }

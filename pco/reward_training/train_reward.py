@@ -1,11 +1,10 @@
-"""Stage `train_reward`: a reward model learns from the preferences with DeepSpeed, by the core that trains policies.
+"""Stage `train_reward`: a reward model learns from the preferences with DeepSpeed, with the loop that trains policies.
 
 Runs once per rank. Every rank reads the same pairs and derives the same steps; rank 0 writes.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification
@@ -14,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from data import schemas, store
 from data.errors import BadInput
 from pco.config.reward_training import RewardTrain, RewardTraining
+from pco.models.protocols import Classifier, Model
 from pco.models.rendering import load_tokenizer
 from pco.reward_training.bradley_terry import (
     STATISTICS,
@@ -43,7 +43,7 @@ def run(stage: Stage[RewardTraining]) -> store.Manifest | None:
     table = store.read_table(stage.inputs["pairs"].folder, "reward_pairs")
     weight = length_weight(length_differences(training_rows(table)))
     compared = compared_of(table, train, weight)
-    torch.manual_seed(seed_of("head", stage.config.seed))  # its first values are random, and so are adapters'
+    torch.manual_seed(seed_of("head", stage.config.seed))  # the first values of head and adapters are random
     learner = BradleyTerry(_model(start, train))
     job = _job(stage, learner, compared)
     engine, log = loop.learn(job)
@@ -69,6 +69,7 @@ def run(stage: Stage[RewardTraining]) -> store.Manifest | None:
 def _job(stage: Stage[RewardTraining], learner: BradleyTerry, compared: list[Compared]) -> loop.Job[Compared]:
     train, seed = stage.config.train, str(stage.config.seed)
     pad = learner.model.config.get_text_config().pad_token_id
+    assert pad is not None  # `_model` sets it
 
     def shares(step: Step[Compared], rank: int, world: int) -> Iterator[Batch]:
         return micro_batches(step, rank=rank, world=world, size=train.micro_batch_pairs, pad=pad)
@@ -86,24 +87,26 @@ def _job(stage: Stage[RewardTraining], learner: BradleyTerry, compared: list[Com
     )
 
 
-def _model(folder: Path, train: RewardTrain) -> Any:
+def _model(folder: Path, train: RewardTrain) -> Classifier:
     """A classifier of one label; only its head, or a pooling layer before it, may be new."""
-    transformers_logging.set_verbosity_error()  # that a head is new is no surprise
-    model, told = AutoModelForSequenceClassification.from_pretrained(
+    transformers_logging.set_verbosity_error()  # a new head is expected
+    model, loading_info = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=1, dtype=loop.dtype(train), output_loading_info=True
     )
-    lost = [name for name in told["missing_keys"] if _is_body(name, model.base_model_prefix)]
+    lost = [name for name in loading_info["missing_keys"] if _is_body(name, model.base_model_prefix)]
     if lost:
         raise BadInput(f"{folder}: its weights lack {', '.join(sorted(lost)[:3])}: not a whole model (`model`).")
     settings = model.config.get_text_config()
     settings.pad_token_id = padding(model.config, load_tokenizer(folder), folder)
     _without_dropout(model)
-    return loop.prepared(model, train, task="SEQ_CLS")
+    prepared: Classifier = loop.prepared(model, train, task="SEQ_CLS")
+    return prepared
 
 
-def _without_dropout(model: Any) -> None:
-    """Noise that differs between the two texts of a pair would be taken for a preference, and between micro-batches
-    for another training. Adapters, which come later, keep theirs.
+def _without_dropout(model: Model) -> None:
+    """Switch dropout off: its noise would look like a preference between the two texts of a pair.
+
+    With it, results would also depend on the micro-batches. Adapters are added later and keep their dropout.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

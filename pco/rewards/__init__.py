@@ -1,16 +1,17 @@
 """Rewards: candidates in, one score each out; higher is better (docs/rewards.md).
 
-A reward is a function of a batch of candidate rows, so that a learned one can batch as it likes, and its digest names
-it in every row it scores.
+A reward is a function of a batch of candidate rows, so that a learned reward can choose its own batches. Its digest
+names it in every row that it scores.
 """
 
 from pco.rewards.judging import check_unchanged, inputs, judge
 from pco.rewards.llm_judge import metrics
 from pco.rewards.loading import check, load, reads_prompts
-from pco.rewards.scores import NOT_FINITE, Candidates, Reward, Score
+from pco.rewards.scores import NOT_FINITE, Candidate, Candidates, Reward, Score
 
 __all__ = [
     "NOT_FINITE",
+    "Candidate",
     "Candidates",
     "Reward",
     "Score",

@@ -1,4 +1,4 @@
-"""What a reward is made of beside its settings: files that may change, and hashes of what they hold."""
+"""The files that a reward is made of beside its settings, and hashes of their content."""
 
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from pco.config.reward import (
     RewardConfig,
     Single,
 )
+from pco.models import user_code
 from pco.rewards import functions, model
 
 
@@ -25,7 +26,7 @@ def named(config: RewardConfig, name: str = "reward") -> dict[str, Single]:
 
 
 def place(part: Single) -> Path | None:
-    """The file or folder that a reward names; a hub model has none, its revision stands for it."""
+    """The file or folder that a reward names. A hub model has none: its revision identifies it."""
     match part:
         case ModelReward() if Path(part.model).is_absolute():  # a folder; see reward_config.absolute
             return Path(part.model)
@@ -42,12 +43,14 @@ def digest(part: Single) -> str | None:
 
     Raises BadInput when they cannot be read.
     """
-    path = functions.source(part) if isinstance(part, PythonReward) else place(part)
+    if isinstance(part, PythonReward):
+        return user_code.digest(functions.named(part))
+    path = place(part)
     return None if path is None else _of(path)
 
 
 def loaded_digest(part: Single) -> str | None:
-    """As `digest`, with the files of a hub model, which are downloaded if need be."""
+    """As `digest`, with the files of a hub model, which are downloaded if they are not in the cache."""
     return _of(model.folder(part)) if isinstance(part, ModelReward) else digest(part)
 
 
@@ -60,10 +63,10 @@ def _of(path: Path) -> str:
 
 @cache
 def _of_folder(folder: Path, _: tuple[tuple[str, int, int], ...]) -> str:
-    """Weights are hashed once per process, and again when a file's size or time changed."""
+    """Weights are hashed once per process, and again when the size or time of a file changes."""
     return store.folder_digest(folder)
 
 
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    found = ((path.name, path.stat()) for path in sorted(folder.iterdir()))
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+    stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()))
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint (`/chat/completions`): many questions at once, asked again where that can help."""
+"""An OpenAI-compatible endpoint (`/chat/completions`): concurrent requests, with retries where they can help."""
 
 import asyncio
 import os
@@ -8,23 +8,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.errors import BadInput, PCOError, StageFailed
 from pco.config.reward import JudgeReward
 from pco.rewards.scores import Counts
 
-FIRST_WAIT_S = 1.0  # before a request is tried again; it doubles each time
-_LONGEST_WAIT_S = 120.0  # also where the endpoint asks for more, so that the stage is not taken for one that hangs
-_TOLD = 300  # characters of what an endpoint says
+if TYPE_CHECKING:
+    import httpx
 
-_ASKED_WRONGLY = (401, 402, 403, 404, 405)  # key, credit, address or model: true of every request
+FIRST_WAIT_S = 1.0  # before the first retry; it doubles for each further retry
+_LONGEST_WAIT_S = 120.0  # also where the endpoint asks for more: a longer silence looks like a stage that hangs
+_QUOTED = 300  # characters of an endpoint's error that are quoted
+
+_PERMANENT = (401, 402, 403, 404, 405)  # wrong key, credit, address or model: no request can succeed
 _TRANSIENT = (408, 409, 425, 429)  # and all from 500
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the model said, and what it read and wrote for it in its own tokens (0 where the endpoint does not say)."""
+class Reply:
+    """The model's text, and the tokens of question and text by its own count (0 where the endpoint gives none)."""
 
     text: str
     prompt_tokens: int
@@ -33,7 +36,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why the endpoint will not answer this one question, such as one that is too long for its model."""
+    """Why the endpoint refuses this question, such as one that is too long for its model."""
 
     reason: str
 
@@ -41,11 +44,11 @@ class Refusal:
         return self.reason
 
 
-OnAnswer = Callable[[str, Answer | Refusal, int], None]
+OnReply = Callable[[str, Reply | Refusal, int], None]
 
 
 class _Transient(Exception):
-    """A request that failed and may succeed when it is sent again, after the wait that the endpoint asks for."""
+    """A request that failed and may succeed later, after the wait that the endpoint asks for."""
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
@@ -53,12 +56,12 @@ class _Transient(Exception):
 
 
 def check(config: JudgeReward) -> None:
-    """Raise BadInput where the key's environment variable is not set. Asks the endpoint nothing."""
+    """Raise BadInput where the key's environment variable is not set. Sends no request."""
     _key(config)
 
 
-def request(question: str, config: JudgeReward) -> dict[str, Any]:
-    """All that decides an answer: the body of a request."""
+def request(question: str, config: JudgeReward) -> dict[str, object]:
+    """The body of a request: everything that decides a reply."""
     return {
         "model": config.model,
         "messages": [{"role": "user", "content": question}],
@@ -71,16 +74,16 @@ def ask(
     questions: Sequence[str],
     config: JudgeReward,
     *,
-    on_answer: OnAnswer,
+    on_reply: OnReply,
     counts: Counts,
 ) -> None:
-    """Ask all questions and hand over each answer as it comes, with how many are left. Counts `requests`, `retries`.
+    """Ask all questions; calls `on_reply` for each reply, with how many are left. Counts `requests` and `retries`.
 
-    Raises BadInput when no request can succeed (key, address, model), StageFailed when one failed too often. What was
-    answered before was handed over.
+    Raises BadInput when no request can succeed (key, address, model), StageFailed when a request failed too often.
+    `on_reply` was called for all replies before that.
     """
     try:
-        asyncio.run(_ask_all(questions, config, on_answer, counts))
+        asyncio.run(_ask_all(questions, config, on_reply, counts))
     except BaseExceptionGroup as group:  # the first failure ended the others
         raise next((error for error in group.exceptions if isinstance(error, PCOError)), group) from None
 
@@ -88,33 +91,33 @@ def ask(
 async def _ask_all(
     questions: Sequence[str],
     config: JudgeReward,
-    on_answer: OnAnswer,
+    on_reply: OnReply,
     counts: Counts,
 ) -> None:
     import httpx
 
     key = _key(config)
     left = set(questions)
-    free, turn = asyncio.Semaphore(config.concurrency), _Turns(config)
+    free, rate_limit = asyncio.Semaphore(config.concurrency), _RateLimit(config)
     settings: dict[str, Any] = {
         "headers": {"Authorization": f"Bearer {key}"} if key else {},
         "limits": httpx.Limits(max_connections=config.concurrency),
-        "timeout": config.timeout_s,  # of each step; `_ask_once` holds the whole request to it
+        "timeout": config.timeout_s,  # of each step; `_ask_once` applies it to the whole request
     }
     async with httpx.AsyncClient(**settings) as client, asyncio.TaskGroup() as group:
 
-        async def one(question: str) -> None:
+        async def ask_when_free(question: str) -> None:
             async with free:
-                found = await _ask_patiently(client, question, config, turn, counts)
+                reply = await _ask_with_retries(client, question, config, rate_limit, counts)
             left.discard(question)
-            on_answer(question, found, len(left))
+            on_reply(question, reply, len(left))
 
         for question in questions:
-            group.create_task(one(question))
+            group.create_task(ask_when_free(question))
 
 
-class _Turns:
-    """Lets requests begin no faster than the config allows."""
+class _RateLimit:
+    """Starts requests no faster than the config allows."""
 
     def __init__(self, config: JudgeReward) -> None:
         self._spacing_s = 60 / config.requests_per_minute if config.requests_per_minute else 0.0
@@ -127,12 +130,12 @@ class _Turns:
         await asyncio.sleep(begin - now)
 
 
-async def _ask_patiently(
-    client: Any, question: str, config: JudgeReward, turn: _Turns, counts: Counts
-) -> Answer | Refusal:
+async def _ask_with_retries(
+    client: "httpx.AsyncClient", question: str, config: JudgeReward, rate_limit: _RateLimit, counts: Counts
+) -> Reply | Refusal:
     body = request(question, config)
     for attempt in range(config.retries + 1):
-        await turn.wait()
+        await rate_limit.wait()
         counts["requests"] += 1
         counts["retries"] += attempt > 0
         try:
@@ -140,23 +143,22 @@ async def _ask_patiently(
         except _Transient as error:
             failed = error
         if attempt < config.retries:
-            print(
-                f"judge: asks again, because {failed}", flush=True
-            )  # or a slow endpoint looks like a stage that hangs
+            # Without a line of output a slow endpoint looks like a stage that hangs.
+            print(f"judge: asks again, because {failed}", flush=True)
             await asyncio.sleep(_wait_s(attempt, failed))
     raise StageFailed(
         f"{config.base_url}: a request failed {config.retries + 1} times, at last because {failed}. Answers so far are "
-        "kept. See that the endpoint works, or raise the judge's retries or timeout_s, then resume."
+        "kept. Make sure that the endpoint works, or raise the judge's retries or timeout_s, then resume."
     )
 
 
 def _wait_s(attempt: int, failed: _Transient) -> float:
-    """What the endpoint asks for; else ever longer, and by chance less, so that not all requests come back at once."""
-    wanted = FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1) if failed.wait_s is None else failed.wait_s
-    return min(wanted, _LONGEST_WAIT_S)
+    """The wait that the endpoint asks for; else a wait that doubles, with jitter so that retries do not coincide."""
+    wait_s = FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1) if failed.wait_s is None else failed.wait_s
+    return min(wait_s, _LONGEST_WAIT_S)
 
 
-async def _ask_once(client: Any, body: dict[str, Any], config: JudgeReward) -> Answer | Refusal:
+async def _ask_once(client: "httpx.AsyncClient", body: dict[str, object], config: JudgeReward) -> Reply | Refusal:
     import httpx
 
     try:
@@ -166,32 +168,32 @@ async def _ask_once(client: Any, body: dict[str, Any], config: JudgeReward) -> A
         raise _Transient(f"no answer came within {config.timeout_s:g} s (`timeout_s`)") from None
     except httpx.HTTPError as error:
         raise _Transient(f"of {type(error).__name__} ({_without_key(str(error), config)})") from None
-    told = f"it answered {response.status_code}: {_without_key(response.text, config)}"
+    quote = f"it answered {response.status_code}: {_without_key(response.text, config)}"
     if response.status_code in _TRANSIENT or response.status_code >= 500:
-        raise _Transient(told, _retry_after(response.headers.get("retry-after")))
-    if response.status_code in _ASKED_WRONGLY or response.is_redirect:
+        raise _Transient(quote, _retry_after(response.headers.get("retry-after")))
+    if response.status_code in _PERMANENT or response.is_redirect:
         raise BadInput(
-            f"{config.base_url}: {told}. Check the judge's base_url and model ({config.model}), and the key in the "
+            f"{config.base_url}: {quote}. Check the judge's base_url and model ({config.model}), and the key in the "
             f"environment variable that api_key_env names ({config.api_key_env or 'none is sent'})."
         )
     if response.status_code >= 400:
-        return Refusal(told)
-    return _answer(response, told)
+        return Refusal(quote)
+    return _reply(response, quote)
 
 
-def _answer(response: Any, told: str) -> Answer:
+def _reply(response: "httpx.Response", quote: str) -> Reply:
     try:
         content = response.json()
         text = content["choices"][0]["message"]["content"]
         usage = content.get("usage") or {}
         read, written = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise _Transient(f"{told}, which is no chat completion with a choice") from None
-    return Answer(text if isinstance(text, str) else "", read, written)
+        raise _Transient(f"{quote}, which is no chat completion with a choice") from None
+    return Reply(text if isinstance(text, str) else "", read, written)
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds to wait, of a Retry-After header (RFC 9110, section 10.2.3): a number or a date."""
+    """Seconds to wait by a Retry-After header (RFC 9110, section 10.2.3), which holds a number or a date."""
     if value is None:
         return None
     try:
@@ -221,6 +223,6 @@ def _key(config: JudgeReward) -> str | None:
 
 
 def _without_key(text: str, config: JudgeReward) -> str:
-    """The beginning of what an endpoint says; some repeat the key they were given."""
+    """The beginning of an endpoint's error, without the key, which some endpoints repeat."""
     key = _key(config)
-    return " ".join((text.replace(key, "***") if key else text).split())[:_TOLD]
+    return " ".join((text.replace(key, "***") if key else text).split())[:_QUOTED]

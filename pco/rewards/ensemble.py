@@ -8,7 +8,7 @@ from pco.rewards.scores import Candidates, Score, Scorer
 
 
 def scorer(config: EnsembleReward, members: Sequence[Scorer]) -> Scorer:
-    """All members score the batch one after the other."""
+    """A scorer whose members score the batch one after the other."""
 
     def score(candidates: Candidates) -> list[Score]:
         columns = [member(candidates) for member in members]
@@ -18,7 +18,7 @@ def scorer(config: EnsembleReward, members: Sequence[Scorer]) -> Scorer:
 
 
 def _combined(scores: list[Score], config: EnsembleReward) -> Score:
-    """A candidate that one member gives no finite reward gets none, for that member's reason."""
+    """A candidate without a finite reward from every member has none, for the reason of the first such member."""
     reason = next((score.dropped for score in scores if score.dropped), None)
     values = [score.value for score in scores]
     return Score(combine(values, config) if reason is None else math.nan, values, reason)

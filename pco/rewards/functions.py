@@ -1,71 +1,21 @@
 """A reward that is a Python function of the user's."""
 
-import importlib
-import importlib.util
-import sys
-from collections.abc import Callable
-from importlib.machinery import PathFinder
-from pathlib import Path
-from typing import Any
-
 from data.errors import BadInput
 from pco.config.reward import PythonReward
+from pco.models import user_code
+from pco.models.user_code import UserFunction
 from pco.rewards.scores import Candidates, Score, Scorer
 
 
-def source(config: PythonReward) -> Path:
-    """The file that holds the function, found without running any of it.
-
-    Raises BadInput when there is none.
-    """
-    module = config.function.partition(":")[0]
-    importlib.invalidate_caches()
-    where: list[str] | None = [config.folder, *sys.path]
-    origin, names = None, module.split(".")
-    for i in range(len(names)):
-        spec = PathFinder.find_spec(".".join(names[: i + 1]), where)
-        origin, where = (spec.origin, list(spec.submodule_search_locations or [])) if spec else (None, [])
-    if origin is None or not origin.endswith(".py"):
-        raise BadInput(
-            f"reward.function: no Python file for the module `{module}` in {config.folder} or among the installed "
-            "packages. Set reward.folder to the folder that holds it."
-        )
-    return Path(origin)
-
-
-def function(config: PythonReward) -> Callable[[list[Any]], Any]:
-    """The function itself; its module is run now.
-
-    Raises BadInput when the module cannot be imported or has no such function.
-    """
-    path = source(config)
+def named(config: PythonReward) -> UserFunction:
+    """The function that the config names."""
     module, _, name = config.function.partition(":")
-    if config.folder not in sys.path:
-        sys.path.append(config.folder)  # for what the module itself imports
-    # From this very file, whatever else has the module's name.
-    spec = importlib.util.spec_from_file_location(module, path)
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    namesake = sys.modules.get(module)
-    sys.modules[module] = loaded  # dataclasses, for one, look their module up while it is run
-    try:
-        spec.loader.exec_module(loaded)
-    except (Exception, SystemExit) as error:  # whatever the user's code does
-        raise BadInput(
-            f"{path}: could not be imported for reward.function {config.function} ({type(error).__name__}: {error})."
-        ) from error
-    finally:
-        if namesake is not None:
-            sys.modules[module] = namesake
-    found = getattr(loaded, name, None)
-    if not callable(found):
-        raise BadInput(f"{path}: has no function `{name}`, which reward.function {config.function} names.")
-    return found  # type: ignore[no-any-return]
+    return UserFunction("reward", module, name, config.folder)
 
 
 def scorer(config: PythonReward) -> Scorer:
-    """Hands the function lists of candidates, and holds what it returns to one number each."""
-    judge = function(config)
+    """A scorer that calls the function with lists of candidates and checks that it returns one number for each."""
+    judge = user_code.load(named(config))
 
     def score(candidates: Candidates) -> list[Score]:
         if not candidates:
@@ -82,7 +32,7 @@ def scorer(config: PythonReward) -> Scorer:
     return score
 
 
-def _checked(values: Any, count: int, config: PythonReward) -> list[float]:
+def _checked(values: object, count: int, config: PythonReward) -> list[float]:
     wanted = f"reward.function {config.function}: expected a list of {count} numbers, one per candidate;"
     if not isinstance(values, list | tuple):
         raise BadInput(f"{wanted} it returned {type(values).__name__}.")
@@ -91,7 +41,7 @@ def _checked(values: Any, count: int, config: PythonReward) -> list[float]:
     return [_number(value, f"{wanted} number {i + 1} is {value!r}.") for i, value in enumerate(values)]
 
 
-def _number(value: Any, message: str) -> float:
+def _number(value: object, message: str) -> float:
     """A float, an int, or what turns into one as numpy's numbers do; text and lists do not, and True is no number."""
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
         raise BadInput(message)

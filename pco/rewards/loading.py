@@ -1,9 +1,8 @@
-"""From a reward's config to the reward; no heavy library is imported before a reward that needs one is loaded."""
+"""From a reward's config to the reward. A heavy library is imported only for a reward that needs it."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from data import store
 from data.errors import BadInput
@@ -22,17 +21,21 @@ from pco.config.reward import (
     parts,
     settings,
 )
+from pco.models import user_code
 from pco.rewards import content, ensemble, functions, llm_judge, model, programs
 from pco.rewards.scores import Counts, Reward, Scorer, plain
 
 
 def load(config: RewardConfig, folder: Path | None = None) -> Reward:
-    """The reward that the config describes; a model is in memory from now on. A judge keeps its answers in `folder`.
+    """The reward that the config describes. A model is loaded into memory. A judge keeps its replies in `folder`.
 
-    Raises BadInput when what it needs is missing or cannot work.
+    Raises BadInput when something that it needs is missing or cannot work.
     """
-    parts_of = content.named(config).items()
-    files = {name: found for name, part in parts_of if (found := content.loaded_digest(part)) is not None}
+    files: dict[str, str] = {}
+    for name, part in content.named(config).items():
+        file_digest = content.loaded_digest(part)
+        if file_digest is not None:
+            files[name] = file_digest
     digest = store.digest({"reward": settings(config), "files": files} if files else settings(config))
     counts: Counts = defaultdict(float)
     return Reward(config, digest, _scorer(config, folder, counts), counts)
@@ -61,8 +64,8 @@ def _scorer(config: RewardConfig, folder: Path | None, counts: Counts) -> Scorer
             return ensemble.scorer(config, members)
 
 
-def check(config: RewardConfig, prompts: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Refuse what could not work, without loading any weights. `prompts` are the rows of each prompts file by its name.
+def check(config: RewardConfig, prompts: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
+    """Refuse a reward that cannot work, without loading weights. `prompts` are the rows of each prompts file by name.
 
     Raises BadInput.
     """
@@ -71,7 +74,7 @@ def check(config: RewardConfig, prompts: Mapping[str, Sequence[Mapping[str, Any]
             case JsonSchemaReward():
                 programs.schema(part)
             case PythonReward():
-                functions.function(part)
+                user_code.load(functions.named(part))
             case ModelReward():
                 model.check(part)
             case JudgeReward():
@@ -80,7 +83,7 @@ def check(config: RewardConfig, prompts: Mapping[str, Sequence[Mapping[str, Any]
         _check_references(prompts)
 
 
-def _check_references(prompts: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def _check_references(prompts: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
     for where, rows in prompts.items():
         for row in rows:
             if row["reference"] is None:
@@ -91,5 +94,5 @@ def _check_references(prompts: Mapping[str, Sequence[Mapping[str, Any]]]) -> Non
 
 
 def reads_prompts(config: RewardConfig) -> bool:
-    """Whether a reward needs to know the prompts as they stand in the user's files, or their references."""
+    """Whether a reward needs the prompts as they are in the user's files, or their references."""
     return any(isinstance(part, ExactAnswerReward | PythonReward | ModelReward | JudgeReward) for part in parts(config))

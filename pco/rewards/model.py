@@ -1,18 +1,18 @@
 """A learned reward: one logit of a Hugging Face sequence classification model.
 
 Each candidate becomes one text as the reward model's own tokenizer and chat template write it. Texts are padded on the
-right and masked, so that a score depends neither on its neighbours in the batch nor on the batch's size.
+right and masked, so that a score does not depend on the other texts of its batch.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data.errors import BadInput
 from pco.config.reward import ModelReward
 from pco.models import hub
+from pco.models.protocols import Classifier, ModelConfig, Tokenizer
 from pco.models.rendering import load_tokenizer
 from pco.rewards import pooling
 from pco.rewards.scores import Candidates, Score, Scorer
@@ -24,9 +24,9 @@ Tokens = list[int]
 
 @dataclass(frozen=True)
 class _Loaded:
-    model: Any  # None where vLLM has it
+    model: Classifier | None  # None where vLLM has it
     pad: int | None  # as the model's config has it
-    tokenizer: Any
+    tokenizer: Tokenizer
     limit: int  # tokens
     config: ModelReward
     pooled: Callable[[Sequence[Tokens]], list[float]] | None = None  # vLLM's logit of each text
@@ -42,49 +42,48 @@ def check(config: ModelReward) -> None:
 
     Raises BadInput.
     """
-    found = folder(config)
-    settings, tokenizer = _checked_settings(found), _checked_tokenizer(found, config)
+    path = folder(config)
+    settings, tokenizer = _checked_settings(path), _checked_tokenizer(path, config)
     if config.backend == "vllm":
-        _check_pooling(found, settings, longest_text(settings, tokenizer, config), config)
+        _check_pooling(path, settings, longest_text(settings, tokenizer, config), config)
 
 
-def _checked_settings(found: Path) -> Any:
+def _checked_settings(path: Path) -> ModelConfig:
     from transformers import AutoConfig
 
     try:
-        settings = AutoConfig.from_pretrained(found, trust_remote_code=False)
+        settings: ModelConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{found / 'config.json'}: not the config of a known model ({error}).") from error
+        raise BadInput(f"{path / 'config.json'}: not the config of a known model ({error}).") from error
     names = settings.architectures or []
     if not any(name.endswith("ForSequenceClassification") for name in names):
         raise BadInput(
-            f"{found}: is {', '.join(names) or 'of unknown architecture'}; a reward model is a sequence classifier "
+            f"{path}: is {', '.join(names) or 'of unknown architecture'}; a reward model is a sequence classifier "
             "(...ForSequenceClassification) with one label (`reward.model`)."
         )
     if settings.num_labels != 1:
         raise BadInput(
-            f"{found}: has {settings.num_labels} labels; a reward model has one, whose logit is the reward "
+            f"{path}: has {settings.num_labels} labels; a reward model has one, whose logit is the reward "
             "(`reward.model`)."
         )
     return settings
 
 
-def _check_pooling(found: Path, settings: Any, limit: int, config: ModelReward) -> None:
-    if reason := pooling.why_not(found, settings, limit, config):
-        raise BadInput(
-            f"{found}: vLLM cannot score with it: {reason}. Or set `backend: transformers` (`reward.model`)."
-        )
+def _check_pooling(path: Path, settings: ModelConfig, limit: int, config: ModelReward) -> None:
+    reason = pooling.why_not(path, settings, limit, config)
+    if reason is not None:
+        raise BadInput(f"{path}: vLLM cannot score with it: {reason}. Or set `backend: transformers` (`reward.model`).")
 
 
-def _checked_tokenizer(found: Path, config: ModelReward) -> Any:
-    tokenizer = load_tokenizer(found)
+def _checked_tokenizer(path: Path, config: ModelReward) -> Tokenizer:
+    tokenizer = load_tokenizer(path)
     if config.system is not None and not tokenizer.chat_template:
-        raise BadInput(f"{found}: its tokenizer has no chat template, which has the only place for `reward.system`.")
+        raise BadInput(f"{path}: its tokenizer has no chat template, and only a template can hold `reward.system`.")
     rendered(tokenizer, "a prompt", "a completion", config)
     return tokenizer
 
 
-def reads(config: ModelReward, prompt: str, completion: str) -> tuple[Any, Tokens]:
+def reads(config: ModelReward, prompt: str, completion: str) -> tuple[Tokenizer, Tokens]:
     """The reward model's tokenizer, and the tokens that it reads of a prompt and a completion.
 
     Raises BadInput.
@@ -103,26 +102,26 @@ def scorer(config: ModelReward) -> Scorer:
 
 
 def _load(config: ModelReward) -> _Loaded:
-    found = folder(config)
-    settings, tokenizer = _checked_settings(found), _checked_tokenizer(found, config)
+    path = folder(config)
+    settings, tokenizer = _checked_settings(path), _checked_tokenizer(path, config)
     pad, limit = settings.get_text_config().pad_token_id, longest_text(settings, tokenizer, config)
     if config.backend == "vllm":
-        _check_pooling(found, settings, limit, config)
-    if _is_pooled(found, settings, limit, config):
-        return _Loaded(None, pad, tokenizer, limit, config, pooling.logits(found, settings, limit, config))
-    return _Loaded(_network(found, config), pad, tokenizer, limit, config)
+        _check_pooling(path, settings, limit, config)
+    if _is_pooled(path, settings, limit, config):
+        return _Loaded(None, pad, tokenizer, limit, config, pooling.logits(path, settings, limit, config))
+    return _Loaded(_network(path, config), pad, tokenizer, limit, config)
 
 
-def _is_pooled(found: Path, settings: Any, limit: int, config: ModelReward) -> bool:
-    """On a GPU `auto` does not: in an evaluation the policy's engine may not have given all its memory back."""
+def _is_pooled(path: Path, settings: ModelConfig, limit: int, config: ModelReward) -> bool:
+    """Whether vLLM scores. On a GPU `auto` does not use it: the policy's engine may still hold memory."""
     import torch
 
     if config.backend == "auto":
-        return not torch.cuda.is_available() and pooling.why_not(found, settings, limit, config) is None
+        return not torch.cuda.is_available() and pooling.why_not(path, settings, limit, config) is None
     return config.backend == "vllm"
 
 
-def _network(found: Path, config: ModelReward) -> Any:
+def _network(path: Path, config: ModelReward) -> Classifier:
     import torch
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -130,18 +129,20 @@ def _network(found: Path, config: ModelReward) -> Any:
     logging.disable_progress_bar()
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
-        model, told = AutoModelForSequenceClassification.from_pretrained(
-            found, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        model, loading_info = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise BadInput(f"{found}: could not be loaded as a reward model ({error}).") from error
-    if missing := sorted(told["missing_keys"]):
-        raise BadInput(f"{found}: its weights lack {', '.join(missing[:3])}: not a trained reward model.")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        raise BadInput(f"{path}: could not be loaded as a reward model ({error}).") from error
+    missing = sorted(loading_info["missing_keys"])
+    if missing:
+        raise BadInput(f"{path}: its weights lack {', '.join(missing[:3])}: not a trained reward model.")
+    classifier: Classifier = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return classifier
 
 
-def longest_text(settings: Any, tokenizer: Any, config: ModelReward) -> int:
-    """The longest text in tokens: what the tokenizer, the positions and the config allow."""
+def longest_text(settings: ModelConfig, tokenizer: Tokenizer, config: ModelReward) -> int:
+    """The longest text in tokens that the tokenizer, the positions and the config allow."""
     positions = getattr(settings.get_text_config(), "max_position_embeddings", None)
     return int(min(limit for limit in (tokenizer.model_max_length, positions, config.max_tokens) if limit is not None))
 
@@ -166,7 +167,7 @@ def _values(loaded: _Loaded, texts: list[Tokens]) -> list[float]:
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Positions of texts of similar length, the longest first, so that none takes more than `budget` padded tokens.
+    """Indices of texts of similar length, the longest first; a batch has at most `budget` tokens with padding.
 
     A text that is longer than the budget has a batch of its own.
     """
@@ -180,20 +181,21 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 def _logits(loaded: _Loaded, texts: list[Tokens]) -> list[float]:
     """The reward of each text.
 
-    A model whose config has no padding token, as many Llamas, reads its reward at the last token of one text and
-    refuses two. Then a token that no text of the batch holds stands in, so that each is read at its last token.
+    A model whose config has no padding token (many Llamas) reads its reward at the last token of one text and refuses
+    two texts. Then a token that no text of the batch holds is used, so that each text is read at its last token.
     """
+    assert loaded.model is not None
     settings = loaded.model.config.get_text_config()
     if loaded.pad is None:
         used = {token for text in texts for token in text}
-        stand_in = next(token for token in range(len(used) + 1) if token not in used)
-        if len(texts) > 1 and stand_in >= settings.vocab_size:  # every token is used: one text at a time needs none
-            return [value for text in texts for value in _logits(loaded, [text])]
-        settings.pad_token_id = stand_in if len(texts) > 1 else None
+        unused = next(token for token in range(len(used) + 1) if token not in used)
+        if len(texts) > 1 and unused >= settings.vocab_size:  # no token is left; single texts need no padding
+            return [_logits(loaded, [text])[0] for text in texts]
+        settings.pad_token_id = unused if len(texts) > 1 else None
     return _forward(loaded.model, texts, settings.pad_token_id or 0)
 
 
-def _forward(model: Any, texts: list[Tokens], pad: int) -> list[float]:
+def _forward(model: Classifier, texts: list[Tokens], pad: int) -> list[float]:
     import torch
 
     width = max(map(len, texts))
@@ -204,7 +206,7 @@ def _forward(model: Any, texts: list[Tokens], pad: int) -> list[float]:
     return [float(value) for value in logits.float().squeeze(-1).tolist()]
 
 
-def rendered(tokenizer: Any, prompt: str, completion: str, config: ModelReward) -> Tokens:
+def rendered(tokenizer: Tokenizer, prompt: str, completion: str, config: ModelReward) -> Tokens:
     """Prompt and completion as the tokens that the reward model reads, in training as in scoring.
 
     A chat template writes its own special tokens, so none are added to it; without one, prompt and completion are
@@ -222,7 +224,7 @@ def rendered(tokenizer: Any, prompt: str, completion: str, config: ModelReward) 
     return tokens
 
 
-def _chat(tokenizer: Any, prompt: str, completion: str, system: str | None) -> Tokens:
+def _chat(tokenizer: Tokenizer, prompt: str, completion: str, system: str | None) -> Tokens:
     from jinja2 import TemplateError
 
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
@@ -231,15 +233,18 @@ def _chat(tokenizer: Any, prompt: str, completion: str, system: str | None) -> T
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
     except TemplateError as error:
+        roles = [message["role"] for message in messages]
         raise BadInput(
-            f"{tokenizer.name_or_path}: its chat template refused a dialogue of {[m['role'] for m in messages]} "
-            f"({error}). Leave `reward.system` out, or mend the template."
+            f"{tokenizer.name_or_path}: its chat template refused a dialogue of {roles} ({error}). "
+            "Leave `reward.system` out, or correct the template."
         ) from error
     return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
 
-def _is_ended(tokenizer: Any, tokens: Tokens) -> bool:
+def _is_ended(tokenizer: Tokenizer, tokens: Tokens) -> bool:
     """Whether the last token that is not white space is a special one, such as the end of a turn."""
     last = next((token for token in reversed(tokens) if tokenizer.decode([token]).strip()), None)
+    if last is None:
+        return False
     added = tokenizer.added_tokens_decoder
     return last in tokenizer.all_special_ids or (last in added and added[last].special)

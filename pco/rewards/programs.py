@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from data.errors import BadInput
 from pco.config.reward import (
@@ -26,7 +26,7 @@ def repetition(row: Candidate, config: RepetitionReward) -> float:
 def repeated_share(tokens: Sequence[int], n: int) -> float:
     """Share of a completion's n-grams that occurred in it before (arXiv 2312.16682, section 4.1); 0 when it has none.
 
-    1 - distinct / all, so 0 says that nothing is repeated and values near 1 that nearly everything is.
+    1 - distinct / all: 0 means that nothing is repeated, values near 1 that nearly everything is.
     """
     total = len(tokens) - n + 1
     if total <= 0:
@@ -48,9 +48,11 @@ def regex(row: Candidate, config: RegexReward) -> float:
 
 
 def exact_answer(row: Candidate, config: ExactAnswerReward) -> float:
-    """Whether the completion's last answer is the reference; without an answer it is not."""
+    """Whether the last match of the pattern is the reference; 0 without a match."""
     answers = re.findall(config.pattern, row["completion"])
-    return float(bool(answers) and answers[-1].strip() == row["reference"].strip())
+    reference = row["reference"]
+    assert reference is not None  # `rewards.check` refuses prompts without one
+    return float(bool(answers) and answers[-1].strip() == reference.strip())
 
 
 def json_schema(config: JsonSchemaReward) -> Callable[[Candidate], float]:
@@ -58,17 +60,21 @@ def json_schema(config: JsonSchemaReward) -> Callable[[Candidate], float]:
     import jsonschema
     from referencing import Registry
 
-    wanted = schema(config)
-    kind = jsonschema.validators.validator_for(wanted, default=jsonschema.Draft202012Validator)
-    validator = kind(wanted, registry=Registry())  # an empty registry fetches nothing
+    document = schema(config)
+    kind = jsonschema.validators.validator_for(document, default=jsonschema.Draft202012Validator)
+    validator = kind(document, registry=Registry())  # an empty registry fetches nothing
     return lambda row: float(_fits(validator, row["completion"]))
 
 
-def _fits(validator: Any, text: str) -> bool:
+class _Validator(Protocol):
+    def is_valid(self, instance: object) -> bool: ...
+
+
+def _fits(validator: _Validator, text: str) -> bool:
     from referencing.exceptions import Unresolvable
 
     try:
-        return bool(validator.is_valid(json.loads(text, parse_constant=_refuse)))
+        return validator.is_valid(json.loads(text, parse_constant=_refuse))
     except (ValueError, RecursionError):  # not JSON, or nested beyond reason
         return False
     except Unresolvable as error:
@@ -79,17 +85,17 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def schema(config: JsonSchemaReward) -> Any:
+def schema(config: JsonSchemaReward) -> object:
     """The schema, from the config or its file; raises BadInput when the file holds none."""
     if config.file is None:
         return config.inline
     path = Path(config.file)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document: object = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path}: could not be read ({error.strerror}). Name a JSON Schema as `reward.file`.") from error
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not valid JSON ({error}). `reward.file` must hold a JSON Schema.") from error
-    if fault := schema_fault(found):
+    if fault := schema_fault(document):
         raise BadInput(f"{path}: {fault} (`reward.file`).")
-    return found
+    return document

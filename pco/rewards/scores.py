@@ -1,14 +1,36 @@
-"""What a reward is to the stages that use it."""
+"""What rewards and the stages that use them share: candidates, scores, and the reward itself."""
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from pco.config.reward import RewardConfig
 
-Candidate = Mapping[str, Any]
+
+class Candidate(TypedDict, total=False):
+    """What a reward may read of a completion: the columns of `candidates`, and three that `judge` adds.
+
+    Not every row has every column. A replayed pair does not say how its texts were sampled: those columns are None.
+    """
+
+    prompt_id: str
+    mode: str | None
+    sample: int
+    prompt: str
+    prompt_token_ids: list[int]
+    completion: str
+    token_ids: list[int]
+    logprob: float | None
+    finish_reason: str | None
+    seed: int | None
+    policy: str
+    source_prompt: str
+    reference: str | None
+    baseline: str
+
+
 Candidates = Sequence[Candidate]
 
 NOT_FINITE = "reward is not finite"
@@ -16,11 +38,11 @@ NOT_FINITE = "reward is not finite"
 
 @dataclass(frozen=True)
 class Score:
-    """What a reward says of one candidate; `value` is a number or, where it has none to give, NaN."""
+    """The reward of one candidate; `value` is NaN where there is none."""
 
     value: float
-    members: list[float] | None = None  # what each member of an ensemble said, in the config's order
-    why_none: str | None = None  # said of a candidate that gets no reward
+    members: list[float] | None = None  # the values of an ensemble's members, in the config's order
+    why_none: str | None = None  # why there is no reward
 
     @property
     def dropped(self) -> str | None:
@@ -34,14 +56,14 @@ Counts = defaultdict[str, float]
 
 @dataclass(frozen=True)
 class Reward:
-    """What scores candidates, one score each in order, and the digest that stands for it."""
+    """A function that returns one score for each candidate, in order, and the digest that names it in tables."""
 
     config: RewardConfig
     digest: str
     score: Scorer
-    counts: Counts = field(default_factory=lambda: defaultdict(float))  # of a judge, since it was loaded
+    counts: Counts = field(default_factory=lambda: defaultdict(float))  # of a judge since it was loaded
 
 
 def plain(value: Callable[[Candidate], float]) -> Scorer:
-    """A scorer that looks at one candidate at a time."""
+    """A scorer from a function of one candidate."""
     return lambda candidates: [Score(value(row)) for row in candidates]

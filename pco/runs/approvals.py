@@ -14,21 +14,21 @@ _FILE = "answer.json"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a person said of a refused round."""
+    """A person's answer on a refused round."""
 
     approve: bool
     comment: str = ""
     by: str = ""
 
-    def told(self) -> str:
-        """For the round's verdict."""
+    def summary(self) -> str:
+        """The answer in words, for the reason of the round's decision."""
         who = f" by {self.by}" if self.by else ""
         comment = f" ({self.comment})" if self.comment else ""
         return f"asked, it was {'approved' if self.approve else 'refused for good'}{who}{comment}"
 
 
 def read(stage: Stage) -> Answer | None:
-    """The answer on the round of a `decide` stage, None if there is none yet.
+    """The answer on the round of a `decide` stage; None if there is none yet.
 
     Raises CorruptArtifact for a file that holds none.
     """
@@ -39,11 +39,11 @@ def read(stage: Stage) -> Answer | None:
         raw = json.loads(path.read_text(encoding="utf-8"))
         return Answer(bool(raw["approve"]), str(raw["comment"]), str(raw["by"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptArtifact(f"{path}: holds no answer ({error!r}). Remove it, then answer anew.") from error
+        raise CorruptArtifact(f"{path}: holds no answer ({error!r}). Remove it, then answer again.") from error
 
 
 def write(stage: Stage, answer: Answer) -> None:
-    """Keep an answer; it counts once the stage is run again.
+    """Keep an answer; it takes effect when the stage is run again.
 
     Raises BadInput when the round is decided already.
     """
@@ -53,9 +53,9 @@ def write(stage: Stage, answer: Answer) -> None:
 
 
 def how_to(config: RunConfig) -> str:
-    """What a person who is asked can do."""
+    """How a person answers."""
     run = config.run
-    return f"It is for you to say: `pco answer {run} approve` or `pco answer {run} refuse`, then `pco resume {run}`."
+    return f"Decide with `pco answer {run} approve` or `pco answer {run} refuse`, then `pco resume {run}`."
 
 
 def _path(stage: Stage) -> Path:

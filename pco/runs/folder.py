@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +26,7 @@ CONFIG = "config.yaml"
 BEST = "best"  # a link to the folder of the best policy so far
 _LOCK = ".lock"
 _RECOVERY = ".recovery"
-# What may change between two attempts at the same run: it decides no result.
+# Settings that may change between two attempts at the same run: they decide no result.
 _FREE = {
     "runs_dir",
     "rounds",
@@ -36,7 +36,7 @@ _FREE = {
     "stall_timeout_s",
     "engine.kv_cache_gib",
     "engine.gpu_memory_utilization",
-    # What they change is which stages come next, and with what: each of those has a fingerprint of its own.
+    # They decide which stages come next and with which settings; each of those stages has its own fingerprint.
     "gate.otherwise",
     "gate.patience",
     "gate.retry_learning_rate",
@@ -49,7 +49,7 @@ _FREE = {
 def opened(config: RunConfig | RewardTraining, flow_run: str = "") -> Iterator[None]:
     """Hold a run's folder for writing; make it and its `config.yaml` if it is new.
 
-    `flow_run` is the id of the Prefect flow run that writes, for whoever asks who holds the run.
+    `flow_run` is the id of the Prefect flow run that writes; `holder` returns it.
 
     Raises RunConflict when another process holds it, or when it was made with another config.
     """
@@ -67,20 +67,20 @@ def _locked(folder: Path, flow_run: str) -> Iterator[None]:
     """The kernel drops the lock of a process that dies, so a stale one cannot exist."""
     path = folder / _LOCK
     with store.write_errors(path):
-        handle = path.open("a+b", buffering=0)  # or closing would write once more what could not be written
+        handle = path.open("a+b", buffering=0)  # with a buffer, closing would write again what could not be written
     with handle:
-        if not _takes(handle):
-            raise RunConflict(f"{folder}: is being written by {_told(path)}. Wait for it, or end it.")
+        if not _try_lock(handle):
+            raise RunConflict(f"{folder}: is being written by {_writer(path)}. Wait for it, or end it.")
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        held = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "flow_run": flow_run}
+        writer = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "flow_run": flow_run}
         with store.write_errors(path):
             handle.truncate(0)
-            handle.write(json.dumps(held).encode())
+            handle.write(json.dumps(writer).encode())
         yield
 
 
-def _takes(handle: IO[bytes]) -> bool:
-    """Tries more than once: whoever only looks (`is_held`) holds the lock for an instant, too."""
+def _try_lock(handle: IO[bytes]) -> bool:
+    """Try to lock, more than once: `is_held` also holds the lock for an instant."""
     for _ in range(5):
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,28 +97,28 @@ def is_held(folder: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return False  # never written to, or not ours to read
+        return False  # never written to, or not readable by this user
     return False
 
 
 def holder(folder: Path) -> str | None:
-    """Which flow run writes to this run now: its id, "" if that is unknown, None if nobody does.
+    """The id of the flow run that writes to this run now; "" if it is unknown, None if no process writes.
 
-    Raises BadInput when the folder is not on this machine, or not ours to read.
+    Raises BadInput when the folder is not on this machine, or not readable by this user.
     """
     held = is_held(folder)
     try:
-        told = (folder / _LOCK).read_text(encoding="utf-8")
-        return str(json.loads(told)["flow_run"]) if held else None
+        writer = json.loads((folder / _LOCK).read_text(encoding="utf-8"))
+        return str(writer["flow_run"]) if held else None
     except OSError as error:
         raise BadInput(f"{folder}: no run here that can be read ({error.strerror}).") from None
-    except (ValueError, KeyError):  # taken just now, or by an earlier version
+    except (ValueError, KeyError):  # locked just now, or by an earlier version
         return ""
 
 
 @contextmanager
 def recovering(folder: Path) -> Iterator[None]:
-    """Wait for whoever else recovers this run, so that each sees what the one before it did."""
+    """Wait for other processes that recover this run, so that each sees the result of the one before it."""
     path = folder / _RECOVERY
     with store.write_errors(path):
         handle = path.open("a", encoding="utf-8")
@@ -127,25 +127,25 @@ def recovering(folder: Path) -> Iterator[None]:
         yield
 
 
-def _told(path: Path) -> str:
+def _writer(path: Path) -> str:
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        flow_run = f" (Prefect flow run {held['flow_run']})" if held.get("flow_run") else ""
-        return f"process {held['pid']} on {held['host']} since {held['since']}{flow_run}"
+        writer = json.loads(path.read_text(encoding="utf-8"))
+        flow_run = f" (Prefect flow run {writer['flow_run']})" if writer.get("flow_run") else ""
+        return f"process {writer['pid']} on {writer['host']} since {writer['since']}{flow_run}"
     except (ValueError, KeyError, OSError):
         return "another process"
 
 
 def check_same(config: RunConfig | RewardTraining) -> None:
+    """Raise RunConflict if the config's folder holds a run with other settings that decide results."""
     path = config.folder / CONFIG
     if not path.exists():
         return
     raw = _raw(config.folder)
     if _is_reward_training(raw) != isinstance(config, RewardTraining):
         raise RunConflict(f"{config.folder}: holds another kind of run. Take another name (--set run=...).")
-    made = validated(type(config), raw, source=str(path))
-    before, now = _deciding(made), _deciding(config)
-    changed = [key for key in sorted(before | now) if key not in _FREE and before.get(key) != now.get(key)]
+    before, now = _deciding(validated(type(config), raw, source=str(path))), _deciding(config)
+    changed = [key for key in sorted({*before, *now}) if key not in _FREE and before.get(key) != now.get(key)]
     decided = len(list(config.folder.glob("round-*/decision/manifest.json")))
     if isinstance(config, RunConfig) and config.rounds < decided:
         raise RunConflict(
@@ -153,15 +153,15 @@ def check_same(config: RunConfig | RewardTraining) -> None:
             f"Give {decided} or more; to go back, set rounds aside with `pco resume --from`, or fork the run."
         )
     if changed:
-        told = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
+        changes = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
         fork = "" if isinstance(config, RewardTraining) else f"Fork it (`pco fork {config.run} NEW --set ...`), or "
         raise RunConflict(
             f"{config.folder}: this run was made with another config. {fork}take another name (--set run=...), or the "
-            f"old values:\n{told}"
+            f"old values:\n{changes}"
         )
 
 
-def _deciding(config: RunConfig | RewardTraining) -> dict[str, Any]:
+def _deciding(config: RunConfig | RewardTraining) -> Mapping[str, object]:
     """The config's settings by dotted name, without those of a reward that decide no result."""
     dump = config.model_dump(mode="json")
     if isinstance(config, RunConfig):
@@ -172,17 +172,17 @@ def _deciding(config: RunConfig | RewardTraining) -> dict[str, Any]:
 
 
 def write_config(config: RunConfig | RewardTraining, folder: Path) -> None:
-    """Write every setting out: what makes a folder a run."""
+    """Write all settings; a folder with this file is a run."""
     store.write_text(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def point_to_best(config: RunConfig, policy: Path) -> None:
-    """Have `best` in the run's folder lead to the best policy so far, at every moment to one or the other."""
+    """Make `best` in the run's folder a link to the best policy so far, atomically."""
     store.link(config.folder / BEST, policy)
 
 
 def report_path(config: RunConfig | RewardTraining) -> Path:
-    """Where a run's report lies once it is written."""
+    """The path of a run's report."""
     return config.folder / "report.html"
 
 
@@ -209,7 +209,7 @@ def find_round(name: str, runs_dir: Path) -> tuple[RunConfig, int | None]:
 
 
 def read_config(folder: Path, overrides: list[str] | None = None) -> RunConfig:
-    """The config of a run on disk, with `runs_dir` where the run lies now, so that a run may be moved.
+    """The config of a run on disk. Its `runs_dir` is the folder that holds the run now, so that a run can be moved.
 
     `overrides` are `a.b=value` strings as for `pco run`.
 
@@ -222,11 +222,11 @@ def read_config(folder: Path, overrides: list[str] | None = None) -> RunConfig:
 
 
 def is_reward_training(folder: Path) -> bool:
-    """Whether what lies here is a reward training; raises BadInput when nothing does."""
+    """Whether the run in a folder is a reward training; raises BadInput when there is no run."""
     return _is_reward_training(_raw(folder))
 
 
-def _is_reward_training(raw: dict[str, Any]) -> bool:
+def _is_reward_training(raw: Mapping[str, object]) -> bool:
     return raw.get("kind") == "reward_training"
 
 
@@ -235,10 +235,10 @@ def _raw(folder: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        known = sorted(found.parent.name for found in folder.parent.glob(f"*/{CONFIG}"))
+        known = sorted(config.parent.name for config in folder.parent.glob(f"*/{CONFIG}"))
         raise BadInput(f"{folder}: no run here. Runs in {folder.parent}: {', '.join(known) or 'none'}.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise BadInput(f"{path}: the run's config could not be read ({error}). Restore it from a copy.") from error
     if not isinstance(raw, dict):
-        raise BadInput(f"{path}: holds no config. Restore it from a copy, or write it anew with the run's settings.")
+        raise BadInput(f"{path}: holds no config. Restore it from a copy, or write it again with the run's settings.")
     return {**raw, "runs_dir": str(folder.parent)}

@@ -1,4 +1,4 @@
-"""New beginnings from a run on disk: fork it into a new one, or set its last stages aside to make them anew."""
+"""Fork a run on disk into a new one, or set its last stages aside so that they run again."""
 
 import contextlib
 import os
@@ -21,74 +21,74 @@ _ASIDE = "set-aside"
 
 @dataclass(frozen=True)
 class Fork:
-    """What a new run took over: each stage, and where it was made with other settings than the new run's."""
+    """The stages that a new run shares, and where their settings differ from the new run's."""
 
     shared: list[Stage] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
 
 
-class _Enough(Exception):
-    pass
+class _Stop(Exception):
+    """Ends a walk over the stages."""
 
 
 def fork(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
-    """Make the run `new`, sharing the files of `origin`'s stages before `at`; without it, of all that are still valid.
+    """Make the run `new`, which shares the files of `origin`'s stages before `at`; without `at`, of all valid stages.
 
-    With `at`, earlier stages are taken as they are, even if `new` would have made them with other settings: so a
-    setting can change from some round on. The new run's folder appears whole or not at all.
+    With `at`, earlier stages are shared even if their settings differ from those of `new`. So a setting can change from
+    some round on. The new run's folder appears whole or not at all.
 
     Raises RunConflict when `new` exists, BadInput when a stage before `at` is not finished or there is no way to `at`.
     """
     if new.folder.exists():
         raise RunConflict(f"{new.folder}: exists. Fork into another name.")
-    made = _planned(origin, new, at)
+    plan = _planned(origin, new, at)
     temporary = new.folder.with_name(f".{new.run}.{os.getpid()}.tmp")
     with store.write_errors(new.folder):
         try:
-            for stage in made.shared:
+            for stage in plan.shared:
                 _share(stage, origin, temporary / stage.folder.relative_to(new.folder))
             write_config(new, temporary)
             temporary.rename(new.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return made
+    return plan
 
 
 def _planned(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
-    """What to share, before anything is written."""
+    """The stages to share, before anything is written."""
     if at is not None:
         check_point(new, at)
         _check_beginning(origin, at)
-    made = Fork()
+    plan = Fork()
 
     def take_over(stage: Stage) -> store.Manifest:
         if (stage.round, stage.name) == at:
-            raise _Enough
+            raise _Stop
         source = _source(stage, origin)
         manifest = store.read_manifest(source.folder)
         changes = [] if manifest is None else _changes(stage, source, manifest)
         if at is None and (manifest is None or changes):
-            raise _Enough
+            raise _Stop
         if manifest is None:
             raise BadInput(f"{source.folder}: not finished, so a fork cannot begin after it. Begin at it, or before.")
         model = source.model_folder
         if stage.spec.model and not (model.is_dir() or retention.was_removed(model)):
             raise BadInput(f"{model}: is gone, so this stage cannot be shared. Fork from it, or before.")
-        made.differing.extend(f"{stage.title}: {change}" for change in changes)
-        made.shared.append(stage)
+        plan.differing.extend(f"{stage.title}: {change}" for change in changes)
+        plan.shared.append(stage)
         return manifest
 
     try:
         walk(new, take_over)
-    except _Enough:
-        return made
+    except _Stop:
+        return plan
     if at is not None:
-        refused = made.shared[-1].round
+        refused = plan.shared[-1].round
         raise BadInput(
-            f"{origin.run}: its gate refused round {refused}, so nothing comes after it. To go on from there all the "
+            f"{origin.run}: its gate refused round {refused}, so no stage comes after it. To go on from there all the "
             f"same: --from decide --round {refused}, with other bounds under `gate`."
         )
-    return made
+    return plan
 
 
 def _source(stage: Stage, origin: RunConfig) -> Stage:
@@ -96,14 +96,14 @@ def _source(stage: Stage, origin: RunConfig) -> Stage:
 
 
 def _changes(stage: Stage, source: Stage, manifest: store.Manifest) -> list[str]:
-    """What the new run would make otherwise. What the origin took over itself is as valid in it as it was there."""
+    """The settings that differ in the new run. A stage that the origin itself shares counts by its settings alone."""
     if store.origin(source.folder) is not None and stage.settings == source.settings:
         return []
     return stage.changes(manifest)
 
 
 def _share(stage: Stage, origin: RunConfig, folder: Path) -> None:
-    """The model before the stage that saved it: a finished training has one."""
+    """Share a stage. Its model comes first: a finished training must have one."""
     source = _source(stage, origin)
     if stage.spec.model:
         model = folder.with_name(stage.spec.model)
@@ -115,7 +115,7 @@ def _share(stage: Stage, origin: RunConfig, folder: Path) -> None:
 
 
 def newest(config: RunConfig, name: StageName) -> Point:
-    """The last round in which a stage has left anything.
+    """The last round in which a stage has begun.
 
     Raises BadInput when there is none.
     """
@@ -126,19 +126,19 @@ def newest(config: RunConfig, name: StageName) -> Point:
 
 
 def set_aside(config: RunConfig, at: Point) -> list[Path]:
-    """Move what a stage and all stages after it have made out of the way, so that they are made anew.
+    """Move the results of a stage and of all stages after it aside, so that these stages run again.
 
-    Nothing is deleted: it lies under `set-aside/` in the run's folder. Returns the folders that were moved.
+    Nothing is deleted: the results are moved to `set-aside/` in the run's folder. Returns the folders that were moved.
 
     Raises BadInput when the run has no such stage.
     """
     check_point(config, at)
     _check_beginning(config, at)
-    every = points(config)
+    all_points = points(config)
     aside = config.folder / _ASIDE / time.strftime("%Y%m%d-%H%M%S")
     moved = []
     # The last first, so that a kill in between leaves whole stages up to some point and none after it.
-    for point in reversed(every[every.index(at) :]):
+    for point in reversed(all_points[all_points.index(at) :]):
         for folder in _folders(config, point):
             store.move(folder, aside / folder.relative_to(config.folder))
             moved.append(folder)
@@ -148,24 +148,24 @@ def set_aside(config: RunConfig, at: Point) -> list[Path]:
 def _check_beginning(config: RunConfig, at: Point) -> None:
     """Raise BadInput if the policy that a point begins from was removed, before anything is moved or shared."""
 
-    def look(stage: Stage) -> store.Manifest:
+    def visit(stage: Stage) -> store.Manifest:
         manifest = store.read_manifest(stage.folder)
         needed = stage.inputs["policy"].folder if "policy" in stage.inputs else None
         if (stage.round, stage.name) == at and needed and not needed.is_dir() and retention.was_removed(needed):
             raise BadInput(
                 f"{needed}: was removed to save room (`keep_last`), and `{at[1]}` of round {at[0]} begins from "
-                "it. Go back to a round whose beginning is kept: the first, or one after a policy that is there."
+                "it. Go back to a round whose starting policy is kept: the first, or one after a policy that is there."
             )
         if (stage.round, stage.name) == at or manifest is None:
-            raise _Enough
+            raise _Stop
         return manifest
 
-    with contextlib.suppress(_Enough):
-        walk(config, look)
+    with contextlib.suppress(_Stop):
+        walk(config, visit)
 
 
 def _folders(config: RunConfig, point: Point) -> list[Path]:
-    """What a stage has made and said, its own folder with the manifest first."""
+    """The files and folders of a stage. Its own folder, which holds the manifest, comes first."""
     stage = Stage(point[1], point[0], config)
     models = [stage.model_folder] if stage.spec.model else []
     paths = [stage.folder, *models, stage.stage_file, stage.log_file, stage.error_file]

@@ -1,4 +1,4 @@
-"""A policy on disk: a model folder and the digest that stands for it in every table."""
+"""A policy on disk: a model folder and the digest that names it in every table."""
 
 from data import store
 from data.errors import CorruptArtifact
@@ -7,7 +7,7 @@ from pco.stage import Artifact, Stage
 
 
 def verified(stage: Stage) -> Artifact:
-    """The stage's `policy` input, after checking that the folder still holds the weights it is said to hold."""
+    """The stage's `policy` input, after a check of its files against its digest; raises CorruptArtifact."""
     policy = stage.inputs["policy"]
     if not policy.folder.is_dir():
         why = "was removed to save room (`keep_last`)" if retention.was_removed(policy.folder) else "is gone"
@@ -15,10 +15,10 @@ def verified(stage: Stage) -> Artifact:
             f"{policy.folder}: the policy's folder {why}. Restore it, then resume; or make it again: `pco resume "
             f"{stage.config.run} --from train --round N`."
         )
-    found = store.folder_digest(policy.folder)
-    if found != policy.fingerprint:
+    digest = store.folder_digest(policy.folder)
+    if digest != policy.fingerprint:
         raise CorruptArtifact(
-            f"{policy.folder}: its files changed since the run recorded them (digest {found}, expected "
+            f"{policy.folder}: its files changed since the run recorded them (digest {digest}, expected "
             f"{policy.fingerprint}). Restore them; a policy that a round made can be made again: `pco resume "
             f"{stage.config.run} --from train --round N`."
         )

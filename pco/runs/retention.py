@@ -1,4 +1,4 @@
-"""Policies of rounds long past may be removed to save room, but never one that a run still needs (`keep_last`)."""
+"""Remove policies of old rounds to save room, but never one that the run still needs (`keep_last`)."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ _MARK = "policy.removed"
 
 
 def prune(config: RunConfig) -> list[Path]:
-    """Remove the policies that `keep_last` and `keep_best` give up; returns their folders.
+    """Remove the policies that `keep_last` and `keep_best` do not keep; returns their folders.
 
-    The last round's policy stays, since the next round may begin from it, and so does the best one.
+    The policy of the last round is kept, since the next round may begin from it, and so is the best one.
     """
     if config.keep_last is None:
         return []
@@ -25,7 +25,7 @@ def prune(config: RunConfig) -> list[Path]:
 
 
 def was_removed(policy: Path) -> bool:
-    """Whether a policy that is not there was removed on purpose."""
+    """Whether a missing policy was removed on purpose."""
     return policy.with_name(_MARK).exists()
 
 
@@ -35,7 +35,7 @@ def mark_removed(policy: Path) -> None:
 
 
 def _remove(folder: Path) -> bool:
-    """The note comes first: a kill in between leaves a policy that the next call removes."""
+    """Remove a policy. The note is written first: a kill in between leaves a policy that the next call removes."""
     if not folder.is_dir():
         return False
     mark_removed(folder)

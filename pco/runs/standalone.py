@@ -1,4 +1,4 @@
-"""Policies evaluated outside of a run: each as the start of a run of its own, with all that its stages promise."""
+"""Policies evaluated outside of a run: each as the start of its own run, with the same stages and guarantees."""
 
 import contextlib
 import re
@@ -16,44 +16,44 @@ from pco.stage import Stage
 FOLDER = "evaluations"  # in the folder of all runs
 
 
-class _Evaluated(Exception):
-    """The start is through, and no round is wanted."""
+class _Stop(Exception):
+    """Ends a walk after the start, before the first round."""
 
 
 def settings(config: Path | None, policies: list[str], runs_dir: Path, overrides: list[str] | None) -> RunConfig:
-    """The config whose settings evaluate policies: a file's, or else that of the run which the first is named after.
+    """The config that evaluates policies: that of a file, or else that of the run which the first policy names.
 
-    Raises BadInput when no file is given and the first policy is of no run.
+    Raises BadInput when there is no file and the first policy is not one of a run.
     """
     if config is not None:
         return load(config, overrides)
     if not _is_of_a_run(policies[0]):
-        raise BadInput(f"config: none given, and {policies[0]} is not RUN:ROUND, whose config would do.")
+        raise BadInput(f"config: there is none, and {policies[0]} is not RUN:ROUND, whose config could be used.")
     return find(policies[0].rpartition(":")[0], runs_dir, overrides)
 
 
 def plans(
     settings: RunConfig, policies: list[str], *, prompts: Path | None, out: Path, runs_dir: Path
 ) -> dict[str, RunConfig]:
-    """For each policy, by a short name, the config under which it is evaluated.
+    """The config that evaluates each policy, by the policy's short name.
 
     Raises BadInput for a policy that is not there, or is named twice.
     """
     names = short_names(policies)
-    made = [planned(settings, model_of(name, runs_dir), prompts, out) for name in policies]
-    _check_distinct(policies, [str(plan.folder) for plan in made])
-    return dict(zip(names, made, strict=True))
+    configs = [planned(settings, model_of(name, runs_dir), prompts, out) for name in policies]
+    _check_distinct(policies, [str(config.folder) for config in configs])
+    return dict(zip(names, configs, strict=True))
 
 
 def short_names(policies: list[str]) -> list[str]:
-    """The last part of each one's path, where that tells them apart; raises BadInput for one that is named twice."""
+    """The last part of each path, if these are distinct; raises BadInput for a policy that is named twice."""
     _check_distinct(policies, policies)
     short = [Path(name).name for name in policies]
     return short if len(set(short)) == len(short) else policies
 
 
-def _check_distinct(policies: list[str], found: list[str]) -> None:
-    if len(set(found)) < len(found):
+def _check_distinct(policies: list[str], identities: list[str]) -> None:
+    if len(set(identities)) < len(identities):
         raise BadInput(f"policies: {', '.join(policies)} names one twice, and it would be compared with itself.")
 
 
@@ -62,7 +62,7 @@ def _is_of_a_run(name: str) -> bool:
 
 
 def model_of(name: str, runs_dir: Path) -> str:
-    """The folder or hub id of a policy: `RUN:ROUND` stands for the policy that a round trained, 0 for the starting one.
+    """The folder or hub id of a policy: `RUN:ROUND` is the policy that a round trained; round 0 is the starting one.
 
     Raises BadInput when the run is not there, or has no such policy.
     """
@@ -81,14 +81,14 @@ def model_of(name: str, runs_dir: Path) -> str:
 
 
 def planned(settings: RunConfig, model: str, prompts: Path | None, out: Path) -> RunConfig:
-    """The config under which a policy is evaluated: that of a run, with another policy and other held-out prompts.
+    """The config that evaluates a policy: that of a run, with another policy and other held-out prompts.
 
-    Its folder is named after all that decides the result, so that another result never meets it.
+    The name of its folder holds a digest of everything that decides the result, so that results never share a folder.
     """
     raw = settings.model_dump(mode="json")
-    for section in ("pair", "train", "gate", "rounds", "keep_last", "keep_best"):  # decide nothing here
+    for section in ("pair", "train", "gate", "rounds", "keep_last", "keep_best"):  # without effect on an evaluation
         del raw[section]
-    # Nor does how pairs are replayed; but what is trained on is named, since no prompt of it may be evaluated on.
+    # So is replay. But the seed preferences stay named, since none of their prompts may be evaluated on.
     raw["replay"] = {"rounds": int(settings.prompts.preferences is not None)}
     raw["generate"]["n"] = Generate().n
     if model != settings.policy.model:
@@ -96,24 +96,25 @@ def planned(settings: RunConfig, model: str, prompts: Path | None, out: Path) ->
     if prompts is not None:
         raw["prompts"] |= {"heldout": str(prompts), "heldout_limit": None}
     config = parse({**raw, "runs_dir": str(out)}, source="pco evaluate")
-    decides = [config.policy.model, config.prompts.model_dump(mode="json"), Stage("evaluate", 0, config, {}).settings]
+    identity = [config.policy.model, config.prompts.model_dump(mode="json"), Stage("evaluate", 0, config, {}).settings]
     slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(model).name).strip("-")[:60]
-    return config.model_copy(update={"run": f"{slug or 'policy'}-{store.digest({'of': decides})[:8]}"})
+    return config.model_copy(update={"run": f"{slug or 'policy'}-{store.digest({'of': identity})[:8]}"})
 
 
 def walk(config: RunConfig, do: Callable[[Stage], store.Manifest]) -> Path:
-    """Hand the stages that evaluate the policy of a config to `do`, which makes sure that each is finished; returns the
-    evaluation's folder.
+    """Pass the stages that evaluate a config's policy to `do`, which makes sure that each is finished.
+
+    Returns the evaluation's folder.
     """
     folder = Path()
 
-    def of_the_start(stage: Stage) -> store.Manifest:
+    def visit(stage: Stage) -> store.Manifest:
         nonlocal folder
         if stage.round:
-            raise _Evaluated
+            raise _Stop
         folder = stage.folder  # of the last stage of the start, which is the evaluation
         return do(stage)
 
-    with contextlib.suppress(_Evaluated):
-        rounds.walk(config, of_the_start)
+    with contextlib.suppress(_Stop):
+        rounds.walk(config, visit)
     return folder

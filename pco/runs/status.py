@@ -1,4 +1,4 @@
-"""What a run's folder says of the run, without starting anything."""
+"""The state of a run, read from its folder without starting anything."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +24,8 @@ State = Literal["done", "running", "partial", "interrupted", "failed", "waiting"
 class StageState:
     """How far one stage of a run is.
 
-    `interrupted` is a stage that was begun and kept nothing, `waiting` one that waits for a person's answer. `note`
-    says the rest: what is kept, why it failed, what changed, what cannot be read, what the gate decided.
+    An `interrupted` stage began and kept nothing; a `waiting` stage waits for a person's answer. `note` holds the rest:
+    what is kept, why it failed, what changed, what cannot be read, what the gate decided.
     """
 
     round: int
@@ -52,7 +52,7 @@ class StageState:
 
 
 class _NotDone(Exception):
-    pass
+    """Ends a walk at the first stage that is not done."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,17 @@ class RunState:
 
     @property
     def outcome(self) -> str:
-        """The run in a word or two, told from its decisions alone."""
+        """The state of the run in a word or two, from its decisions alone."""
         if self.promoted and rounds.is_over(self.config, self.promoted):
             return "finished" if self.promoted[-1] else "refused by the gate"
         return "running" if self.is_held else "unfinished"
 
     @cached_property
     def _walked(self) -> tuple[dict[Point, Stage], bool]:
-        """The stages whose inputs are known, which are all up to the first that is not done; and if all are done."""
+        """The stages up to the first that is not done, whose inputs are known, and whether all are done."""
         reached: dict[Point, Stage] = {}
 
-        def look(stage: Stage) -> store.Manifest:
+        def visit(stage: Stage) -> store.Manifest:
             reached[stage.round, cast(StageName, stage.name)] = stage
             manifest = store.read_manifest(stage.folder)
             if manifest is None or stage.changes(manifest):
@@ -101,8 +101,8 @@ class RunState:
             return manifest
 
         try:
-            rounds.walk(self.config, look)
-        except (_NotDone, PCOError):  # what cannot be read is said in its stage's state, or is for the run to refuse
+            rounds.walk(self.config, visit)
+        except (_NotDone, PCOError):  # the state of the stage reports what cannot be read, or the run refuses it
             return reached, False
         return reached, True
 
@@ -130,12 +130,12 @@ class RunState:
         if state.state == "stale":
             return (
                 f"`{resume}` would be refused at `{name}` of round {number}: {state.note}. `pco fork {run} NEW` shares "
-                f"what is still valid; `{resume} --from {name} --round {number}` sets the rest aside and makes it anew."
+                f"what is still valid; `{resume} --from {name} --round {number}` sets the rest aside and runs it again."
             )
         if state.state == "waiting":
             return state.note
-        every = points(self.config)
-        this_round = ", ".join(stage for at, stage in every[every.index(point) :] if at == number)
+        all_points = points(self.config)
+        this_round = ", ".join(stage for at, stage in all_points[all_points.index(point) :] if at == number)
         later = self.config.rounds - number
         then = f", then {later} more round{'s' if later > 1 else ''}" if later else ""
         return f"`{resume}` would run, in round {number}: {this_round}{then}."
@@ -143,7 +143,7 @@ class RunState:
     def awaited(self) -> Stage:
         """The `decide` stage that waits for a person's answer.
 
-        Raises BadInput when the run asks nothing.
+        Raises BadInput when the run waits for no answer.
         """
         reached, _ = self._walked
         if self._next in reached and self._stage(self._next).state == "waiting":
@@ -169,7 +169,8 @@ class RunState:
         stage = self._walked[0].get(point)
         if stage is None:
             return "stale", "a stage before it is not done"
-        if changes := stage.changes(manifest):
+        changes = stage.changes(manifest)
+        if changes:
             return "stale", "; ".join(changes)
         origin = store.origin(stage.folder)
         notes = [f"from {origin}"] if origin else []
@@ -179,14 +180,15 @@ class RunState:
         return "done", "; ".join(notes)
 
     def _unfinished(self, point: Point) -> tuple[State, str]:
-        """State and note. A stage that has failed may be running again: its error file is gone then."""
+        """State and note. A failed stage that is running again has no error file any more."""
         stage = Stage(point[1], point[0], self.config)
         kept, begun = _kept(stage), stage.log_file.exists()
-        if (failure := Failure.read(stage.error_file)) is not None:
-            why = failure.message.partition("\n")[0]
+        failure = Failure.read(stage.error_file)
+        if failure is not None:
+            reason = failure.message.partition("\n")[0]
             if failure.kind == "AwaitsAnswer":
-                return ("partial", "answered") if approvals.read(stage) else ("waiting", why)
-            return "failed", f"{why} ({kept} kept)" if kept else why
+                return ("partial", "answered") if approvals.read(stage) else ("waiting", reason)
+            return "failed", f"{reason} ({kept} kept)" if kept else reason
         if begun and point == self._next and self.is_held:
             return "running", kept
         if kept:
@@ -195,7 +197,7 @@ class RunState:
 
 
 def _kept(stage: Stage) -> str:
-    """What a stage that is not done has on disk."""
+    """What an unfinished stage has on disk."""
     if stage.spec.distributed:
         step, steps = checkpoints.progress(stage.folder)
         return f"step {step} of {steps}" if step else ""
@@ -209,7 +211,7 @@ def points(config: RunConfig) -> list[Point]:
 
 
 def counted(manifest: store.Manifest) -> str:
-    """How many rows came out, and of how many where some were dropped."""
+    """The number of rows that came out, and of how many if some were dropped."""
     of = f" of {manifest.rows_in:,}" if manifest.rows_in != manifest.rows_out else ""
     return f"{manifest.rows_out:,}{of} {manifest.unit}"
 
@@ -233,12 +235,18 @@ def of_all(runs_dir: Path) -> list[RunLine]:
 def _run_line(folder: Path) -> RunLine:
     try:
         if is_reward_training(folder):
-            report = folder / "report.html"
-            outcome = "finished" if report.exists() else "running" if is_held(folder) else "unfinished"
-            return RunLine(folder.name, 0, 0, f"reward training, {outcome}", report if report.exists() else None)
+            return _reward_training_line(folder)
         state = RunState(read_config(folder))
         report = report_path(state.config)
         line = (state.config.run, state.config.rounds, len(state.decisions), state.outcome)
         return RunLine(*line, report if report.exists() else None)
-    except PCOError as error:  # that one run is damaged is no reason to hide the others
+    except PCOError as error:  # the other runs are still shown
         return RunLine(folder.name, 0, 0, f"damaged: {error}", None)
+
+
+def _reward_training_line(folder: Path) -> RunLine:
+    report = folder / "report.html"
+    if report.exists():
+        return RunLine(folder.name, 0, 0, "reward training, finished", report)
+    outcome = "running" if is_held(folder) else "unfinished"
+    return RunLine(folder.name, 0, 0, f"reward training, {outcome}", None)

@@ -1,4 +1,4 @@
-"""Read what a run holds, against what its manifests say."""
+"""Check the files of a run against its manifests."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pco.stage import Stage
 
 
 def damage(config: RunConfig) -> list[str]:
-    """What is wrong with a run's finished stages, after reading every table and policy; nothing if all is whole."""
+    """The faults of a run's finished stages, after reading every table and policy; empty if there are none."""
     faults = []
     for number, name in points(config):
         stage = Stage(name, number, config)
@@ -48,7 +48,7 @@ def _model_damage(folder: Path, digest: str) -> list[str]:
 
 
 def folders_with(config: RunConfig, table: str, number: int | None) -> list[tuple[str, Path]]:
-    """The finished stage folders that hold a table, with words for where they are.
+    """The finished stage folders that hold a table, each with its place in words.
 
     Raises BadInput when there is none.
     """

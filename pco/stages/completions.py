@@ -1,10 +1,10 @@
-"""What `generate` and `evaluate` share: prompts of the run, and shards of completions that the engine writes."""
+"""What `generate` and `evaluate` share: the run's prompts, and completions in shards."""
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from data import schemas, store
+from data.rows import PromptRow
 from pco import progress
 from pco.models.engine import Request, Sampler
 from pco.models.sampling import candidate_row
@@ -12,23 +12,23 @@ from pco.progress import Progress
 from pco.stage import Shard, Stage
 
 
-def read_prompts(stage: Stage, split: str) -> list[dict[str, Any]]:
+def read_prompts(stage: Stage, split: str) -> list[PromptRow]:
     """The rows of one split of the run's frozen prompts."""
     table = store.read_table(stage.inputs["prompts"].folder, "prompts")
     return [row for row in table.to_pylist() if row["split"] == split]
 
 
 def in_shards(requests: Sequence[Request], size: int) -> list[Sequence[Request]]:
-    """The requests in order, so many in each shard; the last may have fewer."""
+    """The requests in order, `size` of them in each shard; the last shard may have fewer."""
     return [requests[start : start + size] for start in range(0, len(requests), size)]
 
 
 def complete_shards(
     stage: Stage, shards: Sequence[Sequence[Request]], start_engine: Callable[[], Sampler]
 ) -> dict[str, float]:
-    """Complete and commit those shards that are not on disk yet; the engine starts only if there are any.
+    """Complete and commit the shards that are not on disk yet. The engine starts only if there are any.
 
-    Returns what this process did: seconds to start the engine, seconds of sampling, tokens and tokens per second.
+    Returns metrics of this process: seconds to start the engine, seconds of sampling, tokens and tokens per second.
     """
     missing = [index for index in range(len(shards)) if not stage.is_made("candidates", index)]
     if not missing:
@@ -38,7 +38,7 @@ def complete_shards(
     began = time.monotonic()
     engine = start_engine()
     ready = time.monotonic()
-    progress.report(Progress(done, total, "completions"))  # what is kept, before the first comes
+    progress.report(Progress(done, total, "completions"))  # what is on disk already
     tokens = 0
 
     def on_done(count: int) -> None:
@@ -54,7 +54,7 @@ def complete_shards(
         return Shard(schemas.build("candidates", rows))
 
     for _ in stage.shards("candidates", len(shards), make):
-        pass  # the engine tells the progress, request by request
+        pass  # the engine reports the progress, request by request
     seconds = time.monotonic() - ready
     return {
         "engine_start_s": ready - began,

@@ -1,4 +1,4 @@
-"""Stage `decide`: the gate. A round is promoted when every rule passes; the table says why."""
+"""Stage `decide`: the gate. A round is promoted when every rule passes; the table gives the reasons."""
 
 from data import schemas, store
 from data.errors import AwaitsAnswer
@@ -11,7 +11,7 @@ from pco.stage import Stage
 def run(stage: Stage) -> store.Manifest:
     """Write the `decisions` table, a row per rule; `outputs` hold the decision.
 
-    Raises AwaitsAnswer when a person is to decide and has not.
+    Raises AwaitsAnswer when a person has to decide and has not decided yet.
     """
     started = stage.launched()
     new, previous, start = (metrics.read(stage.inputs[name].folder) for name in ("evaluation", "previous", "start"))
@@ -21,7 +21,7 @@ def run(stage: Stage) -> store.Manifest:
         answer = approvals.read(stage)
         if answer is None:
             raise AwaitsAnswer(f"{decision.reason}. {approvals.how_to(stage.config)}")
-        decision = Decision(answer.approve, f"{decision.reason}; {answer.told()}")
+        decision = Decision(answer.approve, f"{decision.reason}; {answer.summary()}")
     rows = [{"round": stage.round, **vars(result), "promoted": decision.promoted} for result in results]
     store.write_part(stage.folder, "decisions", 0, schemas.build("decisions", rows), stage.fingerprint)
     return stage.finish(

@@ -1,18 +1,20 @@
-"""Stage `evaluate`: a policy meets the held-out prompts and the human texts that no training ever sees."""
+"""Stage `evaluate`: a policy on the held-out prompts and the human texts, which no training sees."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from data import schemas, store
 from data.errors import BadInput
+from data.rows import CandidateRow, EvaluationRow
 from pco import progress, rewards
 from pco.config.reward import ExactAnswerReward, RewardConfig, parts
 from pco.evaluation import lm_eval_tasks, metrics
-from pco.evaluation.rows import CandidateRow, EvaluationRow
 from pco.models.engine import Request, Sampler, free_memory
+from pco.models.protocols import Tokenizer
 from pco.models.rendering import load_tokenizer, render, written
 from pco.models.sampling import GREEDY, SAMPLED, sampled
 from pco.progress import Progress
@@ -32,7 +34,7 @@ def run(stage: Stage) -> store.Manifest:
     started = stage.launched()
     current = policy.verified(stage)
     rewards.check_unchanged(stage)
-    # Before the sampling: a fork takes over the prompts of another run, which were checked with that run's settings.
+    # Before the sampling: a fork shares the prompts of another run, which were checked with that run's settings.
     lm_eval_tasks.check_names(stage.config.evaluate.tasks)
     heldout = {"the run's held-out prompts": read_prompts(stage, "heldout")}
     for _, reward in _judging(stage):
@@ -45,7 +47,7 @@ def run(stage: Stage) -> store.Manifest:
     tokenizer = load_tokenizer(current.folder)
     shards = _shards(stage, tokenizer)
     sampling = complete_shards(stage, shards, engine)
-    candidates = store.read_parts(stage.folder, "candidates", stage.fingerprint).to_pylist()
+    candidates: list[CandidateRow] = store.read_parts(stage.folder, "candidates", stage.fingerprint).to_pylist()
     tasks = stage.config.evaluate.tasks
 
     @cache
@@ -61,7 +63,7 @@ def run(stage: Stage) -> store.Manifest:
         print(f"lm-eval: {tasks[index - 1]}", flush=True)
         return _evaluated(stage, lm_eval_tasks.rows(task_model(), tasks[index - 1], stage.config.evaluate.task_limit))
 
-    # Each task of lm-eval is a shard of its own: none is done again after a kill.
+    # Each task of lm-eval is a shard of its own, so that none is repeated after a kill.
     for index in stage.shards("evaluations", 1 + len(tasks), make):
         progress.report(Progress(index + 1, 1 + len(tasks), "evaluations"))
     rows = store.read_parts(stage.folder, "evaluations", stage.fingerprint).to_pylist()
@@ -87,7 +89,7 @@ def _evaluated(stage: Stage, rows: list[EvaluationRow], counts: Counter[str] | N
 
 
 def _read(stage: Stage, engine: Sampler) -> list[EvaluationRow]:
-    """What the policy makes of given text: how likely it finds human texts, and what the starting policy sampled."""
+    """Log-probabilities under the policy: of human texts, and of what the starting policy sampled."""
     texts = read_prompts(stage, "text")
     rows = metrics.text_rows(
         [row["prompt_id"] for row in texts], engine.text_logprobs([row["prompt"] for row in texts])
@@ -102,34 +104,34 @@ def _read(stage: Stage, engine: Sampler) -> list[EvaluationRow]:
 
 
 def _read_again(candidate: CandidateRow, context: int) -> bool:
-    """The first sample of each prompt, which costs enough on a CPU; vLLM needs room for a token more."""
+    """Whether this is the first sample of its prompt (all would be slow on a CPU) and leaves vLLM room for a token."""
     tokens = len(candidate["token_ids"])
     is_first = candidate["mode"] == SAMPLED and candidate["sample"] == 0
     return is_first and 0 < tokens < context - len(candidate["prompt_token_ids"])
 
 
 def _measured(
-    stage: Stage, candidates: list[CandidateRow], tokenizer: Any, counts: Counter[str]
+    stage: Stage, candidates: list[CandidateRow], tokenizer: Tokenizer, counts: Counter[str]
 ) -> list[EvaluationRow]:
-    """What is measured of completions; what a judge counted is added to `counts`."""
+    """The metrics of completions. The counts of a judge are added to `counts`."""
     answers = _answers(stage, candidates, tokenizer)
     scores: dict[str, list[float]] = {}
-    met = {("length", row["prompt_id"]): float(len(row["token_ids"])) for row in answers}
+    of_references = {("length", row["prompt_id"]): float(len(row["token_ids"])) for row in answers}
     for name, config in _judging(stage):
         reward = rewards.load(config, stage.config.folder)
-        scores[name], of_answers = _rewards(stage, reward, candidates, answers)
+        scores[name], answer_rewards = _rewards(stage, reward, candidates, answers)
         counts.update(reward.counts)
-        del reward  # an engine that outlived the next one's start would break it
-        met |= {(name, row["prompt_id"]): value for row, value in zip(answers, of_answers, strict=True)}
+        del reward  # its engine must be gone before the next one starts
+        of_references |= {(name, row["prompt_id"]): value for row, value in zip(answers, answer_rewards, strict=True)}
         free_memory()  # for the second reward
     references = {row["prompt_id"]: row["completion"] for row in answers}
     rows = metrics.completion_rows(
         candidates, scores["reward"], second_rewards=scores.get("second_reward"), references=references
     )
     others = {name: metrics.read(stage.inputs[name].folder) for name in ("start", "previous") if name in stage.inputs}
-    others["reference"] = metrics.reference_rows(rows, met)
-    against = [row for name, other in others.items() for row in metrics.rows_against(name, rows, other)]
-    return rows + against + metrics.corpus_rows(candidates)
+    others["reference"] = metrics.reference_rows(rows, of_references)
+    against = chain.from_iterable(metrics.rows_against(name, rows, other) for name, other in others.items())
+    return [*rows, *against, *metrics.corpus_rows(candidates)]
 
 
 def _judging(stage: Stage) -> list[tuple[str, RewardConfig]]:
@@ -138,22 +140,24 @@ def _judging(stage: Stage) -> list[tuple[str, RewardConfig]]:
     return [("reward", stage.config.reward), *([("second_reward", second)] if second else [])]
 
 
-def _answers(stage: Stage, candidates: list[CandidateRow], tokenizer: Any) -> list[CandidateRow]:
-    """The prompts' reference answers as if the policy had written them."""
+def _answers(stage: Stage, candidates: list[CandidateRow], tokenizer: Tokenizer) -> list[CandidateRow]:
+    """The prompts' reference answers as rows of `candidates`, as if the policy had written them."""
     references = {row["prompt_id"]: row["reference"] for row in read_prompts(stage, "heldout")}
-    return [
-        {**row, "completion": reference, "token_ids": written(tokenizer, reference), "logprob": math.nan}
-        for row in candidates
-        if row["mode"] == GREEDY and (reference := references[row["prompt_id"]]) is not None
-    ]
+    answers: list[CandidateRow] = []
+    for row in candidates:
+        reference = references[row["prompt_id"]]
+        if row["mode"] == GREEDY and reference is not None:
+            tokens = written(tokenizer, reference)
+            answers.append({**row, "completion": reference, "token_ids": tokens, "logprob": math.nan})
+    return answers
 
 
 def _rewards(
     stage: Stage, reward: Reward, candidates: list[CandidateRow], answers: list[CandidateRow]
 ) -> tuple[list[float], list[float]]:
-    """The reward of each completion and of each reference answer; not finite where it got none.
+    """The reward of each completion and of each reference answer; not finite where there is none.
 
-    Raises BadInput when no completion got any: there would be no reward to compare.
+    Raises BadInput when no completion has one: there would be no reward to compare.
     """
     scores = rewards.judge(reward, stage, candidates)
     if all(score.dropped for score in scores):
@@ -161,16 +165,16 @@ def _rewards(
             f"{stage.title}: none of {len(scores)} held-out completions got a reward "
             f"({dict(Counter(score.dropped for score in scores))}). See docs/rewards.md on what a reward cannot judge."
         )
-    # A bare answer is no completion to judge.
+    # A bare answer does not have the form of a completion.
     if any(isinstance(part, ExactAnswerReward) for part in parts(reward.config)):
         return [score.value for score in scores], [math.nan] * len(answers)
     return [score.value for score in scores], [score.value for score in rewards.judge(reward, stage, answers)]
 
 
-def _shards(stage: Stage, tokenizer: Any) -> list[Sequence[Request]]:
+def _shards(stage: Stage, tokenizer: Tokenizer) -> list[Sequence[Request]]:
     """One greedy and `samples` sampled completions per held-out prompt, in shards of `shard_size` prompts.
 
-    The seeds do not depend on the round, so that two policies differ by their weights and not by their luck.
+    The seeds do not depend on the round, so that two policies differ by their weights and not by chance.
     """
     config, samples = stage.config, stage.config.evaluate.samples
     requests: list[Request] = []

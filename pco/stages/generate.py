@@ -1,4 +1,4 @@
-"""Stage `generate`: the policy completes every training prompt n times; vLLM does the work, shard by shard."""
+"""Stage `generate`: the policy completes every training prompt n times with vLLM, shard by shard."""
 
 from itertools import chain
 

@@ -3,13 +3,14 @@
 import math
 from collections import Counter
 from itertools import groupby, repeat
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
+from data.rows import PromptRow
 from pco import progress
 from pco.models.rendering import load_tokenizer, written
 from pco.pairing import replay
@@ -19,15 +20,25 @@ from pco.runs import policy
 from pco.seeds import seed_of
 from pco.stage import Shard, Stage
 
-References = dict[str, dict[str, Any]]  # by prompt: its reference as a row of `candidates`
+REFERENCE = -1  # the sample of a prompt's reference, which no policy sampled
 
-REFERENCE = -1  # stands for the sample where the prompt's reference was chosen
+
+class _ReferenceRow(TypedDict):
+    """A prompt's reference with the columns of `candidates` that a pair needs."""
+
+    prompt_id: str
+    sample: int
+    completion: str
+    token_ids: list[int]
+
+
+References = dict[str, _ReferenceRow]  # by prompt
 
 
 def run(stage: Stage) -> store.Manifest:
     """Write the `pairs` table, and `replay` if the config asks for it; a prompt without a pair is counted by reason.
 
-    One shard is in memory at a time.
+    Only one shard is in memory at a time.
 
     Raises BadInput when no prompt gives a pair: there would be nothing to train on.
     """
@@ -77,21 +88,22 @@ def _read(stage: Stage, name: str, part: store.Part) -> pa.Table:
 
 
 def _references(stage: Stage) -> References:
-    """What the user's files give as right answers, if the strategy takes these."""
+    """The references of the user's training prompts, if the strategy uses them."""
     if stage.config.pair.strategy != "reference_worst":
         return {}
     tokenizer = load_tokenizer(policy.verified(stage).folder)
-    rows = store.read_table(stage.inputs["prompts"].folder, "prompts").to_pylist()
-    given = [row for row in rows if row["split"] == "train" and row["reference"] is not None]
-    return {
-        row["prompt_id"]: {
-            "prompt_id": row["prompt_id"],
-            "sample": REFERENCE,
-            "completion": row["reference"],
-            "token_ids": written(tokenizer, row["reference"]),
-        }
-        for row in given
-    }
+    rows: list[PromptRow] = store.read_table(stage.inputs["prompts"].folder, "prompts").to_pylist()
+    references: References = {}
+    for row in rows:
+        reference = row["reference"]
+        if row["split"] == "train" and reference is not None:
+            references[row["prompt_id"]] = {
+                "prompt_id": row["prompt_id"],
+                "sample": REFERENCE,
+                "completion": reference,
+                "token_ids": written(tokenizer, reference),
+            }
+    return references
 
 
 def _paired(stage: Stage, candidates: pa.Table, scores: pa.Table, references: References) -> Shard:
@@ -100,14 +112,14 @@ def _paired(stage: Stage, candidates: pa.Table, scores: pa.Table, references: Re
     by_reference = config.pair.strategy == "reference_worst"
     several = config.pair.max_pairs > 1
     rows = _rows(candidates, scores, texts=config.pair.max_similarity < 1 or by_reference or several)
-    candidates, answers = _with_references(candidates, references)
-    for prompt, group in groupby(rows, key=lambda one: one[0]):
-        own = [scored for _, scored in group if scored is not None]
-        own = _distinct(own) if several else own
+    candidates, reference_of = _with_references(candidates, references)
+    for prompt, group in groupby(rows, key=lambda row: row[0]):
+        scored = [candidate for _, candidate in group if candidate is not None]
+        scored = _distinct(scored) if several else scored
         if by_reference:
-            result = pairs_with(answers.get(prompt), own, config.pair)
+            result = pairs_with(reference_of.get(prompt), scored, config.pair)
         else:
-            result = pairs_of(own, config.pair, seed=seed_of(config.seed, stage.round, prompt))
+            result = pairs_of(scored, config.pair, seed=seed_of(config.seed, stage.round, prompt))
         if isinstance(result, Skipped):
             reasons[result.reason] += 1
         else:
@@ -116,7 +128,7 @@ def _paired(stage: Stage, candidates: pa.Table, scores: pa.Table, references: Re
 
 
 def _rows(candidates: pa.Table, scores: pa.Table, *, texts: bool) -> list[tuple[str, Scored | None]]:
-    """Prompt and, if it has a score, candidate, in the order of the candidates table; its text only where wanted."""
+    """Prompt and, if it has a score, candidate, in the order of the candidates table; with its text if `texts`."""
     keys = zip(scores["prompt_id"].to_pylist(), scores["sample"].to_pylist(), strict=True)
     rewards = dict(zip(keys, scores["reward"].to_pylist(), strict=True))
     lengths = pc.list_value_length(candidates["token_ids"]).to_pylist()
@@ -130,23 +142,28 @@ def _rows(candidates: pa.Table, scores: pa.Table, *, texts: bool) -> list[tuple[
 
 
 def _distinct(candidates: list[Scored]) -> list[Scored]:
-    """Without those that repeat an earlier one, and would give its pair again; all where all say the same and tie."""
-    first = {one.text: one for one in reversed(candidates)}
-    return [one for one in candidates if first[one.text] is one] if len(first) > 1 else candidates
+    """Without candidates that repeat an earlier one, whose pairs would be the same.
+
+    Where all have the same text, all are returned, so that they count as a tie.
+    """
+    first = {candidate.text: candidate for candidate in reversed(candidates)}
+    if len(first) == 1:
+        return candidates
+    return [candidate for candidate in candidates if first[candidate.text] is candidate]
 
 
 def _with_references(candidates: pa.Table, references: References) -> tuple[pa.Table, dict[str, Scored]]:
-    """The candidates with the references of their prompts below, and these by prompt."""
+    """The candidates followed by the references of their prompts, and the references by prompt."""
     if not references:
         return candidates, {}
     prompts = dict.fromkeys(candidates["prompt_id"].to_pylist())
     rows = [references[prompt] for prompt in prompts if prompt in references]
     below = pa.Table.from_pylist(rows, schema=candidates.schema)
-    answers = {
+    by_prompt = {
         row["prompt_id"]: Scored(candidates.num_rows + i, math.nan, len(row["token_ids"]), row["completion"])
         for i, row in enumerate(rows)
     }
-    return pa.concat_tables([candidates, below]), answers
+    return pa.concat_tables([candidates, below]), by_prompt
 
 
 _SIDES = {"": "completion", "_token_ids": "token_ids", "_sample": "sample"}
@@ -155,11 +172,11 @@ _SIDES = {"": "completion", "_token_ids": "token_ids", "_sample": "sample"}
 def _table(candidates: pa.Table, pairs: list[Chosen]) -> pa.Table:
     """The `pairs` rows: columns of the candidates, taken by row."""
     sides = {"chosen": [chosen for chosen, _ in pairs], "rejected": [rejected for _, rejected in pairs]}
-    taken = {side: candidates.take(pa.array([one.row for one in own], pa.int64())) for side, own in sides.items()}
-    # Of the rejected, which is a candidate in any case.
+    taken = {side: candidates.take(pa.array([text.row for text in texts], pa.int64())) for side, texts in sides.items()}
+    # From the rejected text: it is always a candidate, while the chosen one may be a reference.
     columns = {name: taken["rejected"][name] for name in ("prompt_id", "prompt", "prompt_token_ids", "policy")}
-    for side, own in sides.items():
+    for side, texts in sides.items():
         columns |= {f"{side}{suffix}": taken[side][column] for suffix, column in _SIDES.items()}
-        columns[f"{side}_reward"] = pa.array([one.reward for one in own], pa.float64())
+        columns[f"{side}_reward"] = pa.array([text.reward for text in texts], pa.float64())
     schema = schemas.SCHEMAS["pairs"]
     return pa.table([columns[name] for name in schema.names], schema=schema)

@@ -1,18 +1,19 @@
 """Stage `refer`: log-probabilities of every pair under the reference policy, so that training needs no second model.
 
-Only losses with a reference (DPO, IPO) have this stage.
+Only losses with a reference (DPO, IPO, one of your own that asks for it) have this stage.
 """
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from data import schemas, store
+from data.rows import ReferenceLogpsRow, TrainingPairRow
 from pco import losses, progress
+from pco.models.protocols import Model
 from pco.pairing import replay
 from pco.progress import Progress
 from pco.runs import policy
@@ -52,28 +53,37 @@ def run(stage: Stage) -> store.Manifest:
     )
 
 
-def _model(stage: Stage) -> Any:
-    # The trainer's number format: at the first step policy and reference then agree to the bit.
+def _model(stage: Stage) -> Model:
+    # In the trainer's number format, so that policy and reference are equal to the bit at the first step.
     dtype = torch.bfloat16 if stage.config.train.precision == "bf16" else torch.float32
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AutoModelForCausalLM.from_pretrained(stage.inputs["policy"].folder, dtype=dtype).to(device).eval()
+    loaded = AutoModelForCausalLM.from_pretrained(stage.inputs["policy"].folder, dtype=dtype)
+    model: Model = loaded.to(device).eval()
+    return model
 
 
 @torch.no_grad()
-def _logps(model: Any, examples: Sequence[Example], *, done: int, total: int) -> list[tuple[float, float]]:
+def _logps(model: Model, examples: Sequence[Example], *, done: int, total: int) -> list[tuple[float, float]]:
     """(chosen, rejected) of each pair, in nats."""
     decoder, head = decoder_and_head(model)
-    found: list[tuple[float, float]] = []
+    logps: list[tuple[float, float]] = []
     for start in range(0, len(examples), _BATCH_PAIRS):
         batch = collate(examples[start : start + _BATCH_PAIRS], pad=model.config.pad_token_id or 0, seed=0)
         batch = batch.to(model.device)
         hidden = decoder(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
         sums = losses.fused_logps(hidden, batch.labels, head.weight, head_bias=getattr(head, "bias", None))
-        found += zip(sums[batch.chosen].tolist(), sums[batch.rejected].tolist(), strict=True)
-        progress.report(Progress(done + len(found), total, "pairs"))
-    return found
+        logps += zip(sums[batch.chosen].tolist(), sums[batch.rejected].tolist(), strict=True)
+        progress.report(Progress(done + len(logps), total, "pairs"))
+    return logps
 
 
-def _row(pair: dict[str, Any], logps: tuple[float, float], digest: str) -> dict[str, object]:
-    keys = {name: pair[name] for name in ("prompt_id", "chosen_sample", "rejected_sample")}
-    return {"round": pair.get("round"), **keys, "chosen_logp": logps[0], "rejected_logp": logps[1], "policy": digest}
+def _row(pair: TrainingPairRow, logps: tuple[float, float], digest: str) -> ReferenceLogpsRow:
+    return {
+        "round": pair.get("round"),
+        "prompt_id": pair["prompt_id"],
+        "chosen_sample": pair["chosen_sample"],
+        "rejected_sample": pair["rejected_sample"],
+        "chosen_logp": logps[0],
+        "rejected_logp": logps[1],
+        "policy": digest,
+    }

@@ -1,11 +1,11 @@
-"""Stage `score`: the reward judges every candidate, shard by shard as they were generated."""
+"""Stage `score`: the reward scores every candidate, in the shards in which they were generated."""
 
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 from data import schemas, store
+from data.rows import CandidateRow, ScoreRow
 from pco import progress, rewards
 from pco.progress import Progress
 from pco.rewards import NOT_FINITE, Reward, Score
@@ -13,7 +13,7 @@ from pco.stage import Shard, Stage
 
 
 def run(stage: Stage) -> store.Manifest:
-    """Write the `scores` table. Candidates that get no finite reward are dropped and counted by reason."""
+    """Write the `scores` table. Candidates without a finite reward are dropped and counted by reason."""
     started = stage.launched()
     source = stage.inputs["candidates"].folder
     shards = store.parts(source, "candidates")
@@ -26,7 +26,7 @@ def run(stage: Stage) -> store.Manifest:
         return rewards.load(stage.config.reward, stage.config.folder)
 
     def make(index: int) -> Shard:
-        rows = store.read_part(source, shards[index]).to_pylist()
+        rows: list[CandidateRow] = store.read_part(source, shards[index]).to_pylist()
         reward().counts.clear()
         return _scored(rows, rewards.judge(reward(), stage, rows), reward())
 
@@ -43,9 +43,9 @@ def run(stage: Stage) -> store.Manifest:
     )
 
 
-def _scored(candidates: list[dict[str, Any]], scores: Sequence[Score], reward: Reward) -> Shard:
+def _scored(candidates: list[CandidateRow], scores: Sequence[Score], reward: Reward) -> Shard:
     dropped = Counter(score.dropped for score in scores if score.dropped)
-    rows = [
+    rows: list[ScoreRow] = [
         {
             "prompt_id": row["prompt_id"],
             "sample": row["sample"],

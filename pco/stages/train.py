@@ -7,23 +7,24 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from data import schemas, store
 from data.errors import BadInput
+from data.rows import FeedbackRow, ReferenceLogpsRow
 from pco.config.train import Train
+from pco.models.protocols import Model
 from pco.pairing import replay
 from pco.runs import policy
 from pco.seeds import seed_of
 from pco.stage import Stage, round_folder
-from pco.training import loop
+from pco.training import loop, user_loss
 from pco.training.batches import Batch, Example, Rated, Step, examples_of, micro_batches, rated_of, steps
 from pco.training.objective import STATISTICS, PairPolicy, step_tokens
 
-Row = dict[str, Any]
 Fitting = TypeVar("Fitting", Example, Rated)
 
 
@@ -32,9 +33,10 @@ def run(stage: Stage) -> store.Manifest | None:
     started = stage.launched()
     loop.start_ranks()
     current = policy.verified(stage)
-    rows, feedback = replay.rows_of(stage.inputs["pairs"].folder), _read(stage, "prompts", "feedback")
+    user_loss.check_unchanged(stage)
+    rows, feedback = replay.rows_of(stage.inputs["pairs"].folder), _feedback(stage)
     limit = stage.config.train.max_pair_tokens
-    examples = _that_fit(examples_of(rows, _read(stage, "reference", "reference_logps")), limit)
+    examples = _that_fit(examples_of(rows, _reference_logps(stage)), limit)
     rated = _that_fit(rated_of(feedback), limit) if feedback else []
     torch.manual_seed(seed_of("adapters", _seed(stage)))  # their first values are random
     pair_policy = PairPolicy(_model(current.folder, stage.config.train), stage.config.train)
@@ -58,11 +60,24 @@ def run(stage: Stage) -> store.Manifest | None:
     )
 
 
-def _read(stage: Stage, source: str, table: str) -> list[Row]:
-    """A table of one of the inputs; no rows when the stage has no such input, or the input no such table."""
-    if source not in stage.inputs or not store.has_table(stage.inputs[source].folder, table):
+def _holds(stage: Stage, name: str, table: str) -> bool:
+    """Whether the stage has an input of this name, and that input this table."""
+    return name in stage.inputs and store.has_table(stage.inputs[name].folder, table)
+
+
+def _feedback(stage: Stage) -> list[FeedbackRow]:
+    """The user's feedback; none where the run has none."""
+    if not _holds(stage, "prompts", "feedback"):
         return []
-    rows: list[Row] = store.read_table(stage.inputs[source].folder, table).to_pylist()
+    rows: list[FeedbackRow] = store.read_table(stage.inputs["prompts"].folder, "feedback").to_pylist()
+    return rows
+
+
+def _reference_logps(stage: Stage) -> list[ReferenceLogpsRow]:
+    """The log-probabilities under the reference policy; none for a loss without one."""
+    if not _holds(stage, "reference", "reference_logps"):
+        return []
+    rows: list[ReferenceLogpsRow] = store.read_table(stage.inputs["reference"].folder, "reference_logps").to_pylist()
     return rows
 
 
@@ -80,9 +95,11 @@ def _seed(stage: Stage) -> str:
     return f"{stage.config.seed}:{stage.round}"
 
 
-def _model(folder: Path, train: Train) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=loop.dtype(train))
-    return loop.prepared(model, train, task="CAUSAL_LM")
+def _model(folder: Path, train: Train) -> Model:
+    model: Model = loop.prepared(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=loop.dtype(train)), train, task="CAUSAL_LM"
+    )
+    return model
 
 
 def _job(stage: Stage, pair_policy: PairPolicy, examples: list[Example], rated: list[Rated]) -> loop.Job[Example]:
@@ -101,11 +118,11 @@ def _job(stage: Stage, pair_policy: PairPolicy, examples: list[Example], rated: 
         shares,
         partial(step_tokens, train=train),
         partial(_row, train),
-        "Lower train.learning_rate, raise train.loss.tau, or use precision: fp32.",
+        "Lower train.learning_rate, use precision: fp32, or, with pairwise_cringe, raise train.loss.tau.",
     )
 
 
-def _row(train: Train, step: Step, totals: dict[str, float]) -> Row:
+def _row(train: Train, step: Step, totals: dict[str, float]) -> loop.Row:
     feedback = len(step.feedback)
     of_pairs = {name: totals[name] / len(step.examples) for name in ("margin", "gate", "ce", "cringe")}
     return {

@@ -1,7 +1,7 @@
 """From pairs and feedback to optimizer steps and micro-batches, the same ones on every rank."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic
 
@@ -12,7 +12,7 @@ from typing_extensions import TypeVar
 from pco.losses import IGNORE
 from pco.seeds import seed_of
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Batch:
     pairs: int  # how many of the B pairs count
     good: Tensor  # (U,) bool
     reference: Tensor  # (2, B) log-probabilities of chosen and rejected under the reference; zeros without one
+    mean_chosen_tokens: float  # of the chosen completions of the whole optimizer step
 
     @property
     def chosen(self) -> slice:
@@ -111,9 +112,9 @@ def examples_of(pairs: Sequence[Row], reference: Sequence[Row] = ()) -> list[Exa
 
 
 def pair_id(row: Row) -> str:
-    """What identifies a pair among a round's own and replayed ones; the latter tell the round that made them."""
-    made = f"{row['round']}:" if row.get("round") is not None else ""
-    return f"{made}{row['prompt_id']}:{row['chosen_sample']}:{row['rejected_sample']}"
+    """What identifies a pair among a round's own and replayed ones; the id of a replayed one begins with its round."""
+    round_prefix = f"{row['round']}:" if row.get("round") is not None else ""
+    return f"{round_prefix}{row['prompt_id']}:{row['chosen_sample']}:{row['rejected_sample']}"
 
 
 def rated_of(feedback: Sequence[Row]) -> list[Rated]:
@@ -153,11 +154,17 @@ def micro_batches(step: Step, *, rank: int, world: int, size: int, pad: int, see
     Every rank gets equally many, because ZeRO's collectives must meet; a rank that runs out gets one that counts for
     nothing.
     """
-    salt = f"{seed}:{step.epoch}"
+    salt, mean = f"{seed}:{step.epoch}", mean_chosen_tokens(step.examples)
     for pairs in shares(step.examples, rank, world, size):
-        yield collate(pairs, pad=pad, seed=salt)
+        yield replace(collate(pairs, pad=pad, seed=salt), mean_chosen_tokens=mean)
     for feedback in shares(step.feedback, rank, world, 2 * size):
         yield collate([], feedback, pad=pad, seed=salt)
+
+
+def mean_chosen_tokens(examples: Sequence[Example]) -> float:
+    """Mean number of tokens of the chosen completions; 1 without any, so that it can be divided by."""
+    total = sum(len(example.chosen) for example in examples)
+    return total / len(examples) if total else 1.0
 
 
 def shares(items: list[Any], rank: int, world: int, size: int) -> Iterator[list[Any]]:
@@ -172,7 +179,7 @@ def collate(examples: Sequence[Example], feedback: Sequence[Rated] = (), *, pad:
     """Pad to the right; prompts are masked out of the labels.
 
     Each generator depends on `seed` and its pair or completion alone, so the contrast tokens are the same in any
-    micro-batch on any rank.
+    micro-batch on any rank. The mean number of chosen tokens is that of `examples`, as if they were the whole step.
     """
     pairs = list(examples) if examples or feedback else [Example("", [pad], [], [])]
     rows = [(pair.prompt, pair.chosen) for pair in pairs]
@@ -189,6 +196,7 @@ def collate(examples: Sequence[Example], feedback: Sequence[Rated] = (), *, pad:
         len(examples),
         torch.tensor([rated.good for rated in feedback], dtype=torch.bool),
         torch.tensor(reference, dtype=torch.float64).reshape(-1, 2).T,
+        mean_chosen_tokens(examples),
     )
 
 

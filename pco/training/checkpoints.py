@@ -84,7 +84,8 @@ def keep_only(folder: Path, fingerprint: str) -> None:
 def progress(stage_folder: Path) -> tuple[int, int]:
     """How many steps an unfinished training has kept, and of how many; (0, 0) when none."""
     for marker in reversed(_markers(stage_folder / FOLDER)):
-        if (content := _read(marker)) is not None:
+        content = _read(marker)
+        if content is not None:
             return len(content["log"]), content["of"]
     return 0, 0
 

@@ -168,7 +168,8 @@ def _train(job: Job[Pair], engine: Any) -> list[Row]:
     if is_writer():
         checkpoints.keep_only(folder, fingerprint)
     torch.distributed.barrier()
-    if (checkpoint := checkpoints.latest(folder, fingerprint)) is not None:
+    checkpoint = checkpoints.latest(folder, fingerprint)
+    if checkpoint is not None:
         checkpoints.load(engine, checkpoint)
         log = checkpoint.log
     total = len(job.plan)
@@ -176,7 +177,7 @@ def _train(job: Job[Pair], engine: Any) -> list[Row]:
         progress.report(Progress(len(log), total, "steps"))  # what is kept, before the first is taken
     for step in job.plan[len(log) :]:
         log.append(_step(job, engine, step))
-        _tell(log[-1], total)
+        _report(log[-1], total)
         if len(log) % train.checkpoint_steps == 0 and len(log) < total:
             checkpoints.save(engine, folder, log, fingerprint, of=total, keep=train.keep_checkpoints)
     return log
@@ -221,7 +222,7 @@ def _totals(job: Job[Pair], step: Step[Pair], sums: torch.Tensor) -> dict[str, f
     return totals
 
 
-def _tell(row: Row, total: int) -> None:
+def _report(row: Row, total: int) -> None:
     if is_writer():
         speed = f"{row['tokens'] / row['seconds']:,.0f} tok/s"
         progress.report(Progress(row["step"] + 1, total, "steps", speed))

@@ -1,13 +1,14 @@
 """The training objective on top of a Hugging Face causal language model."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from pco import losses
-from pco.config.train import DPO, IPO, SFT, Feedback, PairwiseCringe, Train
+from pco.config.train import DPO, IPO, SFT, Feedback, Loss, PairwiseCringe, PythonLoss, SimPO, Train
+from pco.training import user_loss
 from pco.training.batches import Batch, Step
 
 STATISTICS = ("loss", "margin", "gate", "ce", "cringe", "feedback_loss")
@@ -24,7 +25,7 @@ class PairPolicy(torch.nn.Module):
         super().__init__()
         self.model = model
         self._train = train
-        self._parts = decoder_and_head(model)  # in a tuple, lest torch registers what the model holds already
+        self._parts = decoder_and_head(model)  # a tuple: torch would register modules of the model twice
         head = self._parts[1]
         as_logits = head.forward
 
@@ -60,12 +61,26 @@ def step_tokens(step: Step, train: Train) -> int:
     return max(1, chosen + rejected + sum(len(rated.completion) for rated in step.feedback))
 
 
+class _CringeKnobs(TypedDict):
+    alpha: float
+    k: int
+    generator: list[torch.Generator]
+
+
+class _PairwiseKnobs(_CringeKnobs):
+    b: float
+    tau: float
+    gate_kind: Literal["soft", "hard", "off"]
+    detach_gate: bool
+    length_normalized_margin: bool
+
+
 class _Scorer(Protocol):
     """A micro-batch under the policy: what the losses need of it, from hidden states or from logits."""
 
     def logps(self, rows: slice) -> Tensor: ...
-    def pairwise_cringe(self, **keywords: Any) -> losses.PairwiseCringe: ...
-    def binary_cringe(self, **keywords: Any) -> losses.BinaryCringe: ...
+    def pairwise_cringe(self, **knobs: Unpack[_PairwiseKnobs]) -> losses.PairwiseCringe: ...
+    def binary_cringe(self, **knobs: Unpack[_CringeKnobs]) -> losses.BinaryCringe: ...
 
 
 @dataclass(frozen=True)
@@ -83,15 +98,15 @@ class Fused:
     def logps(self, rows: slice) -> Tensor:
         return losses.fused_logps(self.hidden[rows], self.batch.labels[rows], self.head.weight, head_bias=self._bias)
 
-    def pairwise_cringe(self, **keywords: Any) -> losses.PairwiseCringe:
+    def pairwise_cringe(self, **knobs: Unpack[_PairwiseKnobs]) -> losses.PairwiseCringe:
         sides = _sides(self.hidden, self.batch)
-        return losses.fused_pairwise_cringe(*sides, self.head.weight, head_bias=self._bias, **keywords)
+        return losses.fused_pairwise_cringe(*sides, self.head.weight, head_bias=self._bias, **knobs)
 
-    def binary_cringe(self, **keywords: Any) -> losses.BinaryCringe:
+    def binary_cringe(self, **knobs: Unpack[_CringeKnobs]) -> losses.BinaryCringe:
         rated = self.batch.rated
         hidden, labels = self.hidden[rated], self.batch.labels[rated]
         return losses.fused_binary_cringe(
-            hidden, labels, self.batch.good, self.head.weight, head_bias=self._bias, **keywords
+            hidden, labels, self.batch.good, self.head.weight, head_bias=self._bias, **knobs
         )
 
 
@@ -105,12 +120,12 @@ class Plain:
     def logps(self, rows: slice) -> Tensor:
         return losses.completion_logps(self.logits[rows], self.batch.labels[rows])
 
-    def pairwise_cringe(self, **keywords: Any) -> losses.PairwiseCringe:
-        return losses.pairwise_cringe(*_sides(self.logits, self.batch), **keywords)
+    def pairwise_cringe(self, **knobs: Unpack[_PairwiseKnobs]) -> losses.PairwiseCringe:
+        return losses.pairwise_cringe(*_sides(self.logits, self.batch), **knobs)
 
-    def binary_cringe(self, **keywords: Any) -> losses.BinaryCringe:
+    def binary_cringe(self, **knobs: Unpack[_CringeKnobs]) -> losses.BinaryCringe:
         rated = self.batch.rated
-        return losses.binary_cringe(self.logits[rated], self.batch.labels[rated], self.batch.good, **keywords)
+        return losses.binary_cringe(self.logits[rated], self.batch.labels[rated], self.batch.good, **knobs)
 
 
 def _sides(scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -124,8 +139,7 @@ def _objective(train: Train, scorer: _Scorer, batch: Batch) -> tuple[Tensor, Ten
     statistics = dict.fromkeys(STATISTICS, torch.zeros((), dtype=torch.float64, device=batch.labels.device))
     if batch.reference.shape[1]:
         loss, of_pairs = _of_pairs(train.loss, scorer, batch)
-        # A placeholder keeps its place in the graph, where ZeRO's collectives are, but DPO of nothing is log 2, not 0.
-        parts.append(loss.sum() * bool(batch.pairs))
+        parts.append(loss.sum())
         statistics |= {name: value.detach()[: batch.pairs].double().sum() for name, value in of_pairs.items()}
     if len(batch.good):
         feedback = _of_feedback(train.feedback, scorer, batch)
@@ -136,26 +150,67 @@ def _objective(train: Train, scorer: _Scorer, batch: Batch) -> tuple[Tensor, Ten
     return total, torch.stack([statistics[name] for name in STATISTICS])
 
 
-def _of_pairs(
-    loss: PairwiseCringe | SFT | DPO | IPO, scorer: _Scorer, batch: Batch
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _of_pairs(loss: Loss, scorer: _Scorer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Per pair (B,): the loss, and the statistics it has; the others are NaN."""
+    if isinstance(loss, SFT):
+        ce = -scorer.logps(batch.chosen)
+        return ce, _absent(ce) | {"ce": ce}
+    if isinstance(loss, PairwiseCringe):
+        result = scorer.pairwise_cringe(**_knobs(loss, batch))
+        statistics = {name: getattr(result, name) for name in ("margin", "gate", "ce", "cringe")}
+        return _with_sft(result.loss, result.ce, loss.sft_weight), statistics
+    chosen, rejected = scorer.logps(batch.chosen), scorer.logps(batch.rejected)
+    statistics = _absent(chosen) | {"ce": -chosen, "margin": chosen - rejected}
+    if not batch.pairs:
+        # A placeholder keeps its place in the graph, where ZeRO's collectives are, but DPO of nothing is log 2, not 0.
+        return 0 * (chosen + rejected), statistics
+    # Such a loss is one number per pair, however long, so the cross entropy beside it is the step's mean over tokens.
+    weight = loss.sft_weight / batch.mean_chosen_tokens
+    return _with_sft(_of_logps(loss, chosen, rejected, batch), -chosen, weight), statistics
+
+
+def _of_logps(loss: DPO | IPO | SimPO | PythonLoss, chosen: Tensor, rejected: Tensor, batch: Batch) -> Tensor:
+    """Per pair (B,): a loss that reads the log-probabilities (B,) of whole completions alone."""
+    ref_chosen, ref_rejected = batch.reference.to(chosen.dtype)
+    tokens = _token_counts(batch, batch.chosen).to(chosen), _token_counts(batch, batch.rejected).to(chosen)
     match loss:
-        case PairwiseCringe():
-            generators = batch.generators[batch.chosen]
-            result = scorer.pairwise_cringe(generator=generators, **_keywords(loss))
-            found = {name: getattr(result, name) for name in ("margin", "gate", "ce", "cringe")}
-            return result.loss, found
-        case SFT():
-            ce = -scorer.logps(batch.chosen)
-            return ce, _absent(ce) | {"ce": ce}
-        case DPO() | IPO():
-            chosen, rejected = scorer.logps(batch.chosen), scorer.logps(batch.rejected)
-            statistics = _absent(chosen) | {"ce": -chosen, "margin": chosen - rejected}
-            return _with_reference(loss, chosen, rejected, batch.reference), statistics
+        case DPO():
+            return losses.dpo(
+                chosen,
+                rejected,
+                ref_chosen,
+                ref_rejected,
+                beta=loss.beta,
+                label_smoothing=loss.label_smoothing,
+                tokens=tokens if loss.length_normalized else None,
+            )
+        case IPO():
+            return losses.ipo(chosen, rejected, ref_chosen, ref_rejected, beta=loss.beta)
+        case SimPO():
+            return losses.simpo(
+                chosen,
+                rejected,
+                tokens=tokens,
+                beta=loss.beta,
+                gamma=loss.gamma,
+                label_smoothing=loss.label_smoothing,
+            )
+        case PythonLoss():
+            reference = (None, None) if loss.reference_policy is None else (ref_chosen, ref_rejected)
+            return user_loss.call(loss, losses.PairLogps(chosen, rejected, *tokens, *reference))
 
 
-def _keywords(loss: PairwiseCringe) -> dict[str, Any]:
+def _token_counts(batch: Batch, rows: slice) -> Tensor:
+    """Completion tokens (B,) of some rows, at least 1."""
+    return (batch.labels[rows] != losses.IGNORE).sum(-1).clamp(min=1)
+
+
+def _with_sft(loss: Tensor, ce: Tensor, weight: float) -> Tensor:
+    # Not even 0 * ce where none is asked for: that is NaN where ce is infinite.
+    return loss + weight * ce if weight else loss
+
+
+def _knobs(loss: PairwiseCringe, batch: Batch) -> _PairwiseKnobs:
     return {
         "alpha": loss.alpha,
         "b": loss.b,
@@ -164,19 +219,12 @@ def _keywords(loss: PairwiseCringe) -> dict[str, Any]:
         "gate_kind": loss.gate,
         "detach_gate": loss.detach_gate,
         "length_normalized_margin": loss.length_normalized_margin,
+        "generator": batch.generators[batch.chosen],
     }
 
 
 def _absent(like: Tensor) -> dict[str, Tensor]:
     return dict.fromkeys(("margin", "gate", "ce", "cringe"), torch.full_like(like, torch.nan))
-
-
-def _with_reference(loss: DPO | IPO, chosen: Tensor, rejected: Tensor, reference: Tensor) -> Tensor:
-    ref_chosen, ref_rejected = reference.to(chosen.dtype)
-    if isinstance(loss, IPO):
-        return losses.ipo(chosen, rejected, ref_chosen, ref_rejected, beta=loss.beta)
-    smoothing = loss.label_smoothing
-    return losses.dpo(chosen, rejected, ref_chosen, ref_rejected, beta=loss.beta, label_smoothing=smoothing)
 
 
 def _of_feedback(feedback: Feedback, scorer: _Scorer, batch: Batch) -> Tensor:

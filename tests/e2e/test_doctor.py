@@ -1,4 +1,4 @@
-"""The doctor's canary with the real engines: it sings for a sound model, and not for a spoilt one."""
+"""The doctor's canary with the real engines: it finds no fault in a sound model, and the fault of a spoilt one."""
 
 import json
 import shutil
@@ -11,20 +11,21 @@ from typer.testing import CliRunner
 from flows.cli import app
 from pco.doctor import canary
 from pco.doctor.checks import Inputs
+from pco.execution.executor import LocalExecutor
 from tests import builders
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 SETTINGS = {"engine__kv_cache_gib": 0.1, "generate__temperature": 1.5, "train__precision": "fp32"}
 
 
-def sung(folder: Path, model: Path, dtype: str) -> tuple[Inputs, canary.Sung]:
+def canary_of(folder: Path, model: Path, dtype: str) -> tuple[Inputs, canary.CanaryResult]:
     builders.write_prompts(folder, ["the river", "a small town"], ["a grey heron"])
     inputs = Inputs(builders.config(folder, model, engine__dtype=dtype, **SETTINGS))
-    return inputs, canary.sing(inputs, folder)
+    return inputs, canary.run_canary(inputs, folder, LocalExecutor())
 
 
-def verdicts(inputs: Inputs, song: canary.Sung, tolerance: float) -> list[str]:
-    return [verdict for verdict, _ in canary.compared(song, inputs.tokenizer, tolerance)]
+def statuses(inputs: Inputs, result: canary.CanaryResult, tolerance: float) -> list[str]:
+    return [status for status, _ in canary.comparison(result, inputs.tokenizer, tolerance)]
 
 
 def test_of_a_sound_config_the_doctor_finds_no_fault_and_leaves_nothing_behind(tmp_path: Path, tiny: Path) -> None:
@@ -44,14 +45,14 @@ def test_of_a_sound_config_the_doctor_finds_no_fault_and_leaves_nothing_behind(t
 def test_an_engine_in_another_number_format_fails_the_tolerance_of_float32_and_passes_its_own(
     tmp_path: Path, tiny: Path
 ) -> None:
-    inputs, song = sung(tmp_path, tiny, "bfloat16")
-    assert verdicts(inputs, song, canary.tolerance(inputs)) == ["ok", "ok", "ok"]
-    assert verdicts(inputs, song, 1e-3) == ["ok", "ok", "fault"]
+    inputs, result = canary_of(tmp_path, tiny, "bfloat16")
+    assert statuses(inputs, result, canary.tolerance(inputs)) == ["ok", "ok", "ok"]
+    assert statuses(inputs, result, 1e-3) == ["ok", "ok", "fault"]
 
 
 def test_a_tied_head_that_was_lost_is_heard(tmp_path: Path, tiny: Path) -> None:
     model = shutil.copytree(tiny, tmp_path / "model")
     settings = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**settings, "tie_word_embeddings": False}))
-    inputs, song = sung(tmp_path, model, "float32")
-    assert verdicts(inputs, song, canary.tolerance(inputs)) == ["ok", "ok", "fault"]
+    inputs, result = canary_of(tmp_path, model, "float32")
+    assert statuses(inputs, result, canary.tolerance(inputs)) == ["ok", "ok", "fault"]

@@ -24,6 +24,7 @@ from pco.config.reward import (
     RegexReward,
 )
 from pco.config.run import RunConfig
+from pco.config.train import DPO, PairwiseCringe, PythonLoss, Train, deciding
 from tests import builders
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
@@ -57,6 +58,7 @@ REQUIRED: dict[type[BaseModel], dict[str, Any]] = {
     ExactAnswerReward: {"pattern": "(a)"},
     PythonReward: {"function": "module:function"},
     ModelReward: {"model": "some/model"},
+    PythonLoss: {"module": "my_loss"},
 }
 
 
@@ -261,7 +263,7 @@ def test_a_file_that_is_no_config_is_refused_by_name(tmp_path: Path, content: by
 
 
 def test_a_missing_config_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no such config file"):
+    with pytest.raises(BadInput, match="absent.yaml: no such config file"):
         config.load(tmp_path / "absent.yaml")
     with pytest.raises(BadInput, match="not readable"):
         config.load(tmp_path)
@@ -346,3 +348,32 @@ def test_a_rule_on_a_task_needs_that_task(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=r"gate\.guards\.task_arc_easy"):
         builders.config(tmp_path, **rule)
     builders.config(tmp_path, **rule, evaluate__tasks=["arc_easy"])
+
+
+def test_a_setting_that_came_later_decides_only_where_it_is_changed() -> None:
+    def of_loss(loss: PairwiseCringe | DPO) -> dict[str, Any]:
+        settings: dict[str, Any] = deciding(Train(loss=loss))["loss"]
+        return settings
+
+    before = {"kind": "dpo", "beta": 0.1, "reference": "previous", "label_smoothing": 0.0}
+    assert of_loss(DPO()) == before
+    assert of_loss(DPO(length_normalized=True)) == before | {"length_normalized": True}
+    assert of_loss(DPO(sft_weight=0.5)) == before | {"sft_weight": 0.5}
+    assert "sft_weight" not in of_loss(PairwiseCringe())
+    assert of_loss(PairwiseCringe(sft_weight=0.5))["sft_weight"] == 0.5
+
+
+def test_the_folder_of_a_loss_of_ones_own_becomes_absolute_and_decides_nothing(tmp_path: Path) -> None:
+    raw = builders.raw_config(tmp_path)
+    raw["train"] = {"loss": {"kind": "python", "module": "my_loss"}}
+    train = config.parse(raw, source="my.yaml").train
+    assert isinstance(train.loss, PythonLoss)
+    assert train.loss.folder == str(Path.cwd())
+    assert deciding(train)["loss"].keys() == {"kind", "module", "function", "reference"}
+
+
+@pytest.mark.parametrize("name", ["my-loss", "my_loss:loss", "my_loss.py/", ".my_loss", ""])
+def test_what_cannot_be_the_name_of_a_module_is_refused(name: str) -> None:
+    raw = builders.raw_config(Path("/somewhere"))
+    raw["train"] = {"loss": {"kind": "python", "module": name}}
+    assert "train.loss" in fault(raw) and "module" in fault(raw)

@@ -36,10 +36,10 @@ def model(tiny: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny, tmp_path / "model")
 
 
-def told(config: RunConfig, verdict: str, **settings: Any) -> dict[str, str]:
-    """What the quick examinations say with this verdict, by examination."""
+def told(config: RunConfig, status: str, **settings: Any) -> dict[str, str]:
+    """The messages of the quick examinations with this status, by examination."""
     findings = doctor.examine(builders.changed(config, **settings), quick=True)
-    return {finding.name: finding.told for finding in findings if finding.verdict == verdict}
+    return {finding.name: finding.message for finding in findings if finding.status == status}
 
 
 def edit_json(path: Path, **changes: Any) -> None:
@@ -54,8 +54,10 @@ def edit_template(model: Path, old: str, new: str) -> None:
 
 def test_of_a_sound_config_every_examination_says_ok_in_a_sentence_of_its_own(config: RunConfig) -> None:
     findings = list(doctor.examine(config, quick=True))
-    assert {finding.verdict for finding in findings} == {"ok"}
-    assert len({finding.told for finding in findings}) == len({finding.name for finding in findings}) == len(findings)
+    assert {finding.status for finding in findings} == {"ok"}
+    assert (
+        len({finding.message for finding in findings}) == len({finding.name for finding in findings}) == len(findings)
+    )
 
 
 def test_every_fault_is_told_and_what_waits_for_one_is_skipped(config: RunConfig) -> None:
@@ -68,7 +70,7 @@ def test_every_fault_is_told_and_what_waits_for_one_is_skipped(config: RunConfig
 
 def test_the_canary_does_not_fly_when_something_is_at_fault_already(config: RunConfig) -> None:
     *_, last = doctor.examine(builders.changed(config, train__loss__k=10**6))
-    assert (last.name, last.verdict) == ("canary", "skipped")
+    assert (last.name, last.status) == ("canary", "skipped")
 
 
 # Tokens.
@@ -223,7 +225,7 @@ def test_weights_under_other_names_are_left_to_the_canary(config: RunConfig, mod
     weights = load_file(model / "model.safetensors")
     weights["wte.weight"] = weights.pop("model.embed_tokens.weight")
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    assert "the canary tells" in told(config, "ok", policy__model=str(model))["tied weights"]
+    assert "the canary shows" in told(config, "ok", policy__model=str(model))["tied weights"]
 
 
 @pytest.mark.parametrize(
@@ -403,11 +405,11 @@ def test_a_run_begins_with_the_quick_examinations(
 # The canary; tests/e2e lets a real one fly.
 
 
-def song(tokenizer: Any, **change: Any) -> canary.Sung:
+def result(tokenizer: Any, **change: Any) -> canary.CanaryResult:
     """What a sound canary brings back, with one of its rows changed."""
     rows = [builders.candidate_row(sample=i, tokens=range(10, 30)) for i in range(2)]
     rows = [{**row, "completion": tokenizer.decode(row["token_ids"])} for row in rows]
-    return canary.Sung("digest", [rows[0], rows[1] | change], [-1.0, -1.0])
+    return canary.CanaryResult("digest", [rows[0], rows[1] | change], [-1.0, -1.0])
 
 
 @pytest.mark.parametrize(
@@ -419,10 +421,10 @@ def song(tokenizer: Any, **change: Any) -> canary.Sung:
         ({"logprob": float("nan")}, "nan nats a token off"),
     ],
 )
-def test_what_the_canary_brings_back_is_compared(tokenizer: Any, change: dict[str, Any], said: str) -> None:
-    assert [verdict for verdict, _ in canary.compared(song(tokenizer), tokenizer, 0.01)] == ["ok"] * 3
+def test_the_results_of_engine_and_trainer_are_compared(tokenizer: Any, change: dict[str, Any], said: str) -> None:
+    assert [status for status, _ in canary.comparison(result(tokenizer), tokenizer, 0.01)] == ["ok"] * 3
     (fault,) = (
-        told for verdict, told in canary.compared(song(tokenizer, **change), tokenizer, 0.01) if verdict != "ok"
+        message for status, message in canary.comparison(result(tokenizer, **change), tokenizer, 0.01) if status != "ok"
     )
     assert said in fault
 

@@ -248,8 +248,8 @@ def test_a_stage_for_which_memory_runs_out_says_what_to_lower(
 ) -> None:
     stage = _scoring(tmp_path, tmp_path / "runs", candidates=2)
     stage_does(
-        f"import pco.stages.score\ndef hog(stage):\n    {hog}\npco.stages.score.run = hog\n"
-        "from pco.execution.worker_main import main\nmain()"
+        f"from pco.stages import score\ndef hog(stage):\n    {hog}\nscore.run = hog\n"
+        "from pco.execution import worker_main\nworker_main.main()"
     )
     with pytest.raises(PCOError, match=r"round 1/2 · score: out of memory \("):
         launcher.run(stage)

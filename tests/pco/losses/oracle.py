@@ -126,6 +126,23 @@ def ipo(pw: float, pl: float, rw: float, rl: float, beta: float) -> float:
     return ((pw - rw) - (pl - rl) - 1 / (2 * beta)) ** 2
 
 
+def mean(total: float, tokens: int) -> float:
+    """Per token; an empty completion has the mean 0."""
+    return total / tokens if tokens else 0.0
+
+
+def normalized_dpo(
+    pw: float, pl: float, rw: float, rl: float, tokens: tuple[int, int], beta: float, smoothing: float
+) -> float:
+    logit = beta * (mean(pw, tokens[0]) - mean(rw, tokens[0]) - mean(pl, tokens[1]) + mean(rl, tokens[1]))
+    return -(1 - smoothing) * log_sigmoid(logit) - smoothing * log_sigmoid(-logit)
+
+
+def simpo(pw: float, pl: float, tokens: tuple[int, int], beta: float, gamma: float, smoothing: float) -> float:
+    logit = beta * mean(pw, tokens[0]) - beta * mean(pl, tokens[1]) - gamma
+    return -(1 - smoothing) * log_sigmoid(logit) - smoothing * log_sigmoid(-logit)
+
+
 def slope(function: Callable[[], float], point: Array, step: float = 1e-5) -> Array:
     """Central differences of a number with respect to every entry of `point`, in place and back."""
     gradient = np.zeros_like(point)

@@ -135,6 +135,36 @@ def test_preference_losses_refuse_a_column_among_rows(function: Any, place: int)
         function(*columns, beta=0.1)
 
 
+@pytest.mark.parametrize("place", range(6))
+def test_length_normalised_dpo_refuses_a_column_among_rows(place: int) -> None:
+    columns = [ONES] * 6
+    columns[place] = ONES[:, None]
+    with pytest.raises(ValueError, match=r"\(2, 1\).* it would broadcast to \(B, B\)"):
+        losses.dpo(*columns[:4], beta=0.1, tokens=(columns[4], columns[5]))
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_simpo_refuses_a_column_among_rows(place: int) -> None:
+    columns = [ONES] * 4
+    columns[place] = ONES[:, None]
+    with pytest.raises(ValueError, match=r"\(2, 1\).* it would broadcast to \(B, B\)"):
+        losses.simpo(*columns[:2], beta=2.0, gamma=0.5, tokens=(columns[2], columns[3]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beta": 0.0}, "beta must be larger than 0"),
+        ({"gamma": -0.1}, "gamma must be at least 0"),
+        ({"gamma": float("inf")}, "gamma must be a finite"),
+        ({"label_smoothing": 0.5}, "label_smoothing must be below 0.5"),
+    ],
+)
+def test_simpo_refuses_knobs_out_of_range(changes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        losses.simpo(ONES, ONES, tokens=(ONES, ONES), **{"beta": 2.0, "gamma": 0.5, **changes})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -148,3 +148,24 @@ def test_dpo_and_ipo_equal_the_oracle(rows: list[tuple[float, ...]], beta: float
         np.testing.assert_allclose(found, expected, **EXACT)
     expected = [oracle.ipo(*row, beta) for row in rows]  # type: ignore[call-arg]
     np.testing.assert_allclose(losses.ipo(*columns, beta=beta), expected, **EXACT)
+
+
+@given(st.lists(st.tuples(numbers, numbers, numbers, numbers), max_size=4), st.floats(0.01, 5), st.data())
+def test_simpo_and_length_normalised_dpo_equal_the_oracle(
+    rows: list[tuple[float, ...]], beta: float, data: st.DataObject
+) -> None:
+    counts = data.draw(st.lists(st.tuples(*[st.integers(0, 300)] * 2), min_size=len(rows), max_size=len(rows)))
+    gamma, smoothing = data.draw(st.floats(0, 3)), data.draw(st.sampled_from([0.0, 0.2]))
+    # An empty completion has the log-probability 0.
+    rows = [
+        (pw * bool(chosen), pl * bool(rejected), rw * bool(chosen), rl * bool(rejected))
+        for (pw, pl, rw, rl), (chosen, rejected) in zip(rows, counts, strict=True)
+    ]
+    columns = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).unbind(1)
+    tokens = tuple(torch.tensor(counts, dtype=torch.int64).reshape(-1, 2).unbind(1))
+    expected = [oracle.normalized_dpo(*row, count, beta, smoothing) for row, count in zip(rows, counts, strict=True)]
+    result = losses.dpo(*columns, beta=beta, label_smoothing=smoothing, tokens=tokens)
+    np.testing.assert_allclose(result, expected, **EXACT)
+    expected = [oracle.simpo(*row[:2], count, beta, gamma, smoothing) for row, count in zip(rows, counts, strict=True)]
+    result = losses.simpo(*columns[:2], tokens=tokens, beta=beta, gamma=gamma, label_smoothing=smoothing)
+    np.testing.assert_allclose(result, expected, **EXACT)

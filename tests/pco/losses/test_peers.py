@@ -1,14 +1,11 @@
-"""DPO and IPO against the implementations of two other projects (development dependencies)."""
-
-from collections import defaultdict
-from types import SimpleNamespace
-from typing import Any
+"""Preference losses against the implementations of two other projects (development dependencies)."""
 
 import pytest
 import torch
 from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
 from torch import Tensor
-from trl.trainer.dpo_trainer import DPOTrainer
+from torch.nn.functional import pad
+from trl_losses import dpo_trainer_loss, simpo_losses
 
 from pco import losses
 
@@ -26,56 +23,54 @@ def sequences() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return hidden, labels, head, reference
 
 
-def trl_loss(kind: str, per_token: Tensor, mask: Tensor, reference: Tensor) -> Any:
-    """The loss that TRL's DPO trainer computes from these log-probabilities, as the mean over pairs."""
-    zeros = torch.zeros_like(per_token)
-    outputs = SimpleNamespace(
-        log_probs=per_token, entropy=zeros, mean_logits=zeros, is_top1=torch.zeros_like(mask).bool()
-    )
-    trainer = SimpleNamespace(
-        model=SimpleNamespace(training=False),
-        accelerator=SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x, device="cpu"),
-        loss_types=[kind],
-        loss_weights=[1.0],
-        f_divergence_type="reverse_kl",
-        beta=BETA,
-        ld_alpha=None,
-        precompute_ref_logps=True,
-        aux_loss_enabled=False,
-        use_weighting=False,
-        _metrics={"eval": defaultdict(list)},
-        _total_train_tokens=0,
-    )
-    # TRL shifts the mask; its first position belongs to no completion.
-    whole = torch.nn.functional.pad(mask.long(), (1, 0))
-    chosen, rejected = reference.chunk(2)
-    inputs = {
-        "input_ids": whole,
-        "completion_mask": whole,
-        "ref_chosen_logps": chosen,
-        "ref_rejected_logps": rejected,
-    }
-    return DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, return_outputs=False)
+def log_probabilities(hidden: Tensor, labels: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+    """Per token, 0 where ignored, and the mask of those that are not."""
+    mask = labels != losses.IGNORE
+    return (hidden @ head.t()).log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1))[..., 0] * mask, mask
+
+
+def assert_equal_with_gradients(ours: Tensor, theirs: Tensor, leaves: list[Tensor], **tolerance: float) -> None:
+    torch.testing.assert_close(ours, theirs, check_dtype=False, **tolerance)
+    for our_gradient, their_gradient in zip(
+        torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True
+    ):
+        torch.testing.assert_close(our_gradient, their_gradient, **tolerance)
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
 def test_dpo_and_ipo_equal_trl_in_value_and_gradient(kind: str) -> None:
     hidden, labels, head, reference = sequences()
-    mask = labels != losses.IGNORE
-    per_token = (hidden @ head.t()).log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1))[..., 0]
-    theirs = trl_loss(kind, per_token * mask, mask, reference)
+    per_token, mask = log_probabilities(hidden, labels, head)
+    theirs = dpo_trainer_loss({kind: 1.0}, per_token, mask, reference, beta=BETA)
     # TRL's IPO takes the mean log-probability per token.
     counts = mask.sum(-1) if kind == "ipo" else torch.ones(4)
     policy = losses.fused_logps(hidden, labels, head, chunk_tokens=5) / counts
     function = losses.ipo if kind == "ipo" else losses.dpo
     ours = function(*policy.chunk(2), *(reference / counts).chunk(2), beta=BETA).mean()
+    assert_equal_with_gradients(ours, theirs, [hidden, head])
+
+
+def test_length_normalised_dpo_equals_trls_sigmoid_norm_in_value_and_gradient() -> None:
+    hidden, labels, head, reference = sequences()
+    per_token, mask = log_probabilities(hidden, labels, head)
+    theirs = dpo_trainer_loss({"sigmoid_norm": 1.0}, per_token, mask, reference, beta=5.0)
+    policy = losses.fused_logps(hidden, labels, head, chunk_tokens=5)
+    tokens = tuple(mask.sum(-1).chunk(2))
+    ours = losses.dpo(*policy.chunk(2), *reference.chunk(2), beta=5.0, tokens=tokens).mean()
+    assert_equal_with_gradients(ours, theirs, [hidden, head])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_simpo_equals_trl_in_value_and_gradient(smoothing: float) -> None:
+    hidden, labels, head, _ = sequences()
+    knobs = {"beta": 2.5, "gamma": 1.4, "label_smoothing": smoothing}
+    # TRL drops the last logits and the first label; ours are shifted already.
+    theirs = simpo_losses(pad(hidden @ head.t(), (0, 0, 0, 1)), pad(labels, (1, 0)), **knobs)
+    policy = losses.fused_logps(hidden, labels, head, chunk_tokens=5)
+    tokens = tuple((labels != losses.IGNORE).sum(-1).chunk(2))
+    ours = losses.simpo(*policy.chunk(2), tokens=tokens, **knobs)
     torch.testing.assert_close(ours, theirs)
-    for one, other in zip(
-        torch.autograd.grad(ours, [hidden, head]),
-        torch.autograd.grad(theirs, [hidden, head]),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other)
+    assert_equal_with_gradients(ours.mean(), theirs.mean(), [hidden, head])
 
 
 def test_dpo_equals_liger_in_value_and_gradient() -> None:
@@ -88,10 +83,4 @@ def test_dpo_equals_liger_in_value_and_gradient() -> None:
     frozen = losses.fused_logps(reference, labels, head.detach())
     ours = losses.dpo(*policy.chunk(2), *frozen.chunk(2), beta=BETA).mean()
     # Liger computes in float32 whatever it is given.
-    torch.testing.assert_close(ours, theirs, check_dtype=False, rtol=1e-5, atol=1e-5)
-    for one, other in zip(
-        torch.autograd.grad(ours, [hidden, head]),
-        torch.autograd.grad(theirs, [hidden, head]),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert_equal_with_gradients(ours, theirs, [hidden, head], rtol=1e-5, atol=1e-5)

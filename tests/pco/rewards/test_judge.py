@@ -158,7 +158,7 @@ def meeting(parties: int) -> Reply:
 
 @given(count=st.integers(1, 9), opponents=st.none() | st.integers(1, 9))
 def test_each_candidate_meets_as_many_others_as_were_asked_for(count: int, opponents: int | None) -> None:
-    pairs = llm_judge._drawn("p", list(range(count)), opponents)
+    pairs = llm_judge._opponents("p", list(range(count)), opponents)
     assert len(set(pairs)) == len(pairs)
     assert all(i < j for i, j in pairs)
     met = [sum(i in pair for pair in pairs) for i in range(count)]
@@ -383,7 +383,7 @@ def test_no_more_requests_begin_than_the_rate_allows(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     for rate, expected in ((1200.0, [0.0, 0.05, 0.1]), (None, [0.0] * 3)):
-        turns = endpoint._Turns(JudgeReward(base_url="http://h/v1", model="judge", requests_per_minute=rate))
+        turns = endpoint._RateLimit(JudgeReward(base_url="http://h/v1", model="judge", requests_per_minute=rate))
         with monkeypatch.context() as patch:
             patch.setattr(asyncio, "sleep", note)
             for _ in range(3):

@@ -397,8 +397,8 @@ def test_a_hub_model_is_named_by_its_id_and_revision_without_asking_the_hub(tmp_
 def test_looking_at_a_rewards_files_imports_no_heavy_library(tmp_path: Path, judge: Path) -> None:
     config = builders.config(tmp_path, reward={"kind": "model", "model": str(judge)})
     program = (
-        "import sys; from pco.config.run import RunConfig\n"
-        "from pco import rewards, rounds; from pco.stage import Stage\n"
+        "import sys; from pco import rewards, rounds; from pco.config.run import RunConfig\n"
+        "from pco.stage import Stage\n"
         "assert rewards.inputs(Stage('score', 1, RunConfig.model_validate_json(sys.argv[1]), {}))\n"
         "assert not {'torch', 'transformers', 'jsonschema'} & set(sys.modules)"
     )
