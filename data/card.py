@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Iterable
 from pathlib import Path
 
-from data import store
+from data import files
 from data.importing import Imported, Written
 
 _QUANTILES = (("min", 0.0), ("10 %", 0.1), ("median", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("max", 1.0))
@@ -14,7 +14,7 @@ def write(imported: Imported) -> list[Path]:
     """Write a card beside each output of an import; returns their paths."""
     paths = [written.path.with_suffix(".md") for written in imported.outputs]
     for path, written in zip(paths, imported.outputs, strict=True):
-        store.write_text(path, text(imported, written))
+        files.write_text(path, text(imported, written))
     return paths
 
 

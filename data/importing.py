@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import columns, detecting, labels, shapes, sources, store
+from data import columns, detecting, files, labels, shapes, sources
 from data.answering import CONTRADICTION, NO_PROMPT
 from data.conversations import Dropped, Turns
 from data.detecting import KNOWN, Kind, Shape
@@ -219,7 +219,7 @@ def _check(request: Request) -> None:
 
 
 def _check_writable(out: Path) -> None:
-    folder = next(path for path in out.absolute().parents if store.exists(path))
+    folder = next(path for path in out.absolute().parents if files.exists(path))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK) or out.is_dir():
         raise BadInput(f"{out}: cannot be written by this user. Name another output.")
 
@@ -248,7 +248,7 @@ class _Sink:
 def _opened(path: Path, kind: Kind) -> Iterator[_Sink]:
     schema = IMPORTED[kind]
     with (
-        store.atomic_path(path) as temporary,
+        files.atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         sink = _Sink(Written(path), schema, writer)

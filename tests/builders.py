@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from data import schemas, store
+from data import files, schemas, store
 from data.readers import prompt_id
 from pco.config.run import RunConfig
 from pco.rounds import State, inputs_of
@@ -97,7 +97,7 @@ def result(stage: Stage) -> Artifact:
 
 def model(folder: Path) -> Artifact:
     """A model folder as a stage's input."""
-    return Artifact(folder, store.folder_digest(folder))
+    return Artifact(folder, files.folder_digest(folder))
 
 
 def prompt_row(text: str, split: str = "train") -> Row:
@@ -172,7 +172,7 @@ def checkpoint(folder: Path, steps: int, fingerprint: str = "f", of: int = 9) ->
     tag.mkdir(parents=True)
     (tag / "weights").write_text("weights")
     content = {"fingerprint": fingerprint, "of": of, "log": [{}] * steps, "files": {"weights": 7}}
-    store.write_text(tag.with_suffix(".json"), json.dumps(content))
+    files.write_text(tag.with_suffix(".json"), json.dumps(content))
     return tag
 
 
@@ -221,7 +221,7 @@ def _outputs(stage: Stage, refused: bool) -> dict[str, str]:
         case "prepare":
             return {"policy": "the starting policy", "policy_folder": "/nowhere"}
         case "train":
-            return {"policy": store.folder_digest(stage.folder.with_name("policy"))}
+            return {"policy": files.folder_digest(stage.folder.with_name("policy"))}
         case "decide":
             return {"promoted": promoted, "reason": f"round {stage.round} {promoted}"}
     return {}

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from data import packaged, store
+from data import files, packaged
 from pco.config import file as config_file
 from pco.config.gate import Gate
 from pco.config.metrics import TASK
@@ -269,7 +269,7 @@ def _absolute(config: RunConfig) -> RunConfig:
         update={
             "runs_dir": str(Path(config.runs_dir).expanduser().resolve()),
             "policy": config.policy.model_copy(
-                update={"model": str(model.resolve()) if store.exists(model) else config.policy.model}
+                update={"model": str(model.resolve()) if files.exists(model) else config.policy.model}
             ),
             "reward": absolute(config.reward),
             "train": absolute_loss(config.train),

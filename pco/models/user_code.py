@@ -9,7 +9,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from data import store
+from data import files
 from data.errors import BadInput
 from pco_pipeline import PACKAGES
 
@@ -55,7 +55,7 @@ def digest(function: UserFunction) -> str:
     """
     path = source(function)
     try:
-        return store.file_digest(path)
+        return files.file_digest(path)
     except OSError as error:
         section = function.section
         raise BadInput(f"{path}: could not be read ({error.strerror}). The config's `{section}` needs it.") from error
