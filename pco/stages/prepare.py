@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from data import files, schemas, store
+from data.prompts import asked
 from data.rows import FeedbackRow, PreferenceRow
 from pco import doctor
 from pco.config.run import RunConfig
@@ -48,7 +49,7 @@ def _preferences(inputs: checks.Inputs, stage: Stage) -> list[PreferenceRow]:
     tokenizer = load_tokenizer(inputs.model)
     rows: list[PreferenceRow] = []
     for i, row in enumerate(inputs.preferences):
-        rendered = render(tokenizer, row["prompt"], stage.config.policy)
+        rendered = render(tokenizer, asked(row), stage.config.policy)
         rows.append(
             {
                 "prompt_id": row["prompt_id"],
@@ -64,6 +65,7 @@ def _preferences(inputs: checks.Inputs, stage: Stage) -> list[PreferenceRow]:
                 "chosen_reward": None,
                 "rejected_reward": None,
                 "policy": stage.inputs["preferences"].fingerprint,
+                "messages": row["messages"],
             }
         )
     return rows
@@ -73,7 +75,7 @@ def _feedback(inputs: checks.Inputs, config: RunConfig) -> list[FeedbackRow]:
     tokenizer = load_tokenizer(inputs.model)
     rows: list[FeedbackRow] = []
     for row in inputs.feedback:
-        rendered = render(tokenizer, row["prompt"], config.policy)
+        rendered = render(tokenizer, asked(row), config.policy)
         tokens = written(tokenizer, row["completion"])
         rows.append({**row, "prompt": rendered.text, "prompt_token_ids": rendered.token_ids, "token_ids": tokens})
     return rows
