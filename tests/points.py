@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-PATIENCE_S = 300  # for what comes unless there is a bug
+PATIENCE_S = 1200  # for what comes unless there is a bug, on a machine however busy
 SITE = Path(__file__).parent / "points_site"
 
 

@@ -12,11 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.points import Hold, Points
+from tests.points import PATIENCE_S, Hold, Points
 
 ROOT = Path(__file__).parents[2]
 RUNS = "/app/runs"
-PATIENCE_S = 600  # for a busy machine
 Row = dict[str, Any]
 
 
@@ -83,7 +82,7 @@ class Stack:
 
     def ask(self, path: str, body: Row | None = None) -> Any:
         """What the server's API answers."""
-        with httpx.Client(base_url=self.url, auth=self.auth, timeout=30) as client:
+        with httpx.Client(base_url=self.url, auth=self.auth, timeout=PATIENCE_S) as client:
             answer = client.get(path) if body is None else client.post(path, json=body)
             return answer.raise_for_status().json()
 

@@ -21,7 +21,7 @@ from tests import builders, tiny_model
 from tests.compose.stack import ROOT, RUNS, Stack
 from tests.points import SITE
 
-pytestmark = [pytest.mark.compose, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(6000)]
 
 RUN = "survivor"
 CONFIG = {

@@ -100,13 +100,18 @@ class Case:
     def tell(self, *arguments: str) -> str:
         """What a command prints that ends well."""
         done = subprocess.run(
-            self.command(*arguments), env=self.environment, check=False, timeout=900, text=True, capture_output=True
+            self.command(*arguments),
+            env=self.environment,
+            check=False,
+            timeout=PATIENCE_S,
+            text=True,
+            capture_output=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def run(self, *sets: str) -> tuple[int, str]:
-        status = self.start(*sets).wait(timeout=900)
+        status = self.start(*sets).wait(timeout=PATIENCE_S)
         return status, self.output.read_text()
 
 

@@ -24,7 +24,7 @@ from pco.stage import Stage, round_folder
 from tests.e2e.conftest import Case
 from tests.points import until
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(6000)]
 
 SEED = 0
 # How often a stage is killed as planned; a round trains and samples longest, so most kills hit there.

@@ -12,7 +12,7 @@ import pytest
 import pco
 from tests.e2e.small import OVERRIDES, SETS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(6000)]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

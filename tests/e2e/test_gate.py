@@ -11,7 +11,7 @@ from pco.runs.status import RunState
 from pco.stage import Stage
 from tests.e2e.conftest import Case
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(6000)]
 
 RATE = 5e-4  # learns, and changes so small a model by less than the default gate minds
 DEFAULT: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from tests.e2e.conftest import ENVIRONMENT, asked
 from tests.e2e.small import OVERRIDES
 from tests.pco.reward_training.conftest import training_config
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(6000)]
 
 ROOT = Path(__file__).parents[2]
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}

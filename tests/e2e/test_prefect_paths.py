@@ -24,7 +24,7 @@ from pco.runs.status import RunState
 from tests.e2e.conftest import Case, asked, stage_processes
 from tests.points import PATIENCE_S, Hold, Points, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(6000)]
 
 ROOT = Path(__file__).parents[2]
 POOL = "local"

@@ -12,7 +12,7 @@ from tests.e2e.conftest import ENVIRONMENT
 from tests.pco.reward_training.conftest import training_config
 from tests.points import Points
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(6000)]
 
 
 def _start(file: Path, points: Points) -> subprocess.Popen[str]:

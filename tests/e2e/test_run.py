@@ -14,7 +14,7 @@ from pco.runs.status import points
 from pco.stage import Stage, StageName
 from tests.e2e.conftest import EPOCHS, Case
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(6000)]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from flows.recover import FOLDER
 from tests.e2e.conftest import Case, asked
 from tests.points import until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(6000)]
 
 
 def _ask(url: str, what: str, wanted: int, **body: Any) -> list[dict[str, Any]]:

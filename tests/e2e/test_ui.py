@@ -28,7 +28,7 @@ CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("not tested: no chromium in PATH", allow_module_level=True)
 
-pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ui, pytest.mark.timeout(6000)]
 
 LONG_S = 900  # a run on a busy machine
 NOWHERE = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"  # the UI asks for outside addresses
@@ -48,7 +48,7 @@ class Site:
 
     def shoot(self, name: str, height: int = 900) -> None:
         self.page.set_viewport_size({"width": 1500, "height": height})
-        self.page.wait_for_timeout(3000)  # graphs are drawn late, and tell nobody when
+        self.page.wait_for_timeout(6000)  # graphs are drawn late, and tell nobody when
         self.page.screenshot(path=self.images / f"prefect-{name}.png")
 
     def rows(self, what: str, **body: Any) -> list[dict[str, Any]]:

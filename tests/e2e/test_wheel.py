@@ -13,7 +13,7 @@ import yaml
 from tests import namesakes
 from tests.e2e.small import SETS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(6000)]
 
 ROOT = Path(__file__).parents[2]
 

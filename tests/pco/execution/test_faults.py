@@ -264,7 +264,7 @@ def test_want_of_memory_is_told_with_the_settings_that_need_less(
     stage.config.folder.mkdir(parents=True)
     stage_does(
         "from types import SimpleNamespace\ndef hog(stage):\n    raise MemoryError\n"
-        f"sys.modules[{stage.module!r}] = SimpleNamespace(run=hog)\nos.environ['RANK'] = '0'\n"
+        f"sys.modules['pco.stages.{name}'] = SimpleNamespace(run=hog)\nos.environ['RANK'] = '0'\n"
         "from pco.execution import worker_main\nworker_main.main()"
     )
     with pytest.raises(PCOError, match=f"{name}: out of memory .*MemoryError.*{advice}"):
