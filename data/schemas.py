@@ -70,7 +70,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "replay": _schema(*_PAIR, ("round", pa.int32()), nullable=("chosen_reward", "rejected_reward")),
     "preferences": _schema(
         *_PAIR,
-        ("source_prompt", pa.string()),  # as it stands in the user's file
+        ("source_prompt", pa.string()),  # as it is in the user's file
         nullable=("chosen_reward", "rejected_reward", "source_prompt"),
     ),
     "feedback": _schema(

@@ -77,7 +77,7 @@ def check_unchanged(stage: Stage) -> None:
             )
 
 
-def judge(reward: Reward, stage: Stage, rows: Sequence[Mapping[str, object]]) -> list[Score]:
+def score_rows(reward: Reward, stage: Stage, rows: Sequence[Mapping[str, object]]) -> list[Score]:
     """One score for each row of `candidates`, in order.
 
     For a reward that reads prompts, more columns are added: `source_prompt`, the prompt as it is in the user's file
