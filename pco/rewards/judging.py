@@ -7,7 +7,7 @@ from typing import TypedDict, cast
 from data import store
 from data.errors import BadInput, CorruptArtifact
 from data.rows import CandidateRow, PromptRow
-from pco.config.reward import JudgeReward, RewardConfig, Single, parts
+from pco.config.reward import JudgeReward, Single, parts
 from pco.rewards import content
 from pco.rewards.loading import reads_prompts
 from pco.rewards.scores import Candidate, Candidates, Reward, Score
@@ -89,7 +89,8 @@ def score_rows(reward: Reward, stage: Stage, rows: Sequence[Mapping[str, object]
     if reads_prompts(reward.config):
         prompts = _prompts(stage.inputs["prompts"])
         candidates = [_with_prompt(row, prompts[row["prompt_id"]]) for row in candidates]
-        if stage.name == "evaluate" and _judges_candidates(reward.config):
+        judges = [part for part in parts(reward.config) if isinstance(part, JudgeReward)]
+        if stage.name == "evaluate" and any(judge.against == "candidates" for judge in judges):
             candidates = _with_baseline(candidates, stage)
     return reward.score(candidates)
 
@@ -106,10 +107,6 @@ def _prompts(prepared: Artifact) -> dict[str, _Prompt]:
     for row in rows:
         by_id[row["prompt_id"]] = {"prompt": row["prompt"], "reference": row["reference"]}
     return by_id
-
-
-def _judges_candidates(config: RewardConfig) -> bool:
-    return any(isinstance(part, JudgeReward) and part.against == "candidates" for part in parts(config))
 
 
 def _with_baseline(candidates: Candidates, stage: Stage) -> list[Candidate]:

@@ -229,7 +229,9 @@ class _ReplyCache:
             if isinstance(reply, Refusal):
                 refusals[question] = reply
             else:
-                self._keep(keys[question], reply)
+                self._replies[keys[question]] = reply
+                if self._journal:
+                    self._journal.add({"key": keys[question], **asdict(reply)})
             if time.monotonic() - last_print > _PRINT_EVERY_S:  # a stage without output looks like one that hangs
                 last_print = time.monotonic()
                 print(f"judge: {left:,} of {len(missing):,} questions left", flush=True)
@@ -240,11 +242,6 @@ class _ReplyCache:
         replies = {question: self._replies[key] for question, key in keys.items() if question not in refusals}
         self._count_tokens(replies.values())
         return {**replies, **refusals}
-
-    def _keep(self, key: str, reply: Reply) -> None:
-        self._replies[key] = reply
-        if self._journal:
-            self._journal.add({"key": key, **asdict(reply)})
 
     def _count_tokens(self, replies: Iterable[Reply]) -> None:
         """Count tokens and cost of all replies that are used, also of those that an earlier attempt paid for."""
