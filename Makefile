@@ -28,11 +28,8 @@ $(VENV)/.installed: $(LOCKED) pyproject.toml
 
 setup: $(VENV)/.installed ## make .venv and install the pinned dependencies
 
-$(MODEL)/config.json: | $(VENV)/.installed
-	$(BIN)/pco model $(MODEL)
-
-quickstart: setup $(MODEL)/config.json ## two rounds on a real 135M model; prints the report's path
-	$(BIN)/pco run configs/quickstart.yaml
+quickstart: setup ## two rounds on a real 135M model; prints the report's path
+	$(BIN)/pco quickstart --model $(MODEL)
 
 fast: setup ## the tests that start no process and load no model: under a minute
 	$(BIN)/pytest -m "not process and not engine" --hypothesis-profile=fast

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from data import schemas, store
+from data import files, schemas, store
 from pco.config.run import load
 from pco.execution import launcher
 from pco.stage import Artifact, Stage
@@ -62,7 +62,7 @@ def _measure(tokens: str, kind: str, arguments: argparse.Namespace) -> dict[str,
         settings = [f"runs_dir={folder}", f"policy.model={arguments.model}", f"train.fused_head={kind == 'fused'}"]
         config = load(Path("configs/quickstart.yaml"), [*settings, *arguments.set])
         model = Path(config.policy.model)
-        policy = Artifact(model, store.folder_digest(model))
+        policy = Artifact(model, files.folder_digest(model))
         stage = Stage("train", 1, config, {"policy": policy, "pairs": _pairs(Path(folder) / "pairs", int(tokens))})
         launcher.run(stage)
         log = store.read_table(stage.folder, "train_log").to_pylist()[1:]  # the first step warms up
@@ -91,7 +91,7 @@ def _pairs(folder: Path, tokens: int) -> Artifact:
         }
         for i in range(PAIRS * STEPS)
     ]
-    fingerprint = store.digest(["benchmark", tokens])
+    fingerprint = files.digest(["benchmark", tokens])
     store.write_part(folder, "pairs", 0, schemas.build("pairs", rows), fingerprint)
     account = {"unit": "pairs", "rows_in": len(rows), "rows_out": len(rows), "dropped": {}, "started": 0.0}
     store.finish(folder, stage="pair", fingerprint=fingerprint, inputs={}, settings={}, **account)

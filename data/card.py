@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Iterable
 from pathlib import Path
 
-from data import store
+from data import files
 from data.importing import Imported, Written
 
 _QUANTILES = (("min", 0.0), ("10 %", 0.1), ("median", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("max", 1.0))
@@ -14,7 +14,7 @@ def write(imported: Imported) -> list[Path]:
     """Write a card beside each output of an import; returns their paths."""
     paths = [written.path.with_suffix(".md") for written in imported.outputs]
     for path, written in zip(paths, imported.outputs, strict=True):
-        store.write_text(path, text(imported, written))
+        files.write_text(path, text(imported, written))
     return paths
 
 
@@ -34,6 +34,11 @@ def _origin(imported: Imported, written: Written) -> str:
         "shape": f"{imported.shape.name}, from {', '.join(imported.used)}",
         "columns mapped": ", ".join(f"{column} = {name}" for column, name in request.names.items()),
         "columns not used": ", ".join(imported.unused),
+        "columns ignored": ", ".join(request.ignored),
+        "labels given": ", ".join(f"{meaning} = {value}" for value, meaning in request.coding.items()),
+        "labels read": told_read(imported),
+        "pairs": request.pairs if imported.shape.name == "ranked answers" else "",
+        "agreement of annotators": told_agreement(imported),
         "conversations": request.turns,
         "side of the split": _side(imported, written),
         "rows here": f"{written.rows:,}",
@@ -41,6 +46,37 @@ def _origin(imported: Imported, written: Written) -> str:
         "longer answer chosen": told_longer(written),
     }
     return _table(("", ""), [(name, fact) for name, fact in facts.items() if fact])
+
+
+def told_read(imported: Imported) -> str:
+    """Which values of a label were read as what, and how often; empty where there are no labels."""
+    _, *outputs = imported.shape.needs if imported.shape.kind == "preferences" else ("",)
+    names = {"first": outputs[0], "second": outputs[1]} if len(outputs) > 1 else {}
+    read = imported.notes.read
+    return ", ".join(
+        f"{value} -> {names.get(meaning, meaning)}: {read[value, meaning]:,}" for value, meaning in sorted(read)
+    )
+
+
+def told_agreement(imported: Imported) -> str:
+    """How often two annotators of a row say the same; empty where there is one."""
+    notes = imported.notes
+    if not notes.vote_pairs:
+        return ""
+    return (
+        f"{notes.agreeing / notes.vote_pairs:.1%} of {notes.vote_pairs:,} pairs of votes on the same row say the same"
+    )
+
+
+def told_notes(imported: Imported) -> list[str]:
+    """What else was done with the rows, a line each."""
+    notes = imported.notes
+    facts = [f"Answers left out {reason}: {count:,}" for reason, count in sorted(notes.left_out.items())]
+    if notes.repeated:
+        facts.append(f"Rows whose answers repeated the prompt, which was removed from both: {notes.repeated:,}")
+    if notes.vote_pairs:
+        facts.append(f"Agreement of annotators: {told_agreement(imported)}")
+    return facts
 
 
 def _side(imported: Imported, written: Written) -> str:
@@ -59,7 +95,13 @@ def told_longer(written: Written) -> str:
 
 
 def _counts(imported: Imported) -> str:
+    notes = imported.notes
     rows = [("rows in", f"{imported.rows_in:,}")]
+    if imported.considered != imported.rows_in:
+        rows.append(("pairs that they give, or rows without any", f"{imported.considered:,}"))
+    rows += [(f"answers left out {reason}", f"{count:,}") for reason, count in sorted(notes.left_out.items())]
+    if notes.repeated:
+        rows.append(("prompt removed from both answers", f"{notes.repeated:,}"))
     rows += [(str(written.path.name), f"{written.rows:,}") for written in imported.outputs]
     rows += [(f"dropped: {reason}", f"{count:,}") for reason, count in imported.dropped.items()]
     return "## The import\n\n" + _table(("", "rows"), rows)

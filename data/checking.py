@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from data import sources
+from data.detecting import Kind
 from data.errors import BadInput
 from data.importing import Written, content_key
-from data.readers import margin, prompt_id, prompt_key
-from data.shapes import Kind
+from data.readers import is_nan, margin, prompt_id, prompt_key, reference, refuse_conversation
 
 _TEXTS: dict[Kind, tuple[str, ...]] = {
     "preferences": ("prompt", "chosen", "rejected"),
@@ -26,6 +26,8 @@ class Checked:
     kind: Kind
     content: Written
     duplicates: int  # rows that say what an earlier one says
+    references: int  # rows with a right answer
+    not_numbers: int  # right answers of NaN, which count as none
     places: Mapping[bytes, str] = field(repr=False)  # where each normalised prompt is first
 
 
@@ -37,6 +39,7 @@ def check_file(path: Path) -> Checked:
     source = sources.open_source(str(path))
     written, seen, duplicates = Written(path), set[bytes](), 0
     places: dict[bytes, str] = {}
+    references = not_numbers = 0
     kind: Kind | None = None
     for number, raw in source.rows:
         kind = kind or _kind(path, raw)
@@ -47,10 +50,12 @@ def check_file(path: Path) -> Checked:
         key = content_key(row)
         duplicates += key in seen
         seen.add(key)
+        not_numbers += is_nan(row.get("reference"))
+        references += reference(row.get("reference"), where) is not None
         places.setdefault(prompt_key(row["prompt"]), f"{source.unit} {number}")
     if kind is None:
         raise BadInput(f"{path}: holds no rows. Expected prompts, preferences or feedback.")
-    return Checked(path, kind, written, duplicates, places)
+    return Checked(path, kind, written, duplicates, references, not_numbers, places)
 
 
 def refuse_leakage(one: Checked, other: Checked) -> None:
@@ -90,6 +95,7 @@ def _check_row(kind: Kind, row: Mapping[str, Any], where: str) -> None:
             raise BadInput(
                 f"{where}: expected a non-empty text under `{column}`; found {_brief(text)}. Correct the row."
             )
+        refuse_conversation(text, column, where)
     if kind == "preferences":
         margin(row.get("margin"), where)
         if row["chosen"] == row["rejected"]:

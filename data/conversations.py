@@ -1,11 +1,14 @@
-"""Conversations as one prompt and one answer.
+"""What a value says: a text, or the messages of a conversation; and a question as the one text that a table holds.
 
 A prompt is one text in every table, so a conversation of several turns either goes (`single`) or is written out as a
 transcript (`transcript`), which a policy with `prompt_format: raw` continues.
 """
 
+import ast
+import json
+import math
 import re
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Turns = Literal["single", "transcript"]
 Message = tuple[str, str]  # who speaks (system, user or assistant), and what is said
@@ -18,119 +21,200 @@ _SPEAKERS = {
     "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
 }
+_TOOL_SPEAKERS = {"tool", "tools", "function", "function_call", "observation", "ipython"}
+_TOOL_KEYS = ("tool_calls", "function_call")
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
-_LAST_WORD = re.compile(r"\s*\S*$")
+_OTHER_TRANSCRIPT = re.compile(r"\s*(Human|User):.*^(Assistant|AI):\s*\S", re.DOTALL | re.MULTILINE)
+_TEMPLATE_ANSWER = re.compile(
+    r".*(<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model|\[/INST\]"
+    r"|<\|assistant\|>|### Assistant:|### Response:)\s*\S",
+    re.DOTALL,
+)
+_LIKE_MESSAGES = re.compile(r"""\s*\[?\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 
 
 class Dropped(Exception):
     """This row cannot be kept; its text is the reason, under which it is counted."""
 
 
-MALFORMED = "malformed"
+class Cell(NamedTuple):
+    """A value and the column it stands in, for messages."""
+
+    column: str
+    value: Any
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a cell is empty: nothing, an empty text (CSV), or NaN, which is how tables write nothing."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
 EMPTY_PROMPT = "empty prompt"
 EMPTY_ANSWER = "empty answer"
 SEVERAL_TURNS = "several turns or a system message"
 SAME_ANSWERS = "chosen equals rejected"
 NO_PREFERENCE = "tie or no preference"
-PROMPTS_DIFFER = "chosen and rejected answer different prompts"
+TOOLS = "tools or turns of tools"
+MEDIA = "images or other media"
+ANSWER_INSIDE = "a prompt in a chat template, with an answer inside"
+REASONING = "reasoning beside the content of a message"
+STRAY_TURNS = "turns (Human:, Assistant:) inside a text that is no transcript"
+CUT_MESSAGES = "text that begins like messages and is no whole list of them"
 
 
-def messages(value: Any) -> list[Message]:
-    """A list of `{role, content}`, or of ShareGPT's `{from, value}`. Raises Dropped when it is none."""
-    if not isinstance(value, list):
-        raise Dropped(MALFORMED)
-    return [_message(item) for item in value]
+def malformed(cell: Cell, wanted: str) -> Dropped:
+    """The reason for a value of the wrong type, by its column and what stands there."""
+    return Dropped(f"malformed: `{cell.column}` is {described(cell.value)}, not {wanted}")
 
 
-def _message(item: Any) -> Message:
+def described(value: Any) -> str:
+    """What kind of value it is, with the keys of an object."""
+    match value:
+        case None:
+            return "empty"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a text"
+        case bytes():
+            return "bytes that are not UTF-8"
+        case dict():
+            return f"an object of {', '.join(map(str, list(value)[:6])) or 'nothing'}"
+        case []:
+            return "an empty list"
+        case [first, *_]:
+            return f"a list whose first is {described(first)}"
+    return f"a {type(value).__name__}"
+
+
+def read(cell: Cell) -> Question:
+    """A text as it is; messages from a list, from one message, or from the JSON text of either. Raises Dropped."""
+    match cell.value:
+        case str():
+            messages = _messages_in_text(cell)
+            return cell.value if messages is None else messages
+        case list():
+            return [_message(cell, item) for item in cell.value]
+        case dict() if _is_message(cell.value):
+            return [_message(cell, cell.value)]
+    raise malformed(cell, "a text or messages")
+
+
+def _messages_in_text(cell: Cell) -> list[Message] | None:
+    """The messages whose JSON (or Python, as pandas writes lists to CSV) is the whole text; None for other text."""
+    text = cell.value.strip()
+    if not text.startswith(("[", "{")):
+        return None
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        value, end = _python_value(text), len(text)
+        if value is None and _LIKE_MESSAGES.match(text):
+            raise Dropped(CUT_MESSAGES) from None
+    items = value if isinstance(value, list) else [value]
+    if end < len(text) or not items or not all(map(_is_message, items)):
+        return None
+    return [_message(cell, item) for item in items]
+
+
+def _python_value(text: str) -> Any:
+    if not _LIKE_MESSAGES.match(text):
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and bool({"role", "from"} & set(item)) and bool({"content", "value"} & set(item))
+
+
+def _message(cell: Cell, item: Any) -> Message:
+    """`{role, content}`, or ShareGPT's `{from, value}`; a file that mixes both leaves one pair empty."""
     if not isinstance(item, dict):
-        raise Dropped(MALFORMED)
-    speaker = _SPEAKERS.get(str(item.get("role", item.get("from"))).lower())
-    content = item.get("content", item.get("value"))
-    if speaker is None or not isinstance(content, str):
-        raise Dropped(MALFORMED)
-    return speaker, content
+        raise malformed(cell, "a text or messages")
+    if any(item.get(key) for key in _REASONING_KEYS):
+        raise Dropped(REASONING)
+    names = [str(item[key]).lower() for key in ("role", "from") if item.get(key) is not None]
+    if any(item.get(key) for key in _TOOL_KEYS) or set(names) & _TOOL_SPEAKERS:
+        raise Dropped(TOOLS)
+    if not names:
+        raise Dropped(f"malformed: `{cell.column}` has {described(item)}, without a role")
+    speakers = {_SPEAKERS.get(name) for name in names}
+    if len(speakers) != 1 or None in speakers:
+        raise Dropped(f"malformed: `{cell.column}` has a message of unknown role {' and '.join(names)[:30]}")
+    contents = [item[key] for key in ("content", "value") if item.get(key) is not None]
+    if len(contents) != 1:
+        raise Dropped(f"malformed: `{cell.column}` has a message with {len(contents)} contents")
+    return str(speakers.pop()), _content(cell, contents[0])
+
+
+def _content(cell: Cell, content: Any) -> str:
+    """A text, or the parts of one in a row."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    for part in parts:
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str) or part.get("type", "text") != "text":
+            kind = str(part.get("type")) if isinstance(part, dict) and part.get("type") else described(part)
+            raise Dropped(f"malformed: `{cell.column}` has a message whose content is not text but {kind[:30]}")
+    return "".join(part["text"] for part in parts)
 
 
 def transcript(text: str) -> list[Message] | None:
-    """The messages of a text with "Human:" and "Assistant:" after blank lines, as hh-rlhf has; None for other text."""
-    before, *rest = _TURN.split(text)
-    if before.strip() or not rest or rest[0] != "Human":
+    """The messages of a text with "Human:" and "Assistant:" after blank lines, as hh-rlhf has; None for other text.
+
+    Without the leading blank line, a text that begins with "Human:" is a transcript if "Assistant:" follows. Raises
+    Dropped for what has turns, but not so: where one turn ends cannot be told there.
+    """
+    body = text.lstrip()
+    if not body.startswith("Human:") or not (text.startswith("\n\n") or "\n\nAssistant:" in body):
+        if _OTHER_TRANSCRIPT.match(text) or set(_TURN.findall(text)) == {"Human", "Assistant"}:
+            raise Dropped(STRAY_TURNS)
         return None
+    _, *rest = _TURN.split("\n\n" + body)
+    if "Assistant" not in rest[::2] and _OTHER_TRANSCRIPT.match(body):
+        raise Dropped(STRAY_TURNS)
     speakers = [_SPEAKERS[name.lower()] for name in rest[::2]]
     return [(speaker, said.removeprefix(" ")) for speaker, said in zip(speakers, rest[1::2], strict=True)]
 
 
-def question(prompt: Any) -> Question:
-    """A prompt column's value: a text as it is, or the messages up to an answer. Raises Dropped when it is neither."""
-    if prompt is None:
+def question(cell: Cell) -> Question:
+    """A prompt's value: a text as it is, or the messages up to an answer; transcripts are messages. Raises Dropped."""
+    if is_nothing(cell.value):
         raise Dropped(EMPTY_PROMPT)
-    if isinstance(prompt, str):
-        return prompt
-    said = messages(prompt)
-    return said[:-1] if said and said[-1][0] == "assistant" else said
+    said = conversation(read(cell))
+    if isinstance(said, list) and said and said[-1][0] == "assistant":
+        return said[:-1]
+    return said
 
 
-def answered(prompt: Any, answer: Any) -> tuple[Question, str]:
-    """What was asked and what was answered, from a prompt column (None: there is none) and an answer column.
-
-    An answer of messages may repeat the conversation before it (as ultrafeedback_binarized does). Raises Dropped.
-    """
-    if answer is None:
-        raise Dropped(EMPTY_ANSWER)
-    if isinstance(answer, str):
-        return question(prompt), answer
-    return _from_messages(prompt, messages(answer))
+def conversation(said: Question) -> Question:
+    """The messages of a transcript; anything else as it is. Raises Dropped."""
+    turns = transcript(said) if isinstance(said, str) else None
+    return said if turns is None else turns
 
 
-def _from_messages(prompt: Any, said: list[Message]) -> tuple[Question, str]:
-    if not said:
-        raise Dropped(EMPTY_ANSWER)
-    if said[-1][0] != "assistant":
-        raise Dropped(MALFORMED)
-    return _asked(prompt, said[:-1]), said[-1][1]
-
-
-def _asked(prompt: Any, context: list[Message]) -> Question:
-    """The whole of what was said before an answer; `context` is the part that came with the answer."""
-    if prompt is None or (context and isinstance(prompt, str)):
-        return context
-    before = [("user", prompt)] if isinstance(prompt, str) else messages(prompt)
-    return context if context and context[: len(before)] == before else before + context
-
-
-def compared(prompt: Any, chosen: Any, rejected: Any) -> tuple[Question, str, str]:
-    """One question and its two answers. Raises Dropped, also when the two do not answer the same question."""
-    return _same_question(answered(prompt, chosen), answered(prompt, rejected))
-
-
-def _same_question(better: tuple[Question, str], worse: tuple[Question, str]) -> tuple[Question, str, str]:
-    if better[0] != worse[0]:
-        raise Dropped(PROMPTS_DIFFER)
-    return better[0], better[1], worse[1]
-
-
-def compared_implicitly(chosen: Any, rejected: Any) -> tuple[Question, str, str]:
-    """The question that two texts or conversations begin with, and their answers (TRL's implicit prompt).
-
-    Transcripts share all turns but the last; other texts share what they begin with, up to a word's end.
-    Raises Dropped.
-    """
-    if not isinstance(chosen, str) or not isinstance(rejected, str):
-        return compared(None, chosen, rejected)
-    if chosen == rejected and chosen.strip():
-        raise Dropped(SAME_ANSWERS)
-    better, worse = transcript(chosen), transcript(rejected)
-    if better is not None and worse is not None:
-        return _same_question(_from_messages(None, better), _from_messages(None, worse))
-    shared = _LAST_WORD.sub("", _common_start(chosen, rejected), count=1)
-    return shared, chosen[len(shared) :], rejected[len(shared) :]
-
-
-def _common_start(one: str, other: str) -> str:
-    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return one[:length]
+def with_system(asked: Question, system: Cell | None) -> Question:
+    """A question with the text of a column for system messages. Raises Dropped when another one is there."""
+    if system is None or is_nothing(system.value):
+        return asked
+    if not isinstance(system.value, str):
+        raise malformed(system, "a text")
+    turns = [("user", asked)] if isinstance(asked, str) else asked
+    if turns and turns[0][0] == "system":
+        if turns[0][1].strip() != system.value.strip():
+            raise Dropped(f"`{system.column}` contradicts the system message of the conversation")
+        return turns
+    return [("system", system.value), *turns] if system.value.strip() else asked
 
 
 def rendered(asked: Question, turns: Turns) -> str:
@@ -140,7 +224,7 @@ def rendered(asked: Question, turns: Turns) -> str:
     elif not asked:
         raise Dropped(EMPTY_PROMPT)
     elif asked[-1][0] != "user":
-        raise Dropped(MALFORMED)
+        raise Dropped("malformed: the last turn before the answer is not the user's")
     elif turns == "transcript":
         last, text = asked[-1][1], "".join(map(_written, asked)) + "\n\nAssistant:"
     elif len(asked) > 1:
@@ -149,6 +233,8 @@ def rendered(asked: Question, turns: Turns) -> str:
         last = text = asked[0][1]
     if not last.strip():
         raise Dropped(EMPTY_PROMPT)
+    if _TEMPLATE_ANSWER.match(last):
+        raise Dropped(ANSWER_INSIDE)
     return text
 
 

@@ -5,7 +5,7 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -15,18 +15,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import shapes, sources, store
+from data import columns, detecting, files, labels, shapes, sources
+from data.answering import CONTRADICTION, NO_PROMPT
 from data.conversations import Dropped, Turns
+from data.detecting import KNOWN, Kind, Shape
 from data.errors import BadInput
+from data.labels import Meaning, Notes
+from data.ranking import Pairs
 from data.readers import prompt_key
 from data.schemas import IMPORTED
-from data.shapes import Kind, Shape
+from data.shapes import Reading
 
 DUPLICATE = "exact duplicate"
 TEXTS = ("prompt", "chosen", "rejected", "completion")
 _BATCH = 1000  # rows in memory before they are written
-_VALUES = 4  # more different preferences than a file that counts from 0 can have
 _PEEKED = 100  # rows whose columns tell the shape; the first of a JSONL file may lack some
+_REASONS = 40  # different reasons that are counted apart; a fault may name a new role in each row
+OTHER_REASONS = "malformed in yet other ways"
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class Request:
     kind: Kind
     out: Path
     names: Mapping[str, str] = field(default_factory=dict)  # column of the source -> name that a shape knows
+    ignored: Sequence[str] = ()  # columns of the source that are not looked at
+    coding: Mapping[str, Meaning] = field(default_factory=dict)  # value of a label -> what it means
+    pairs: Pairs = "best_worst"  # of several answers with scores
     split: str | None = None  # of a hub data set
     subset: str | None = None  # of a hub data set: its config's name
     limit: int | None = None  # rows to read at most
@@ -70,14 +78,16 @@ class Written:
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did: `rows_in == sum of the outputs' rows + sum(dropped.values())`."""
+    """What an import did: `considered == sum of the outputs' rows + sum(dropped.values())`."""
 
     request: Request
     shape: Shape
     used: tuple[str, ...]  # columns of the source, by the names that the shape knows them by
     unused: tuple[str, ...]
     rows_in: int
+    considered: int  # rows that the rows in gave or could have given: as many, but where several answers make pairs
     dropped: dict[str, int]
+    notes: Notes
     outputs: tuple[Written, ...]  # the file, and the held-out one if there is one
 
 
@@ -94,22 +104,96 @@ def import_data(request: Request) -> Imported:
     Raises BadInput for a request or source that cannot work, and when no row is left.
     """
     _check(request)
-    source = sources.open_source(request.source, split=request.split, subset=request.subset)
-    columns, rows = _peek(request, source)
-    shape = shapes.detect(request.kind, columns, where=request.source)
+    opened = open_request(request)
     paths = [request.out] if request.heldout_out is None else [request.out, request.heldout_out]
-    dropped: Counter[str] = Counter()
+    reader = _Reader(opened)
     with ExitStack() as stack:
         sinks = [stack.enter_context(_opened(path, request.kind)) for path in paths]
-        reader = _Reader(source, shape, request.turns, dropped)
-        rows_in = _pour(request, rows, reader, sinks)
-        shapes.refuse_zero_based(reader.preferences, where=request.source)
-        if rows_in == sum(dropped.values()):
-            raise BadInput(f"{request.source}: no row of {rows_in:,} can be kept ({told(dropped)}). Look at the file.")
-    used = tuple(column for column in shape.uses() if column in columns)
-    unused = tuple(column for column in columns if column not in used)
+        rows_in = _pour(request, reader, sinks)
+        if opened.reading.shape.name == "output pairs" and not request.coding:
+            labels.refuse_zero_based(opened.reading.notes, where=request.source)
+        if reader.considered == reader.dropped.total():
+            raise BadInput(_nothing_kept(opened, rows_in, reader.dropped))
     written = tuple(sink.written for sink in sinks)
-    return Imported(request, shape, used, unused, rows_in, dict(sorted(dropped.items())), written)
+    return Imported(
+        request,
+        opened.reading.shape,
+        opened.used(),
+        opened.unused(),
+        rows_in,
+        reader.considered,
+        dict(sorted(reader.dropped.items())),
+        opened.reading.notes,
+        written,
+    )
+
+
+@dataclass
+class Opened:
+    """A source whose columns told its shape; its rows can be read once."""
+
+    request: Request
+    source: sources.Source
+    columns: dict[str, None]  # by the names that shapes know; those of later rows come to them
+    reading: Reading
+    rows: sources.Numbered
+
+    def used(self) -> tuple[str, ...]:
+        """The columns that rows are read from."""
+        return tuple(column for column in dict.fromkeys(self.reading.shape.uses) if column in self.columns)
+
+    def unused(self) -> tuple[str, ...]:
+        """The columns that are left."""
+        return tuple(column for column in self.columns if column not in self.used())
+
+    def extract(self, number: int, raw: Mapping[str, Any]) -> shapes.Extracted:
+        """What a row says. Raises BadInput where it has a column that, seen before, would have told another shape."""
+        where = self.source.where(number)
+        if not self.columns.keys() >= raw.keys():
+            self._refuse_late(raw, where)
+        return shapes.extract(self.reading, raw, where=where)
+
+    def _refuse_late(self, raw: Mapping[str, Any], where: str) -> None:
+        late = [column for column in raw if column not in self.columns]
+        self.columns |= dict.fromkeys(late)
+        shape = _shape(self.request, self.columns, where)
+        if shape != self.reading.shape:
+            raise BadInput(
+                f"{where}: the column {', '.join(late)} is first here, and with it the file would be read another way "
+                f"({shape.name}, not {self.reading.shape.name}). Put such rows first, or leave the column out with "
+                f"--ignore {late[0]}."
+            )
+
+
+def open_request(request: Request) -> Opened:
+    """Open the source, and tell its shape by the columns of its first rows. Raises BadInput."""
+    source = sources.open_source(request.source, split=request.split, subset=request.subset)
+    limited = islice(source.rows, request.limit)
+    first = list(islice(limited, _PEEKED))
+    if not first:
+        raise BadInput(f"{request.source}: holds no rows. Expected some {request.kind}.")
+    raw_rows = [raw for _, raw in first]
+    theirs = dict.fromkeys(chain.from_iterable(raw_rows))
+    columns.refuse_absent(request.names, request.ignored, raw_rows, where=request.source)
+    named = columns.renamed_columns(theirs, request.names, request.ignored)
+    reading = Reading(_shape(request, named, request.source), request.turns, request.pairs, request.coding)
+    rows = ((number, columns.renamed(raw, request.names, request.ignored)) for number, raw in chain(first, limited))
+    return Opened(request, source, named, reading, rows)
+
+
+def _shape(request: Request, names: Collection[str], where: str) -> Shape:
+    return detecting.detect(request.kind, names, where=where, mapped=request.names.values())
+
+
+def _nothing_kept(opened: Opened, rows_in: int, dropped: Mapping[str, int]) -> str:
+    """Why an import kept nothing, and what would help."""
+    request = opened.request
+    said = f"{request.source}: no row of {rows_in:,} can be kept ({told(dropped)})."
+    if CONTRADICTION in dropped:
+        return f"{said} If `{opened.reading.shape.prompt}` is not the prompt: --ignore {opened.reading.shape.prompt}."
+    if NO_PROMPT in dropped and opened.unused():
+        return f"{said} Name the prompt's column, such as --map {opened.unused()[0]}=prompt."
+    return f"{said} Known shapes of {request.kind}: {KNOWN[request.kind]}. --ignore leaves a column out of account."
 
 
 def told(dropped: Mapping[str, int]) -> str:
@@ -135,24 +219,9 @@ def _check(request: Request) -> None:
 
 
 def _check_writable(out: Path) -> None:
-    folder = next(path for path in out.absolute().parents if store.exists(path))
+    folder = next(path for path in out.absolute().parents if files.exists(path))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK) or out.is_dir():
         raise BadInput(f"{out}: cannot be written by this user. Name another output.")
-
-
-def _peek(request: Request, source: sources.Source) -> tuple[tuple[str, ...], sources.Numbered]:
-    """The columns by the names that shapes know, and all rows with their columns so named."""
-    limited = islice(source.rows, request.limit)
-    first = list(islice(limited, _PEEKED))
-    if not first:
-        raise BadInput(f"{request.source}: holds no rows. Expected some {request.kind}.")
-    columns = dict.fromkeys(column for _, raw in first for column in raw)
-    for column in request.names:
-        if column not in columns:
-            raise BadInput(f"{request.source}: --map names `{column}`, but the columns are {', '.join(columns)}.")
-    named = shapes.renamed(columns, request.names)
-    rows = ((number, shapes.renamed(raw, request.names)) for number, raw in chain(first, limited))
-    return tuple(named), rows
 
 
 @dataclass
@@ -179,7 +248,7 @@ class _Sink:
 def _opened(path: Path, kind: Kind) -> Iterator[_Sink]:
     schema = IMPORTED[kind]
     with (
-        store.atomic_path(path) as temporary,
+        files.atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         sink = _Sink(Written(path), schema, writer)
@@ -191,28 +260,30 @@ def _opened(path: Path, kind: Kind) -> Iterator[_Sink]:
 class _Reader:
     """What turns raw rows into rows of the schema, or counts why not."""
 
-    source: sources.Source
-    shape: Shape
-    turns: Turns
-    dropped: Counter[str]
+    opened: Opened
+    considered: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
     seen: set[bytes] = field(default_factory=set)
-    preferences: set[str] = field(default_factory=set)  # the first few values that were there
 
-    def read(self, number: int, raw: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The row; None when it is dropped."""
-        if self.shape.name == "output pairs" and len(self.preferences) < _VALUES:
-            self.preferences.add(str(raw.get("preference")))
-        try:
-            row = shapes.extract(self.shape, raw, self.turns, where=self.source.where(number))
-        except Dropped as drop:
-            self.dropped[str(drop)] += 1
-            return None
+    def read(self, number: int, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The rows that are kept of what a row says."""
+        kept = []
+        for row in self.opened.extract(number, raw):
+            self.considered += 1
+            if isinstance(row, Dropped):
+                reason = str(row)
+                self.dropped[reason if reason in self.dropped or len(self.dropped) < _REASONS else OTHER_REASONS] += 1
+            elif self._is_new(row):
+                kept.append(row)
+            else:
+                self.dropped[DUPLICATE] += 1
+        return kept
+
+    def _is_new(self, row: Mapping[str, Any]) -> bool:
         key = content_key(row)
-        if key in self.seen:
-            self.dropped[DUPLICATE] += 1
-            return None
+        new = key not in self.seen
         self.seen.add(key)
-        return row
+        return new
 
 
 def content_key(row: Mapping[str, Any]) -> bytes:
@@ -221,13 +292,12 @@ def content_key(row: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(json.dumps(said).encode()).digest()[:16]
 
 
-def _pour(request: Request, rows: sources.Numbered, reader: _Reader, sinks: Sequence[_Sink]) -> int:
-    """Every row into its file; returns how many there were."""
+def _pour(request: Request, reader: _Reader, sinks: Sequence[_Sink]) -> int:
+    """Every row into its file; returns how many came in."""
     rows_in = 0
-    for number, raw in rows:
+    for number, raw in reader.opened.rows:
         rows_in += 1
-        row = reader.read(number, raw)
-        if row is not None:
+        for row in reader.read(number, raw):
             share = request.heldout_share
             side = share is not None and is_heldout(prompt_key(row["prompt"]), share)
             sinks[side].add(row)

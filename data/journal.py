@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data import store
+from data import files
 from data.errors import BadInput
 
 
@@ -43,7 +43,7 @@ class Journal:
         Raises PCOError when the disk is full, BadInput where this user may not write.
         """
         line = f"\n{json.dumps(row)}\n".encode()
-        with store.write_errors(self._path):
+        with files.write_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:

@@ -1,4 +1,4 @@
-"""Readers of the user's prompt files: JSONL, or Parquet such as `pco data import` writes."""
+"""Readers of the files that a run takes: of any format that `pco data import` reads, of the columns that it writes."""
 
 import hashlib
 import math
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.conversations import Cell, Dropped, conversation, read
 from data.errors import BadInput
-from data.sources import parquet_rows, parse_object
+from data.sources import open_file
 
 Row = dict[str, str | None]
 
@@ -27,8 +28,8 @@ def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
 
     Returns prompt_id, source_id, the text as `prompt`, and the reference: the right answer, a text or a number.
 
-    `limit` keeps the first so many, after all lines were checked. Blank lines are skipped. A `.parquet` file has the
-    same columns (the id may be called `source_id`) and the same checks.
+    `limit` keeps the first so many, after all lines were checked. Blank lines are skipped. Other formats have the same
+    columns (the id may be called `source_id`) and the same checks. A reference of NaN is none.
 
     Raises BadInput naming the file and line (or row) for whatever is malformed, empty, or there twice.
     """
@@ -49,7 +50,7 @@ def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
 
 
 def read_feedback(path: Path) -> list[dict[str, Any]]:
-    """Read unpaired feedback, rows `{"prompt": text, "completion": text, "good": true or false}`; JSONL or Parquet.
+    """Read unpaired feedback, rows `{"prompt": text, "completion": text, "good": true or false}`.
 
     Raises BadInput naming the file and line (or row) for whatever is malformed.
     """
@@ -60,7 +61,7 @@ def read_feedback(path: Path) -> list[dict[str, Any]]:
 
 
 def read_preferences(path: Path) -> list[dict[str, Any]]:
-    """Read preference pairs, rows `{"prompt": text, "chosen": text, "rejected": text}`; JSONL or Parquet.
+    """Read preference pairs, rows `{"prompt": text, "chosen": text, "rejected": text}`.
 
     A row may have a `margin`: by how much chosen is better; without one it is None.
 
@@ -76,14 +77,33 @@ def _preference_row(raw: dict[str, Any], where: str) -> dict[str, Any]:
     texts = [raw.get(key) for key in ("prompt", "chosen", "rejected")]
     if not all(isinstance(text, str) and text.strip() for text in texts) or texts[1] == texts[2]:
         raise BadInput(f"{where}: expected texts under `prompt`, `chosen` and `rejected`, the last two different.")
-    prompt, chosen, rejected = texts
+    prompt, chosen, rejected = map(str, texts)
+    for column, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
+        refuse_conversation(text, column, where)
     return {
-        "prompt_id": prompt_id(str(prompt)),
+        "prompt_id": prompt_id(prompt),
         "prompt": prompt,
         "chosen": chosen,
         "rejected": rejected,
         "margin": margin(raw.get("margin"), where),
     }
+
+
+def refuse_conversation(text: str, column: str, where: str) -> None:
+    """Raises BadInput for a text that is a conversation written as text, which would be trained on as it stands.
+
+    A prompt may be a transcript, which `pco data import --turns transcript` writes; an answer may not.
+    """
+    try:
+        said = read(Cell(column, text))
+        said = said if column == "prompt" else conversation(said)
+    except Dropped:  # only like a conversation; an answer may be about one
+        return
+    if isinstance(said, list):
+        raise BadInput(
+            f"{where}: `{column}` is a conversation written as text. Import the file with `pco data import` first; it "
+            "reads conversations."
+        )
 
 
 def margin(found: object, where: str) -> float | None:
@@ -99,32 +119,23 @@ def _feedback_row(raw: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(raw.get("good"), bool):
         raise BadInput(f"{where}: expected true or false under `good`; found {raw.get('good')!r}.")
     prompt, completion = (_row(raw, where, key)["prompt"] for key in ("prompt", "completion"))
+    refuse_conversation(str(completion), "completion", where)
     return {"prompt_id": prompt_id(str(prompt)), "prompt": prompt, "completion": completion, "good": raw["good"]}
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a file with their places; blank lines are skipped."""
-    if path.suffix == ".parquet":
-        for number, raw in parquet_rows(path):
-            yield f"row {number}", raw
-        return
-    # Not splitlines(), which also breaks at characters that JSON allows inside a string, such as U+2028.
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if line.strip():
-            yield f"line {number}", parse_object(line, f"{path}, line {number}")
-
-
-def _text(path: Path) -> str:
+    """The rows of a file with their places; blank lines are skipped. A file whose name tells no format is JSONL."""
     try:
-        return path.read_text(encoding="utf-8")
+        path.stat()
     except FileNotFoundError:
         raise BadInput(
             f"{path}: no such file. Name an existing JSONL or Parquet file in the config's `prompts`."
         ) from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 (byte {error.start}). Convert it to UTF-8.") from None
     except OSError as error:
         raise BadInput(f"{path}: could not be read ({error.strerror}).") from None
+    source = open_file(path, fallback=".jsonl")
+    for number, raw in source.rows:
+        yield f"{source.unit} {number}", raw
 
 
 def _row(raw: dict[str, Any], where: str, key: str) -> Row:
@@ -132,18 +143,27 @@ def _row(raw: dict[str, Any], where: str, key: str) -> Row:
     if not isinstance(text, str) or not text.strip():
         keys = ", ".join(map(repr, raw)) or "none"
         raise BadInput(f"{where}: expected an object with a non-empty text under `{key}`; found keys {keys}.")
+    if key == "prompt":
+        refuse_conversation(text, key, where)
     source = raw.get("id", raw.get("source_id"))
     return {
         "prompt_id": prompt_id(text),
         "source_id": None if source is None else str(source),
         "prompt": text,
-        "reference": _reference(raw.get("reference"), where),
+        "reference": reference(raw.get("reference"), where),
     }
 
 
-def _reference(found: object, where: str) -> str | None:
-    if found is None:
+def is_nan(value: object) -> bool:
+    """Whether a right answer is NaN, which is how tables of numbers write that there is none."""
+    return isinstance(value, float) and math.isnan(value)
+
+
+def reference(found: object, where: str) -> str | None:
+    """The right answer as text, a number as JSON writes it; None where there is none. Raises BadInput."""
+    if found is None or is_nan(found):
         return None
-    if isinstance(found, bool) or not isinstance(found, str | int | float) or not str(found).strip():
+    known = isinstance(found, str | int | float) and not isinstance(found, bool)
+    if not known or not str(found).strip() or found in {math.inf, -math.inf}:
         raise BadInput(f"{where}: expected a text or a number under `reference`; found {found!r}.")
     return str(found)

@@ -1,183 +1,263 @@
-"""The shapes that outside data comes in, told by their columns, and what each row of them says."""
+"""What each row of outside data says, as rows of the schema `IMPORTED[kind]`."""
 
-import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
+from data import labels, ranking
+from data.answering import Compared, answered, compared, ended, with_messages
 from data.conversations import (
-    MALFORMED,
+    MEDIA,
     NO_PREFERENCE,
     SAME_ANSWERS,
+    SEVERAL_TURNS,
+    TOOLS,
+    Cell,
     Dropped,
+    Message,
     Question,
     Turns,
-    answered,
-    compared,
-    compared_implicitly,
+    is_nothing,
+    malformed,
     question,
+    read,
     rendered,
     rendered_answer,
+    with_system,
 )
+from data.detecting import GENERATORS, IDS, MEDIA_COLUMNS, MESSAGES, PARTS, SYSTEMS, Shape
 from data.errors import BadInput
+from data.labels import Coding, Notes, Place
+from data.ranking import Pairs
 from data.readers import prompt_id
 
-Kind = Literal["prompts", "preferences", "feedback"]
-Name = Literal[
-    "prompt",
-    "instruction",
-    "messages",
-    "conversations",
-    "text",
-    "compared",
-    "implicit prompt",
-    "output pairs",
-    "good",
-    "label",
-]
+Extracted = list[dict[str, Any] | Dropped]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """One way to write down a kind of data."""
+class Reading:
+    """How the rows of a shape are read, and what is noted meanwhile."""
 
-    kind: Kind
-    name: Name
-    needs: tuple[str, ...]
-    takes: tuple[str, ...] = ()  # columns that are used where they are there
-
-    def uses(self) -> tuple[str, ...]:
-        return (*self.needs, *self.takes, *_IDS)
+    shape: Shape
+    turns: Turns = "single"
+    pairs: Pairs = "best_worst"
+    coding: Coding = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
 
 
-_IDS = ("source_id", "id", "prompt_id")
-_SCORES = ("margin", "score_chosen", "score_rejected")
-_GENERATORS = ("chosen_generator", "rejected_generator")
+def extract(reading: Reading, raw: Mapping[str, Any], *, where: str) -> Extracted:
+    """What a row says: one row, several where it ranks several answers, or the reason why it cannot be kept.
 
-# The first of a kind whose columns are all there is taken.
-SHAPES = (
-    Shape("prompts", "prompt", ("prompt",)),
-    Shape("prompts", "instruction", ("instruction",), ("input", "instances")),
-    Shape("prompts", "messages", ("messages",)),
-    Shape("prompts", "conversations", ("conversations",)),
-    Shape("prompts", "text", ("text",)),
-    Shape("preferences", "compared", ("prompt", "chosen", "rejected"), (*_SCORES, *_GENERATORS)),
-    Shape(
-        "preferences",
-        "output pairs",
-        ("instruction", "output_1", "output_2", "preference"),
-        ("input", "generator_1", "generator_2"),
-    ),
-    Shape("preferences", "implicit prompt", ("chosen", "rejected"), (*_SCORES, *_GENERATORS)),
-    Shape("feedback", "good", ("prompt", "completion", "good")),
-    Shape("feedback", "label", ("prompt", "completion", "label")),
-)
-
-
-def detect(kind: Kind, columns: Collection[str], *, where: str) -> Shape:
-    """The shape that these columns tell. Raises BadInput naming `where`, the columns and the shapes known."""
-    of_kind = [shape for shape in SHAPES if shape.kind == kind]
-    for shape in of_kind:
-        if set(shape.needs) <= set(columns):
-            return shape
-    known = "; ".join(" + ".join(shape.needs) for shape in of_kind)
-    raise BadInput(
-        f"{where}: no known shape of {kind}. Found columns {', '.join(columns) or 'none'}; expected one of: {known}. "
-        "Name the columns with --map, such as --map question=prompt."
-    )
-
-
-def read_map(words: Collection[str]) -> dict[str, str]:
-    """`column=name` words as a dict. Raises BadInput for what is no such word, or names a column or name twice."""
-    names: dict[str, str] = {}
-    known = sorted({name for shape in SHAPES for name in shape.uses()})
-    for word in words:
-        column, separator, name = (part.strip() for part in word.rpartition("="))
-        if not separator or not column:
-            raise BadInput(f"--map {word}: expected column=name, such as --map question=prompt.")
-        if name not in known:
-            raise BadInput(f"--map {word}: no shape has `{name}`. Names are: {', '.join(known)}.")
-        if column in names or name in names.values():
-            raise BadInput(f"--map {word}: the column or the name is there twice. Give each once.")
-        names[column] = name
-    return names
-
-
-def renamed(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A row with its columns mapped; a column of its own by the same name gives way."""
-    kept = {column: value for column, value in raw.items() if column not in names and column not in names.values()}
-    return {**kept, **{name: raw[column] for column, name in names.items() if column in raw}}
-
-
-def extract(shape: Shape, raw: Mapping[str, Any], turns: Turns, *, where: str) -> dict[str, Any]:
-    """What a row says, as a row of the schema `IMPORTED[shape.kind]`.
-
-    Raises Dropped with the reason when it cannot be kept, and BadInput naming `where` for a label or preference of
-    unknown meaning: to guess would be to train on the opposite of what was meant.
+    Raises BadInput naming `where` for a label of unknown meaning, for bytes that are no text, and for a column that
+    may be a part of the prompt: to guess would be to train on something else than what was meant.
     """
-    if any(column not in raw for column in shape.needs):
-        raise Dropped(MALFORMED)
-    match shape.kind:
-        case "prompts":
-            return _with_ids(raw, rendered(_question(shape, raw), turns))
-        case "preferences":
-            return _preference(shape, raw, turns, where)
-        case _:
-            return _feedback(shape, raw, turns, where)
+    shape = reading.shape
+    try:
+        _refuse_bytes(shape, raw, where)
+        for column in shape.needs:
+            if column not in raw:
+                raise Dropped(f"malformed: no `{column}`")
+        match shape.kind:
+            case "prompts":
+                asked = _prompt(shape, raw, where)
+                return [_with_ids(raw, rendered(asked, reading.turns))]
+            case "preferences":
+                return _preferences(reading, raw, where)
+            case _:
+                return [_feedback(reading, raw, where)]
+    except Dropped as drop:
+        return [drop]
+
+
+def _refuse_bytes(shape: Shape, raw: Mapping[str, Any], where: str) -> None:
+    for column in shape.uses:
+        if isinstance(raw.get(column), bytes):
+            raise BadInput(f"{where}: `{column}` holds bytes that are not UTF-8. Expected text: convert the column.")
 
 
 def _with_ids(raw: Mapping[str, Any], prompt: str) -> dict[str, Any]:
-    source = next((raw[name] for name in _IDS if raw.get(name) not in (None, "")), None)
+    source = next((raw[name] for name in IDS if raw.get(name) not in (None, "")), None)
     return {"prompt_id": prompt_id(prompt), "source_id": None if source is None else str(source), "prompt": prompt}
 
 
-def _question(shape: Shape, raw: Mapping[str, Any]) -> Question:
-    if shape.name in {"instruction", "output pairs"}:
-        return _instruction(raw)
-    return question(raw[shape.needs[0]])
+def _prompt(shape: Shape, raw: Mapping[str, Any], where: str) -> Question:
+    """The question of a row that is a prompt alone, system message included."""
+    cell = _prompt_cell(shape, raw, where)
+    return _whole(question(Cell("prompt", "")) if cell is None else question(cell), raw)
 
 
-def _instruction(raw: Mapping[str, Any]) -> Question:
+def _prompt_cell(shape: Shape, raw: Mapping[str, Any], where: str) -> Cell | None:
+    """The prompt column with what belongs to its text."""
+    if shape.prompt is None:
+        return None
+    cell = Cell(shape.prompt, raw[shape.prompt])
+    _refuse_parts(shape, cell, raw, where)
+    match shape.name, cell.value:
+        case "turns", list():
+            return _turns(cell)
+        case _ if shape.prompt == "instruction":
+            return _instruction(cell, raw)
+    return cell
+
+
+def _turns(cell: Cell) -> Cell:
+    """What a user says turn by turn, as mt_bench has it. Without the answers between, only one turn is a prompt."""
+    if len(cell.value) > 1:
+        raise Dropped(SEVERAL_TURNS)
+    return Cell(cell.column, next(iter(cell.value), None))
+
+
+def _refuse_parts(shape: Shape, prompt: Cell, raw: Mapping[str, Any], where: str) -> None:
+    for column in PARTS:
+        part = raw.get(column)
+        if column in shape.uses or is_nothing(part) or not part or (isinstance(part, str) and not part.strip()):
+            continue
+        if isinstance(part, str) and isinstance(prompt.value, str) and part.strip() in prompt.value:
+            continue
+        names = {prompt.column: "instruction", column: "input"}
+        maps = " ".join(f"--map {theirs}={name}" for theirs, name in names.items())
+        raise BadInput(
+            f"{where}: `{column}` may be a part of the prompt beside `{prompt.column}`. Join the two with {maps}, or "
+            f"leave it out with --ignore {column}."
+        )
+
+
+def _instruction(cell: Cell, raw: Mapping[str, Any]) -> Cell:
     """Instruction and input as Alpaca joins them: a blank line between."""
-    instruction, given = question(raw["instruction"]), _input(raw) or ""
-    if not isinstance(given, str):
-        raise Dropped(MALFORMED)
-    if not given.strip() or not isinstance(instruction, str) or not instruction.strip():
-        return instruction
-    return f"{instruction}\n\n{given}"
+    about = Cell("input", _input(raw))
+    if is_nothing(about.value) or about.value == []:
+        return cell
+    if not isinstance(about.value, str):
+        raise malformed(about, "a text")
+    if not about.value.strip() or not isinstance(cell.value, str) or not cell.value.strip():
+        return cell
+    return Cell(cell.column, f"{cell.value}\n\n{about.value}")
 
 
 def _input(raw: Mapping[str, Any]) -> Any:
     """What an instruction is about; Self-Instruct has it in its first instance."""
     match raw.get("instances"):
-        case [{"input": given}, *_] if "input" not in raw:
-            return given
+        case [{"input": text}, *_] if "input" not in raw:
+            return text
     return raw.get("input")
 
 
-@dataclass(frozen=True)
-class _Pair:
-    asked: Question
-    chosen: str
-    rejected: str
-    margin: float | None
-    generators: tuple[Any, Any]  # of chosen and rejected
+def _agreed(shape: Shape, asked: Question, raw: Mapping[str, Any]) -> Question:
+    """A question with what the columns of messages beside it say more."""
+    for column in MESSAGES:
+        if column in shape.takes and column in raw:
+            asked = with_messages(asked, Cell(column, raw[column]))
+    return asked
 
 
-def _preference(shape: Shape, raw: Mapping[str, Any], turns: Turns, where: str) -> dict[str, Any]:
-    pair = _output_pair(raw, where) if shape.name == "output pairs" else _compared(shape, raw, where)
-    prompt = rendered(pair.asked, turns)
-    chosen, rejected = (rendered_answer(pair.asked, answer, turns) for answer in (pair.chosen, pair.rejected))
+def _whole(asked: Question, raw: Mapping[str, Any]) -> Question:
+    """A question with the earlier turns and the system message of columns of their own.
+
+    Raises Dropped for tools and pictures, which no table holds.
+    """
+    if any(not is_nothing(raw.get(column)) and raw[column] not in ([], "[]") for column in MEDIA_COLUMNS):
+        raise Dropped(MEDIA)
+    if not is_nothing(raw.get("tools")) and raw["tools"] not in ([], "[]", {}, "{}"):
+        raise Dropped(TOOLS)
+    earlier = _history(Cell("history", raw.get("history")))
+    turns = [("user", asked)] if isinstance(asked, str) else asked
+    if earlier and turns[: len(earlier)] != earlier:
+        if len(turns) > 1:
+            raise Dropped("`history` contradicts the conversation")
+        asked = [*earlier, *turns]
+    for column in SYSTEMS:
+        asked = with_system(asked, Cell(column, raw[column]) if column in raw else None)
+    return asked
+
+
+def _history(cell: Cell) -> list[Message]:
+    """Earlier turns as LLaMA-Factory has them, pairs of question and answer; or as messages."""
+    if is_nothing(cell.value) or cell.value in ([], "[]"):
+        return []
+    pairs = cell.value if isinstance(cell.value, list) else []
+    if pairs and all(_is_exchange(pair) for pair in pairs):
+        return list(chain.from_iterable((("user", asked), ("assistant", answer)) for asked, answer in pairs))
+    said = read(cell)
+    if isinstance(said, str):
+        raise malformed(cell, "pairs of question and answer, or messages")
+    return said
+
+
+def _is_exchange(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+
+
+def _preferences(reading: Reading, raw: Mapping[str, Any], where: str) -> Extracted:
+    shape, prompt = reading.shape, _prompt_cell(reading.shape, raw, where)
+    match shape.name:
+        case "output pairs" | "strengths":
+            return [_output_pair(reading, prompt, raw, where)]
+        case "ranked answers":
+            return _ranked(reading, prompt, raw, where)
+    pair = compared(prompt, Cell("chosen", raw["chosen"]), Cell("rejected", raw["rejected"]))
+    generators = (raw.get(GENERATORS[0]), raw.get(GENERATORS[1]))
+    return [_row(reading, raw, pair, margin=_margin(raw, where), generators=generators)]
+
+
+def _margin(raw: Mapping[str, Any], where: str) -> float | None:
+    """The source's own margin, or the difference of its scores."""
+    if raw.get("margin") is not None:
+        return labels.number(raw["margin"], "margin", where)
+    chosen, rejected = (labels.number(raw.get(name), name, where) for name in ("score_chosen", "score_rejected"))
+    return None if chosen is None or rejected is None else chosen - rejected
+
+
+def _output_pair(reading: Reading, prompt: Cell | None, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Two outputs and which is better."""
+    shape = reading.shape
+    _, *outputs, column = shape.needs
+    place = Place(where, column, reading.coding, reading.notes, shape.zero_is_tie)
+    better, margin = (labels.strength if shape.name == "strengths" else labels.preference)(raw[column], place)
+    order = (0, 1) if better == "first" else (1, 0)
+    chosen, rejected = (Cell(outputs[i], raw[outputs[i]]) for i in order)
+    generators = tuple(raw.get(f"generator_{i + 1}") for i in order)
+    return _row(
+        reading, raw, compared(prompt, chosen, rejected), margin=margin, generators=(generators[0], generators[1])
+    )
+
+
+def _ranked(reading: Reading, prompt: Cell | None, raw: Mapping[str, Any], where: str) -> Extracted:
+    """Pairs of several answers. A pair that cannot be kept is a reason in its place."""
+    column = reading.shape.needs[-1]
+    answers = ranking.candidates(Cell(column, raw[column]), raw, reading.notes, where)
+    rows: Extracted = []
+    for pair in ranking.paired(answers, reading.pairs):
+        if isinstance(pair, Dropped):
+            rows.append(pair)
+            continue
+        better, worse = pair
+        try:
+            words = compared(prompt, better.answer, worse.answer)
+            generators = (better.generator, worse.generator)
+            rows.append(_row(reading, raw, words, margin=better.worth - worse.worth, generators=generators))
+        except Dropped as drop:
+            rows.append(drop)
+    return rows
+
+
+def _row(
+    reading: Reading, raw: Mapping[str, Any], pair: Compared, *, margin: float | None, generators: tuple[Any, Any]
+) -> dict[str, Any]:
+    asked = _whole(_agreed(reading.shape, pair.question, raw), raw)
+    prompt = rendered(asked, reading.turns)
+    chosen, rejected = (rendered_answer(asked, answer, reading.turns) for answer in (pair.chosen, pair.rejected))
     if chosen == rejected:
         raise Dropped(SAME_ANSWERS)
-    if pair.margin == 0:
+    if margin == 0:
         raise Dropped(NO_PREFERENCE)
+    reading.notes.repeated += pair.repeated
     return {
         **_with_ids(raw, prompt),
         "chosen": chosen,
         "rejected": rejected,
-        "margin": pair.margin,
-        **dict(zip(_GENERATORS, map(_name, pair.generators), strict=True)),
+        "margin": margin,
+        **dict(zip(GENERATORS, map(_name, generators), strict=True)),
     }
 
 
@@ -185,80 +265,14 @@ def _name(value: Any) -> str | None:
     return None if value in (None, "") else str(value)
 
 
-def _compared(shape: Shape, raw: Mapping[str, Any], where: str) -> _Pair:
-    texts = (raw["chosen"], raw["rejected"])
-    words = compared_implicitly(*texts) if shape.name == "implicit prompt" else compared(raw["prompt"], *texts)
-    return _Pair(*words, _margin(raw, where), (raw.get(_GENERATORS[0]), raw.get(_GENERATORS[1])))
-
-
-def _margin(raw: Mapping[str, Any], where: str) -> float | None:
-    """The source's own margin, or the difference of its scores."""
-    if raw.get("margin") is not None:
-        return _number(raw["margin"], "margin", where)
-    chosen, rejected = (_number(raw.get(name), name, where) for name in ("score_chosen", "score_rejected"))
-    return None if chosen is None or rejected is None else chosen - rejected
-
-
-def _output_pair(raw: Mapping[str, Any], where: str) -> _Pair:
-    """Two outputs and which is better: 1, 2, or (AlpacaEval 2) between them, the nearer the better."""
-    preference = _number(raw["preference"], "preference", where)
-    if preference in {None, 0.0, 1.5}:
-        raise Dropped(NO_PREFERENCE)
-    if preference is None or not 1 <= preference <= 2:
-        raise BadInput(
-            f"{where}: `preference` is {raw['preference']!r}. Expected 1 or 2, the number of the better output, or a "
-            "number between them; 0, 1.5 and null are ties. Change the file to that."
-        )
-    better, worse = (1, 2) if preference < 1.5 else (2, 1)
-    # 1 and 2 say which is better; only a number between them also says how sure that is.
-    margin = abs(2 * preference - 3) if 1 < preference < 2 else None
-    words = compared(_instruction(raw), raw[f"output_{better}"], raw[f"output_{worse}"])
-    return _Pair(*words, margin, (raw.get(f"generator_{better}"), raw.get(f"generator_{worse}")))
-
-
-def refuse_zero_based(preferences: Collection[str], *, where: str) -> None:
-    """Refuse a whole file whose preferences are 0 and 1: read as 1 and 2, it would say the opposite of what it means.
-
-    Raises BadInput naming `where`.
-    """
-    if {value.removesuffix(".0") for value in preferences} - {"None", "nan", ""} == {"0", "1"}:
-        raise BadInput(
-            f"{where}: `preference` is 0 or 1 and never 2, as if it counted from 0. Expected 1 for the first output, 2 "
-            "for the second, and 0 for a tie. Write that into the file."
-        )
-
-
-def _feedback(shape: Shape, raw: Mapping[str, Any], turns: Turns, where: str) -> dict[str, Any]:
-    asked, completion = answered(raw["prompt"], raw["completion"])
-    prompt, completion = rendered(asked, turns), rendered_answer(asked, completion, turns)
-    column = shape.needs[-1]
-    return {**_with_ids(raw, prompt), "completion": completion, "good": _truth(raw[column], column, where)}
-
-
-def _truth(value: Any, column: str, where: str) -> bool:
-    match value.strip().lower() if isinstance(value, str) else value:
-        case None | "":
-            raise Dropped(NO_PREFERENCE)
-        case float() if math.isnan(value):
-            raise Dropped(NO_PREFERENCE)
-        case True | 1 | "true" | "1" | "1.0":
-            return True
-        case False | 0 | "false" | "0" | "0.0":
-            return False
-        case _:
-            raise BadInput(
-                f"{where}: `{column}` is {value!r}. Expected true or false (or 1 or 0). Turn a rating into that first."
-            )
-
-
-def _number(value: Any, column: str, where: str) -> float | None:
-    """A number, also as CSV writes it; None for nothing, and for NaN, which is how CSV writes nothing, too."""
-    if value is None or value == "":
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise BadInput(f"{where}: `{column}` is {value!r}. Expected a number or nothing.") from None
-    if math.isinf(number):
-        raise BadInput(f"{where}: `{column}` is infinite. Expected a finite number or nothing: correct the row.")
-    return None if math.isnan(number) else number
+def _feedback(reading: Reading, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    shape, prompt = reading.shape, _prompt_cell(reading.shape, raw, where)
+    *_, column = shape.needs
+    if shape.name == "conversation":
+        asked, completion = ended(prompt or Cell("messages", None))
+    else:
+        asked, completion = answered(prompt, Cell(shape.needs[1], raw[shape.needs[1]]))
+    asked = _whole(_agreed(shape, asked, raw), raw)
+    text, completion = rendered(asked, reading.turns), rendered_answer(asked, completion, reading.turns)
+    good = labels.goodness(raw[column], Place(where, column, reading.coding, reading.notes))
+    return {**_with_ids(raw, text), "completion": completion, "good": good}

@@ -16,7 +16,9 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data import hub_sources
 from data.errors import BadInput
+from data.hub_sources import first_line
 
 RawRow = dict[str, Any]
 Numbered = Iterator[tuple[int, RawRow]]
@@ -25,7 +27,7 @@ FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _CHUNK = 1 << 16  # characters of a JSON array read at a time
 _LONGEST = 1 << 26  # characters of one element; a fault early in a large array must not pull all of it into memory
 _BATCH = 1000  # rows of a Parquet file or a hub data set in memory at a time
-_NOT_GIVEN = "no such file, and the hub did not give it"
+_POINTER = re.compile(rb"version [^\n]*git-lfs[^\n]*\n(ext-[^\n]*\n)*oid ")
 _BLANK = re.compile(r"[ \t\r\n]*")
 _decode = json.JSONDecoder().raw_decode
 
@@ -52,22 +54,33 @@ def open_source(source: str, *, split: str | None = None, subset: str | None = N
     """
     path = Path(source)
     if not path.is_file() and not _looks_like_file(source):
-        return Source(source, "row", _hub_rows(source, split, subset))
+        rows = ((number, decoded(row)) for number, row in hub_sources.rows(source, split, subset))
+        return Source(source, "row", rows)
     if split or subset:
         raise BadInput(f"{source}: --split and --subset choose within a hub data set or a folder; a file has none.")
+    return open_file(path)
+
+
+def open_file(path: Path, *, fallback: str | None = None) -> Source:
+    """The rows of a file in their order; `fallback` is the format of a file whose name tells none.
+
+    Raises BadInput, here or while the rows are read, naming the file and line of whatever cannot be read.
+    """
     with _reading(path):
         path.stat()
-    match _format(path):
+    suffix = fallback if fallback and _suffix(path) not in FORMATS else _format(path)
+    _refuse_pointer(path)
+    match suffix:
         case ".csv":
-            return Source(source, "line", _csv_rows(path, ","))
+            return Source(str(path), "line", _csv_rows(path, ","))
         case ".tsv":
-            return Source(source, "line", _csv_rows(path, "\t"))
+            return Source(str(path), "line", _csv_rows(path, "\t"))
         case ".parquet":
-            return Source(source, "row", parquet_rows(path))
+            return Source(str(path), "row", parquet_rows(path))
         case _ if _is_array(path):
-            return Source(source, "row", _array_rows(path))
+            return Source(str(path), "row", _array_rows(path))
         case _:
-            return Source(source, "line", _json_lines(path))
+            return Source(str(path), "line", _json_lines(path))
 
 
 def _looks_like_file(source: str) -> bool:
@@ -103,6 +116,29 @@ def _reading(path: Path) -> Iterator[None]:
         raise BadInput(f"{path}: not whole gzip ({error}). Copy or download it again.") from None
     except OSError as error:
         raise BadInput(f"{path}: could not be read ({error.strerror or error}).") from None
+
+
+def _refuse_pointer(path: Path) -> None:
+    """Raises BadInput for what Git leaves in the place of a large file that it did not fetch."""
+    with _reading(path), path.open("rb") as file:
+        start = file.read(1000)
+    if _POINTER.match(start):
+        raise BadInput(f"{path}: a pointer of Git LFS, not the data. Fetch the file itself with `git lfs pull`.")
+
+
+def decoded(value: Any) -> Any:
+    """A value with its bytes as text, where they are UTF-8, also within lists and objects."""
+    match value:
+        case bytes():
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                return value
+        case list():
+            return [decoded(item) for item in value]
+        case dict():
+            return {key: decoded(item) for key, item in value.items()}
+    return value
 
 
 def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
@@ -260,62 +296,10 @@ def parquet_rows(path: Path) -> Numbered:
     with _reading(path):
         try:
             with pq.ParquetFile(path) as file:
+                binary = "binary" in str(file.schema_arrow)
                 for batch in file.iter_batches(batch_size=_BATCH):
                     for row in batch.to_pylist():
                         number += 1
-                        yield number, row
+                        yield number, decoded(row) if binary else row
         except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise BadInput(f"{path}: not whole Parquet ({_first_line(error)}). Copy it again.") from None
-
-
-def _hub_rows(source: str, split: str | None, subset: str | None) -> Numbered:
-    try:
-        yield from enumerate(_load(source, split, subset), start=1)
-    except BadInput:
-        raise
-    except (
-        Exception
-    ) as error:  # `datasets` and what it stands on raise whatever they like; all of it is about the source
-        what = "`datasets` cannot load this folder" if Path(source).is_dir() else _NOT_GIVEN
-        raise BadInput(
-            f"{source}: {what} ({_first_line(error)}). Name an existing file, or a data set that this machine may "
-            "read as `owner/name`."
-        ) from error
-
-
-def _load(source: str, split: str | None, subset: str | None) -> Any:
-    """A data set of the hub, or a folder of files or of `save_to_disk`, as an iterable of rows."""
-    try:
-        import datasets
-    except ImportError:
-        raise BadInput(
-            f"{source}: no such file; and for the hub, `datasets` is not installed. Install the extra `hub`."
-        ) from None
-    datasets.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    from huggingface_hub.utils import logging as hub_logging
-
-    hub_logging.set_verbosity_error()  # each of its retries would be a line; the last refusal is told below
-    folder = Path(source)
-    if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        loaded: Any = datasets.load_from_disk(source)
-    else:
-        loaded = datasets.load_dataset(source, subset, streaming=True)
-    return _choose(source, loaded, split)
-
-
-def _choose(source: str, loaded: Any, split: str | None) -> Any:
-    if not isinstance(loaded, dict):
-        return loaded
-    names = ", ".join(loaded)
-    if split is None and len(loaded) == 1:
-        return next(iter(loaded.values()))
-    if split is None:
-        raise BadInput(f"{source}: has the splits {names}. Choose one with --split.")
-    if split not in loaded:
-        raise BadInput(f"{source}: has no split {split}. There are: {names}.")
-    return loaded[split]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise BadInput(f"{path}: not whole Parquet ({first_line(error)}). Copy it again.") from None

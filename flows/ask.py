@@ -17,7 +17,7 @@ from pco.runs.approvals import Answer
 from pco.stage import Stage
 
 
-class Verdict(RunInput):
+class AnswerForm(RunInput):
     """What is asked of a person, as the form that Prefect shows."""
 
     approve: bool = Field(description="Promote the round all the same; else the run ends with the best policy so far.")
@@ -32,24 +32,24 @@ def asking(run_stage: Callable[[Stage[Any]], Manifest | AwaitsAnswer]) -> Callab
     """
 
     def run_or_ask(stage: Stage[Any]) -> Manifest:
-        made = run_stage(stage)
-        if isinstance(made, AwaitsAnswer) and deployment.id:
-            approvals.write(stage, _asked(stage, str(made)))
-            made = run_stage(stage)
-        if isinstance(made, AwaitsAnswer):
-            raise made
-        return made
+        result = run_stage(stage)
+        if isinstance(result, AwaitsAnswer) and deployment.id:
+            approvals.write(stage, _asked(stage, str(result)))
+            result = run_stage(stage)
+        if isinstance(result, AwaitsAnswer):
+            raise result
+        return result
 
     return run_or_ask
 
 
 def _asked(stage: Stage, why: str) -> Answer:
     """The form's answer. Unless there is one this does not return: the process ends, and is started anew for it."""
-    form = Verdict.with_initial_data(description=f"**{stage.title}**: {why}", comment="")
+    form = AnswerForm.with_initial_data(description=f"**{stage.title}**: {why}", comment="")
     for time_asked in count(1):
         key = f"round-{stage.round}-{time_asked}"
         # A question whose time ran out has no answer when the run is retried: it is asked anew.
         with suppress(ValidationError):
-            given = suspend_flow_run(form, timeout=stage.config.gate.answer_within_s, key=key)
+            answer = suspend_flow_run(form, timeout=stage.config.gate.answer_within_s, key=key)
             break
-    return Answer(given.approve, given.comment)
+    return Answer(answer.approve, answer.comment)

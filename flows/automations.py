@@ -36,8 +36,9 @@ def resume_when_crashed(client: SyncPrefectClient, max_attempts: int) -> None:
     With 0 attempts it is removed.
     """
     if not max_attempts:
-        if found := _found(_CRASHED):
-            found.delete()
+        existing = _existing(_CRASHED)
+        if existing is not None:
+            existing.delete()
         return
     crashed = EventTrigger(
         expect={"prefect.flow-run.Crashed"},
@@ -47,22 +48,23 @@ def resume_when_crashed(client: SyncPrefectClient, max_attempts: int) -> None:
     )
     # A bare "{{ flow_run.id }}" would be turned into JSON, which Prefect 3.7.7 cannot make of an id.
     template = {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}
-    said = {"max_attempts": max_attempts, "crashed": template}
+    parameters = {"max_attempts": max_attempts, "crashed": template}
     recover = client.read_deployment_by_name("pco-recover/recover").id
-    resume = RunDeployment(deployment_id=recover, parameters=said, schedule_after=_AFTER_CRASH)
+    resume = RunDeployment(deployment_id=recover, parameters=parameters, schedule_after=_AFTER_CRASH)
     _apply(Automation(name=_CRASHED, trigger=crashed, actions=[resume]))
 
 
-def _apply(wanted: Automation) -> None:
+def _apply(automation: Automation) -> None:
     """One that is there keeps its switch as somebody left it in the UI."""
-    if found := _found(wanted.name):
-        wanted.id, wanted.enabled = found.id, found.enabled
-        wanted.update()
+    existing = _existing(automation.name)
+    if existing is not None:
+        automation.id, automation.enabled = existing.id, existing.enabled
+        automation.update()
     else:
-        wanted.create()
+        automation.create()
 
 
-def _found(name: str) -> Automation | None:
+def _existing(name: str) -> Automation | None:
     try:
         return cast(Automation, Automation.read(name=name))
     except ValueError:  # there is none of this name

@@ -13,14 +13,14 @@ from rich.table import Table
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from flows import data_cli, deploy_cli, doctor_cli, evaluate_cli, private_server, reward_cli
+from flows import data_cli, deploy_cli, doctor_cli, evaluate_cli, quickstart_cli, reward_cli, running
 from flows.console import KEPT, Overrides, RunsDir, clear_errors, console, errors, print_rows, say
 from pco.config.run import RunConfig, load
 from pco.runs import status as run_status
-from pco.runs.folder import BEST, CONFIG, check_same, opened, report_path
 from pco.runs.folder import find as _find
+from pco.runs.folder import opened
 from pco.runs.status import RunState
-from pco.stage import StageName, stages_of
+from pco.stage import StageName
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,12 +28,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Iterative preference optimization: generate, score, pair, train, evaluate, gate, repeat.\n\n"
-    "A run is a folder under `runs/`. Everything it made lies there as Parquet, and whatever is finished is never done "
+    "A run is a folder under `runs/`. All that it makes lies there as Parquet, and whatever is finished is never done "
     "again: a run that died goes on with `pco resume`, or with the command that started it.",
-    epilog="Begin with `pco run configs/quickstart.yaml --dry-run`.",
+    epilog="Begin with `pco quickstart`.",
 )
 app.add_typer(data_cli.app, name="data")
 app.add_typer(evaluate_cli.app)
+app.command()(quickstart_cli.quickstart)
 app.command()(doctor_cli.doctor)
 app.command()(deploy_cli.deploy)
 app.add_typer(reward_cli.app, name="reward")
@@ -43,7 +44,7 @@ RunName = Annotated[
 ]
 
 
-class Verdict(StrEnum):
+class Choice(StrEnum):
     """What a person may say of a refused round."""
 
     approve = "approve"
@@ -72,9 +73,9 @@ def run(
     with clear_errors(KEPT):
         resolved = load(config, overrides)
         if dry_run:
-            _dry_run(resolved)
+            running.dry_run(resolved)
         else:
-            _run(resolved)
+            running.run(resolved)
 
 
 @app.command()
@@ -109,7 +110,7 @@ def resume(
             raise BadInput("--round: names the round of --from; give both.")
         if stage is not None:
             _set_aside(config, stage, number)
-        _run(config)
+        running.run(config)
 
 
 def _set_aside(config: RunConfig, stage: StageName, number: int | None) -> None:
@@ -125,7 +126,9 @@ def _set_aside(config: RunConfig, stage: StageName, number: int | None) -> None:
 @app.command()
 def answer(
     name: RunName,
-    verdict: Annotated[Verdict, typer.Argument(help="`approve` promotes the round, `refuse` ends the run.")],
+    choice: Annotated[
+        Choice, typer.Argument(metavar="approve|refuse", help="`approve` promotes the round, `refuse` ends the run.")
+    ],
     comment: Annotated[str, typer.Option(help="Why; kept with the round's decision.")] = "",
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
@@ -139,7 +142,7 @@ def answer(
         config = _find(name, runs_dir)
         stage = RunState(config).awaited()
         with opened(config):
-            approvals.write(stage, approvals.Answer(verdict is Verdict.approve, comment, getpass.getuser()))
+            approvals.write(stage, approvals.Answer(choice is Choice.approve, comment, getpass.getuser()))
         say(f"Kept. `pco resume {name}` goes on with it.")
 
 
@@ -170,62 +173,15 @@ def fork(
         from pco.runs.fork import fork as fork_run
 
         if (stage is None) != (number is None):
-            raise BadInput("--from STAGE and --round N name one point together; give both or neither.")
+            raise BadInput("--from STAGE and --round N belong together; give both or neither.")
         origin = _find(name, runs_dir)
         # Quoted, or YAML would read the names `on` and `7` as something else than text.
         forked = _find(name, runs_dir, [f"run={json.dumps(new)}", *(overrides or [])])
-        made = fork_run(origin, forked, None if stage is None or number is None else (number, stage))
-        say(f"{forked.folder}: shares {len(made.shared)} stages with {origin.run}.")
-        for line in made.differing:
+        result = fork_run(origin, forked, None if stage is None or number is None else (number, stage))
+        say(f"{forked.folder}: shares {len(result.shared)} stages with {origin.run}.")
+        for line in result.differing:
             say(f"  taken as it is, {line}")
         say(f"{RunState(forked).to_do}")
-
-
-def _dry_run(config: RunConfig) -> None:
-    from pco import doctor
-
-    inputs, warnings = doctor.check(config)
-    say(f"Checked: {inputs.summary()}.")
-    say(f"{doctor.power(len(inputs.heldout))}.")
-    for warning in warnings:
-        say(f"Warning: {warning.name}: {warning.message}.")
-    check_same(config)
-    say(f"Would run {config.rounds} round(s) ({', '.join(stages_of(config, 1))}) into {config.folder}.")
-
-
-def _run(config: RunConfig) -> None:
-    if (config.folder / CONFIG).exists() and _is_over(config):
-        _conclude(config)
-        return
-    in_terminal = console.is_terminal
-    private_server.end_orphaned_servers()
-    private_server.set_defaults(in_terminal)
-    from flows.rounds import run_rounds
-    from tasks import views
-
-    console.print(
-        f"Run [bold]{config.run}[/]: {config.rounds} round(s) into {config.folder}", soft_wrap=True, highlight=False
-    )
-    if in_terminal:
-        with views.shown_in(views.Terminal(console)):
-            run_rounds(config)
-    else:
-        run_rounds(config)
-    _conclude(config)
-
-
-def _is_over(config: RunConfig) -> bool:
-    """Told from the run's folder alone: no server and no engine starts to find that nothing is left to do."""
-    check_same(config)
-    return report_path(config).exists() and RunState(config).is_finished
-
-
-def _conclude(config: RunConfig) -> None:
-    for line in RunState(config).reasons:
-        say(line)
-    if (best := config.folder / BEST).exists():
-        say(f"Best policy: {best} ({best.resolve()})")
-    say(f"Report: {report_path(config)}")
 
 
 @app.command()

@@ -10,7 +10,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from data.store import Manifest
-from flows.form import Given, lines
+from flows.form import RequiredText, lines
 from flows.holding import holding
 from flows.recover import EVALUATE_FLOW
 from pco.config.section import Section
@@ -67,7 +67,7 @@ def _named_after_policies() -> str:
 
 @flow(name=EVALUATE_FLOW, flow_run_name=_named_after_policies, persist_result=False)
 def evaluate_policies(
-    policies: Given,
+    policies: RequiredText,
     config: str = "",
     prompts: str = "",
     overrides: str = "",

@@ -1,16 +1,19 @@
 """`pco data`: other people's data sets into files that a run can read."""
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from data import card, checking, importing, shapes, sources
+from data import card, checking, columns, detecting, explaining, importing, labels, sources
 from data.checking import Checked
 from data.conversations import SEVERAL_TURNS, Turns
+from data.detecting import Kind
+from data.errors import BadInput
 from data.importing import Imported, Request
-from data.shapes import Kind
+from data.ranking import Pairs
 from flows.console import clear_errors, errors, print_rows, say
 
 app = typer.Typer(
@@ -27,12 +30,42 @@ def import_(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="A JSON, JSONL, CSV or Parquet file, also .gz; or a hub data set.")
     ],
-    kind: Annotated[Kind, typer.Option(help="What it holds.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Where to; a data card FILE.md comes beside it.")],
+    kind: Annotated[
+        Kind | None, typer.Option(help="What it holds. With --explain, told by the columns if left out.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.parquet", help="Where to; a data card FILE.md comes beside it.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print what the first rows would become. Nothing is written.")
+    ] = False,
     names: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="COLUMN=NAME", help="What a column is, e.g. `--map question=prompt`."),
+        typer.Option(
+            "--map",
+            metavar="COLUMN=NAME",
+            help="What a column is, e.g. `--map question=prompt`. A path reaches into nested values, `--map "
+            "data.prompt=prompt`; a text in double quotes is a constant. Several columns given as `preference`, `good` "
+            "or `label` are the votes of several annotators.",
+        ),
     ] = None,
+    ignored: Annotated[
+        list[str] | None, typer.Option("--ignore", metavar="COLUMN", help="A column to leave out of account.")
+    ] = None,
+    codes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labels",
+            metavar="MEANING=VALUE,...",
+            help="What the labels mean: `first=0,second=1,tie=2` for preferences, `good=up,bad=down` for feedback.",
+        ),
+    ] = None,
+    pairs: Annotated[
+        Pairs,
+        typer.Option(
+            help="Of several answers with scores or ranks: the best and the worst, all, or those side by side."
+        ),
+    ] = "best_worst",
     split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
     subset: Annotated[str | None, typer.Option(help="Subset (config) of a hub data set.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only so many rows.")] = None,
@@ -51,10 +84,16 @@ def import_(
 ) -> None:
     """Make one Parquet file of known columns out of a data set of any common shape.
 
-    The shape is told by the columns. Rows that cannot be kept are counted by reason; a line that is broken is an error.
+    The shape is told by the columns. Rows that cannot be kept are counted by reason; a line that is broken, and a
+    column or label that could mean two things, is an error.
 
     Examples:
     - `pco data import alpaca.json --kind prompts --out prompts.parquet`
+
+    - `pco data import --explain comparisons.jsonl`
+
+    - `pco data import votes.parquet --kind preferences --map annotator1=preference --map annotator2=preference --map
+      annotator3=preference --labels first=1,second=2,tie=0 --out majority.parquet`
 
     - `pco data import Anthropic/hh-rlhf --kind preferences --split train --out hh.parquet --turns transcript`
 
@@ -65,9 +104,12 @@ def import_(
     with clear_errors("Nothing was written."):
         request = Request(
             source,
-            kind,
-            out,
-            names=shapes.read_map(names or []),
+            kind or "prompts",
+            out or Path("unnamed.parquet"),
+            names=columns.read_map(names or [], detecting.known_names()),
+            ignored=tuple(ignored or ()),
+            coding=labels.read_labels(codes or []),
+            pairs=pairs,
             split=split,
             subset=subset,
             limit=limit,
@@ -75,17 +117,43 @@ def import_(
             heldout_share=heldout_share,
             heldout_out=heldout_out,
         )
+        if explain:
+            _tell_explained(explaining.explain(request, told_kind=kind is None))
+            return
+        if kind is None or out is None:
+            raise BadInput("--kind and --out: both are needed, such as --kind preferences --out pairs.parquet.")
         with errors.status("Reading"):
             imported = importing.import_data(request)
             cards = card.write(imported)
         _tell(imported, cards)
 
 
+def _tell_explained(explained: explaining.Explained) -> None:
+    say(f"Kind: {explained.kind}")
+    _tell_shape(explained.shape, explained.used, explained.unused)
+    for row in explained.rows:
+        say(f"{row.place}{':' if row.columns else f': dropped: {row.dropped}'}")
+        for column, text in row.columns.items():
+            say(f"  {column}: {text}")
+    say("Nothing was written. Texts are shown as JSON, so that blanks and line ends can be seen.")
+
+
+def _tell_shape(shape: detecting.Shape, used: Sequence[str], unused: Sequence[str]) -> None:
+    say(f"Shape: {shape.name}, from {', '.join(used)}")
+    if unused:
+        say(f"Columns not used: {', '.join(unused)}")
+
+
 def _tell(imported: Imported, cards: list[Path]) -> None:
-    say(f"Shape: {imported.shape.name}, from {', '.join(imported.used)}")
-    if imported.unused:
-        say(f"Columns not used: {', '.join(imported.unused)}")
+    _tell_shape(imported.shape, imported.used, imported.unused)
+    read = card.told_read(imported)
+    if read:
+        say(f"Read: {read}")
     say(f"Rows in: {imported.rows_in:,}")
+    if imported.considered != imported.rows_in:
+        say(f"Pairs or rows without any: {imported.considered:,}")
+    for fact in card.told_notes(imported):
+        say(fact)
     for side, written, path in zip(("Rows out", "Held out"), imported.outputs, cards, strict=False):
         say(f"{side}: {written.rows:,} with {len(written.prompts):,} different prompts: {written.path}, card {path}")
     say(f"Dropped: {sum(imported.dropped.values()):,}")
@@ -123,8 +191,12 @@ def _tell_checked(checked: Checked) -> None:
         f"{checked.path}: {content.rows:,} rows of {checked.kind}, {len(content.prompts):,} different prompts, "
         f"{checked.duplicates:,} exact duplicates"
     )
-    if longer := card.told_longer(content):
+    longer = card.told_longer(content)
+    if longer:
         say(f"  longer answer chosen: {longer}")
+    if checked.references or checked.not_numbers:
+        nans = f"; {checked.not_numbers:,} are NaN, which is none" if checked.not_numbers else ""
+        say(f"  references: {checked.references:,} of {content.rows:,} rows{nans}")
 
 
 @app.command()

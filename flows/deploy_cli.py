@@ -1,4 +1,4 @@
-"""`pco deploy`: the deployments of `prefect.yaml` on a Prefect server, and what to click then."""
+"""`pco deploy`: the deployments of `flows/prefect.yaml` on a Prefect server, and what to click then."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from flows.console import clear_errors, say
 
 
 def deploy(
-    pool: Annotated[str, typer.Option(help="Work pool; made as one of processes if it is missing.")] = "pco",
+    pool: Annotated[str, typer.Option(help="Work pool; if it is missing, one of processes is made.")] = "pco",
     folder: Annotated[
         Path, typer.Option(help="Folder on the worker's machine that relative paths of runs start from.")
     ] = Path(),
@@ -28,7 +28,7 @@ def deploy(
         ),
     ] = None,
 ) -> None:
-    """Register work pool and deployments of `prefect.yaml` on the server that `PREFECT_API_URL` names.
+    """Register work pool and deployments of `flows/prefect.yaml` on the server that `PREFECT_API_URL` names.
 
     Safe to repeat: deployments are brought up to date, schedules that are on the server stay as they are there.
 
@@ -40,8 +40,8 @@ def deploy(
         from flows import automations, deployments
 
         with deployments.server(wait_for_server) as client:
-            for name, made in deployments.register(client, pool, folder.resolve()):
-                say(f"{name}: {PREFECT_UI_URL.value()}/deployments/deployment/{made}")
+            for name, deployment_id in deployments.register(client, pool, folder.resolve()):
+                say(f"{name}: {PREFECT_UI_URL.value()}/deployments/deployment/{deployment_id}")
             if webhook is not None:
                 automations.call_when_refused(webhook)
             if resume_crashed is not None:

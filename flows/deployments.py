@@ -1,6 +1,5 @@
-"""What `prefect.yaml` lists, registered on a Prefect server: the work pool, the deployments, their schedules."""
+"""What `flows/prefect.yaml` lists, registered on a Prefect server: the work pool, the deployments, their schedules."""
 
-import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,14 +23,8 @@ from pydantic import TypeAdapter
 
 from data.errors import BadInput
 
-_FILE = "prefect.yaml"
+LISTED = Path(__file__).with_name("prefect.yaml")
 _ASK_EVERY_S = 1.0
-
-
-def home() -> Path:
-    """Where `prefect.yaml` and `configs/` lie: the checkout, or, from a wheel, a folder of the Python environment."""
-    checkout = Path(__file__).parents[1]
-    return checkout if (checkout / _FILE).exists() else Path(sysconfig.get_path("data")) / "share" / "pco"
 
 
 @contextmanager
@@ -65,9 +58,9 @@ def register(client: SyncPrefectClient, pool_name: str, folder: Path) -> Iterato
     are there, but for parameters that were lost.
     """
     pool = _pool(client, pool_name)
-    for raw in yaml.safe_load((home() / _FILE).read_text(encoding="utf-8"))["deployments"]:
+    for raw in yaml.safe_load(LISTED.read_text(encoding="utf-8"))["deployments"]:
         deployment = _deployment(raw, pool, folder)
-        schedules = [_schedule(one) for one in raw.get("schedules", [])]
+        schedules = [_schedule(schedule) for schedule in raw.get("schedules", [])]
         yield deployment.full_name, _applied(client, deployment, schedules)
 
 
@@ -84,7 +77,7 @@ def _pool(client: SyncPrefectClient, name: str) -> WorkPool:
 def _deployment(raw: dict[str, Any], pool: WorkPool, folder: Path) -> RunnerDeployment:
     flow: Flow[..., Any] = load_flow_from_entrypoint(raw["entrypoint"])
     local = pool.type == "process"
-    made = flow.to_deployment(
+    maybe_awaited = flow.to_deployment(
         name=raw["name"],
         description=raw["description"],
         tags=raw["tags"],
@@ -94,24 +87,29 @@ def _deployment(raw: dict[str, Any], pool: WorkPool, folder: Path) -> RunnerDepl
         work_pool_name=pool.name,
         job_variables=raw["work_pool"]["job_variables"] | ({"working_dir": str(folder)} if local else {}),
     )
-    return cast(RunnerDeployment, made)  # its type says that it may be a coroutine: only in an async function
+    deployment = cast(
+        RunnerDeployment, maybe_awaited
+    )  # its type says that it may be a coroutine: only in an async function
+    # Prefect would name the flow's own module, and import it from the folder in which the flow runs if that has one.
+    deployment.entrypoint = raw["entrypoint"]
+    return deployment
 
 
 def _schedule(raw: dict[str, Any]) -> DeploymentScheduleCreate:
-    own = {key: raw[key] for key in ("slug", "active", "parameters") if key in raw}
-    rule = {key: value for key, value in raw.items() if key not in own}
-    return DeploymentScheduleCreate(schedule=TypeAdapter(SCHEDULE_TYPES).validate_python(rule), **own)
+    settings = {key: raw[key] for key in ("slug", "active", "parameters") if key in raw}
+    rule = {key: value for key, value in raw.items() if key not in settings}
+    return DeploymentScheduleCreate(schedule=TypeAdapter(SCHEDULE_TYPES).validate_python(rule), **settings)
 
 
 def _applied(client: SyncPrefectClient, deployment: RunnerDeployment, schedules: list[DeploymentScheduleCreate]) -> str:
-    made = cast(UUID, deployment.apply())
-    there = {one.slug: one for one in client.read_deployment_schedules(made)}
+    deployment_id = cast(UUID, deployment.apply())
+    on_server = {schedule.slug: schedule for schedule in client.read_deployment_schedules(deployment_id)}
     for wanted in schedules:
-        found = there.get(wanted.slug)
-        if found is None:
-            client.create_deployment_schedules(made, [wanted])
-        elif wanted.parameters and not found.parameters:  # Prefect 3.7.7 loses them when a schedule is switched on
-            client.delete_deployment_schedule(made, found.id)
-            kept = {"schedule": found.schedule, "active": found.active}
-            client.create_deployment_schedules(made, [wanted.model_copy(update=kept)])
-    return str(made)
+        existing = on_server.get(wanted.slug)
+        if existing is None:
+            client.create_deployment_schedules(deployment_id, [wanted])
+        elif wanted.parameters and not existing.parameters:  # Prefect 3.7.7 loses them when a schedule is switched on
+            client.delete_deployment_schedule(deployment_id, existing.id)
+            kept = {"schedule": existing.schedule, "active": existing.active}
+            client.create_deployment_schedules(deployment_id, [wanted.model_copy(update=kept)])
+    return str(deployment_id)

@@ -1,6 +1,6 @@
 """The flows that people start by a form in the Prefect UI. Their parameters are the form: flat groups, no unions.
 
-No fractions either: the pages at /v2 of Prefect 3.7.7 take whole numbers only, be the field's own default another.
+No fractions either: the pages at /v2 of Prefect 3.7.7 take whole numbers only, whatever the default of the field is.
 """
 
 import json
@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 from prefect import flow
 from pydantic import Field
 
+from data import packaged
 from data.errors import BadInput
 from flows import reward
-from flows.deployments import home
 from flows.recover import FLOW, REWARD_FLOW
 from flows.rounds import work
 from pco.config import reward_training
@@ -25,7 +25,7 @@ from pco.runs.status import RunState
 
 Preset = Literal["quickstart", "repetition", "instructions"]
 RunName = Annotated[str, Field(pattern=RunConfig.model_fields["run"].metadata[0].pattern)]
-Given = Annotated[str, Field(pattern=r"\S")]  # a required text that is left empty is sent as ""
+RequiredText = Annotated[str, Field(pattern=r"\S")]  # a required text that is left empty is sent as ""
 
 
 class PolicyChoice(Section):
@@ -77,7 +77,7 @@ def start(
         runs_dir: Folder that holds all runs, from the folder that `pco deploy` named.
 
     """
-    said = {
+    fields = {
         "run": run,
         "runs_dir": runs_dir,
         "policy.model": policy.model,
@@ -85,17 +85,17 @@ def start(
         "rounds": extent.rounds or "",
         "seed": extent.seed,
     }
-    return work(load(preset_file(preset), sets(said, overrides)))
+    return work(load(preset_file(preset), sets(fields, overrides)))
 
 
 def preset_file(name: str) -> Path:
-    """A config of `configs/`."""
-    return home() / "configs" / f"{name}.yaml"
+    """A config of `configs/`, as it comes with pco."""
+    return packaged.absolute(f"package:presets/{name}.yaml")
 
 
-def sets(said: Mapping[str, str | float], overrides: str) -> list[str]:
-    """What a form says and does not leave empty, then its overrides, as of `pco run --set`."""
-    return [*(f"{key}={json.dumps(value)}" for key, value in said.items() if value != ""), *lines(overrides)]
+def sets(fields: Mapping[str, str | float], overrides: str) -> list[str]:
+    """The fields of a form that are not empty, then its overrides, as of `pco run --set`."""
+    return [*(f"{key}={json.dumps(value)}" for key, value in fields.items() if value != ""), *lines(overrides)]
 
 
 def lines(text: str) -> list[str]:
@@ -115,7 +115,7 @@ class Learning(Section):
 @flow(name=REWARD_FLOW, flow_run_name="{run}", persist_result=False)
 def train_reward(
     run: RunName,
-    preferences: Given,
+    preferences: RequiredText,
     heldout: str = "",
     model: str = "",
     train: Learning = Learning(),  # noqa: B008  frozen
@@ -137,8 +137,8 @@ def train_reward(
     """
     files = {"preferences": preferences, "heldout": heldout}
     learning = {f"train.{name}": value for name, value in train}
-    said = {"run": run, "runs_dir": runs_dir, "model": model, **files, **learning}
-    return reward.work(reward_training.load(preset_file("reward"), sets(said, overrides)))
+    fields = {"run": run, "runs_dir": runs_dir, "model": model, **files, **learning}
+    return reward.work(reward_training.load(preset_file("reward"), sets(fields, overrides)))
 
 
 @flow(name=FLOW, flow_run_name="{run}", persist_result=False)

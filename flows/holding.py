@@ -28,15 +28,16 @@ _ASK_AGAIN_S = 120.0  # each time costs the start of a process
 def holding(config: RunConfig | RewardTraining, *others: RunConfig) -> Iterator[None]:
     """Hold the folders of these configs for this flow run, all the while: the first stands for all to `pco recover`.
 
-    Raises RunConflict when another process holds one, or one was made with another config; a deployment's run is
-    rather started again later than be told that a folder is held.
+    Raises RunConflict when another process holds one, or one was made with another config. The run of a deployment
+    does not fail where a folder is held: it is started again later.
     """
     _outlive_the_worker()
-    for one in (config, *others):
-        _queue_if_held(one)
+    configs = (config, *others)
+    for each in configs:
+        _queue_if_held(each)
     with ExitStack() as held:
-        for one in (config, *others):
-            held.enter_context(opened(one, flow_run.id or ""))
+        for each in configs:
+            held.enter_context(opened(each, flow_run.id or ""))
         _introduce(config)
         take_over(config, flow_run.id or "", get_run_logger())
         yield
@@ -60,13 +61,13 @@ def _queue_if_held(config: RunConfig | RewardTraining) -> None:
     """
     if not deployment.id or not is_held(config.folder):
         return
-    told = f"Another flow run works on {config.folder}. This one starts again when it is through."
+    message = f"Another flow run works on {config.folder}. This one starts again when it is through."
     later = datetime.now(UTC) + timedelta(seconds=_ASK_AGAIN_S)
-    waiting: State[None] = Scheduled(scheduled_time=later, name="AwaitingConcurrencySlot", message=told)
-    get_run_logger().info(told)
+    waiting: State[None] = Scheduled(scheduled_time=later, name="AwaitingConcurrencySlot", message=message)
+    get_run_logger().info(message)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(UUID(flow_run.id), waiting, force=True)
-    raise Abort(told)
+    raise Abort(message)
 
 
 def _introduce(config: RunConfig | RewardTraining) -> None:

@@ -60,8 +60,8 @@ def recover_runs(max_attempts: int = 3, crashed: str = "") -> None:
             fills it in.
 
     """
-    told = resume_crashed(UUID(crashed), max_attempts) if crashed else recover(resume=True, max_attempts=max_attempts)
-    for line in told:
+    lines = resume_crashed(UUID(crashed), max_attempts) if crashed else recover(resume=True, max_attempts=max_attempts)
+    for line in lines:
         get_run_logger().info(line)
 
 
@@ -118,8 +118,8 @@ def is_dead(flow_run: str, age_s: float, held_by: str | None) -> bool:
 
 def folder_of(run: FlowRun) -> Path | None:
     """Where a flow run works, as it told the server once it held the folder; None if it never came to that."""
-    told = run.labels.get(FOLDER)
-    return Path(str(told)) if told else None
+    folder = run.labels.get(FOLDER)
+    return Path(str(folder)) if folder else None
 
 
 def resumed(client: SyncPrefectClient, run: FlowRun, folder: Path, max_attempts: int) -> str:
@@ -163,9 +163,9 @@ def _settled(client: SyncPrefectClient, run_id: UUID, folder: Path, resume: bool
 
 def _mark(client: SyncPrefectClient, run: FlowRun) -> bool:
     """Whether the server accepted it: not if the run has ended meanwhile."""
-    told = "No process works on it any more: the lock of the run's folder says so."
+    message = "No process works on it any more: the lock of the run's folder says so."
     cancelling = run.state_type == StateType.CANCELLING
-    state: State[None] = Cancelled(message=told) if cancelling else Crashed(message=told)
+    state: State[None] = Cancelled(message=message) if cancelling else Crashed(message=message)
     accepted: bool = client.set_flow_run_state(run.id, state).status == SetStateStatus.ACCEPT
     if accepted:
         _mark_tasks(client, run)

@@ -19,8 +19,7 @@ from flows.recover import FLOW
 from pco import rounds
 from pco.config.run import RunConfig
 from pco.evaluation.decision import Decision
-from pco.runs import retention
-from pco.runs.folder import point_to_best
+from pco.runs.after_round import keep_best
 from pco.stage import Artifact, Stage
 from tasks.stages import run_stage, shown_if_possible
 
@@ -55,20 +54,14 @@ def _name_round(config: RunConfig, number: int) -> None:
 
 
 def _decided(config: RunConfig, until: int | None, began: float, number: int, best: Artifact) -> None:
-    if not _is_decided(config, number + 1):  # a resumed walk comes by the earlier rounds again
-        point_to_best(config, best.folder)
-        for removed in retention.prune(config):
-            get_run_logger().info("Removed %s to save room (keep_last)", removed)
+    for removed in keep_best(config, number, best):
+        get_run_logger().info("Removed %s to save room (keep_last)", removed)
     _publish_round(config, number)
     _tell_if_refused(config, number, since=began)
     if number == until:
         raise _Enough
     if number < config.rounds:
         _name_round(config, number + 1)
-
-
-def _is_decided(config: RunConfig, number: int) -> bool:
-    return store.read_manifest(Stage("decide", number, config).folder) is not None
 
 
 def _tell_if_refused(config: RunConfig, number: int, *, since: float) -> None:

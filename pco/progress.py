@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data import errors, store
+from data import errors, files
 from data.errors import PCOError
 
 _MARK = "\x1epco "
@@ -45,7 +45,7 @@ class Failure:
 
     def write(self, path: Path) -> None:
         """Write it to a file."""
-        store.write_text(path, json.dumps(asdict(self), indent=1))
+        files.write_text(path, json.dumps(asdict(self), indent=1))
 
     @staticmethod
     def read(path: Path) -> "Failure | None":

@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, get_args
 import pyarrow as pa
 from typing_extensions import TypeVar
 
-from data import store
+from data import files, store
 from data.errors import BadInput, RunConflict
 from pco.config import reward as reward_config
 from pco.config import reward_training
@@ -250,7 +250,7 @@ class Stage(Generic[Config]):
         return self._fingerprint(self.spec.version)
 
     def _fingerprint(self, version: int) -> str:
-        return store.digest(
+        return files.digest(
             {
                 "stage": self.spec.recorded_as or self.name,
                 "version": version,
@@ -397,7 +397,7 @@ def file_fingerprint(path: Path, recorded: str | None, *, key: str) -> str:
     Raises BadInput when it cannot be read.
     """
     try:
-        return store.file_digest(path)
+        return files.file_digest(path)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and recorded is not None:
             return recorded

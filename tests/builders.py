@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from data import schemas, store
+from data import files, schemas, store
 from data.readers import prompt_id
 from pco.config.run import RunConfig
 from pco.rounds import State, inputs_of
@@ -97,7 +97,7 @@ def result(stage: Stage) -> Artifact:
 
 def model(folder: Path) -> Artifact:
     """A model folder as a stage's input."""
-    return Artifact(folder, store.folder_digest(folder))
+    return Artifact(folder, files.folder_digest(folder))
 
 
 def prompt_row(text: str, split: str = "train") -> Row:
@@ -172,7 +172,7 @@ def checkpoint(folder: Path, steps: int, fingerprint: str = "f", of: int = 9) ->
     tag.mkdir(parents=True)
     (tag / "weights").write_text("weights")
     content = {"fingerprint": fingerprint, "of": of, "log": [{}] * steps, "files": {"weights": 7}}
-    store.write_text(tag.with_suffix(".json"), json.dumps(content))
+    files.write_text(tag.with_suffix(".json"), json.dumps(content))
     return tag
 
 
@@ -195,18 +195,7 @@ def played(
         walked.append(stage)
         if (done := stage.finished()) is not None:
             return done
-        if stage.name == "train":
-            policy = stage.folder.with_name("policy")
-            policy.mkdir(parents=True)
-            (policy / "model.safetensors").write_text(stage.fingerprint)
-        return stage.finish(
-            unit="rows",
-            rows_in=1,
-            rows_out=1,
-            dropped={},
-            started=0.0,
-            outputs=_outputs(stage, stage.round in refusals),
-        )
+        return pretended(stage, refused=stage.round in refusals)
 
     walked: list[Stage] = []
     refusals = {refused} if isinstance(refused, int) else set(refused)
@@ -215,13 +204,24 @@ def played(
     return walked
 
 
+def pretended(stage: Stage, *, refused: bool = False) -> store.Manifest:
+    """A stage that is finished without having made any rows; a training leaves a policy of its own."""
+    if stage.name == "train":
+        policy = stage.folder.with_name("policy")
+        policy.mkdir(parents=True)
+        (policy / "model.safetensors").write_text(stage.fingerprint)
+    return stage.finish(
+        unit="rows", rows_in=1, rows_out=1, dropped={}, started=0.0, outputs=_outputs(stage, refused=refused)
+    )
+
+
 def _outputs(stage: Stage, refused: bool) -> dict[str, str]:
     promoted = "no" if refused else "yes"
     match stage.name:
         case "prepare":
             return {"policy": "the starting policy", "policy_folder": "/nowhere"}
         case "train":
-            return {"policy": store.folder_digest(stage.folder.with_name("policy"))}
+            return {"policy": files.folder_digest(stage.folder.with_name("policy"))}
         case "decide":
             return {"promoted": promoted, "reason": f"round {stage.round} {promoted}"}
     return {}

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from data import packaged
 from data.errors import BadInput
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -34,9 +35,11 @@ def read(path: Path, overrides: list[str]) -> dict[str, Any]:
     Raises BadInput for what is not readable, not a mapping, or has a key twice.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _NoRepeatedKeys)  # noqa: S506
+        raw = yaml.load(packaged.absolute(path).read_text(encoding="utf-8"), _NoRepeatedKeys)  # noqa: S506
     except FileNotFoundError:
-        raise BadInput(f"{path}: no such config file. See configs/quickstart.yaml for one that works.") from None
+        raise BadInput(
+            f"{path}: no such config file. `package:presets/quickstart.yaml` is one that comes with pco and works."
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(raw, dict):

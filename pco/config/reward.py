@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from data import store
+from data import files, packaged
 from pco.config.section import Section
 
 
@@ -265,7 +265,7 @@ def absolute(reward: RewardConfig) -> RewardConfig:
         case EnsembleReward():
             members = [member.model_copy(update={"reward": absolute(member.reward)}) for member in reward.members]
             return reward.model_copy(update={"members": members})
-        case ModelReward() if store.exists(Path(reward.model).expanduser()):
+        case ModelReward() if files.exists(Path(reward.model).expanduser()):
             return reward.model_copy(update={"model": _absolute(reward.model)})
         case PythonReward():
             return reward.model_copy(update={"folder": _absolute(reward.folder)})
@@ -306,4 +306,4 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
+    return str(packaged.absolute(path))

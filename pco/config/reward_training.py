@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data import store
+from data import files, packaged
 from pco.config import file as config_file
 from pco.config.section import Section
 from pco.config.train import Training
@@ -84,9 +84,9 @@ def load(path: Path, overrides: list[str] | None = None) -> RewardTraining:
 def _absolute(config: RewardTraining) -> RewardTraining:
     """Stage processes and Prefect workers have other working directories, so no path may stay relative."""
     paths = {"runs_dir": Path(config.runs_dir), **config.files}
-    if store.exists(Path(config.model).expanduser()):  # else a hub id
+    if files.exists(Path(config.model).expanduser()):  # else a hub id
         paths["model"] = Path(config.model)
-    return config.model_copy(update={name: str(path.expanduser().resolve()) for name, path in paths.items()})
+    return config.model_copy(update={name: str(packaged.absolute(path)) for name, path in paths.items()})
 
 
 def of_split(config: RewardTraining) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from data import store
+from data import files, packaged
 from pco.config import file as config_file
 from pco.config.gate import Gate
 from pco.config.metrics import TASK
@@ -42,7 +42,10 @@ class Policy(Section):
 
 
 class Prompts(Section):
-    """JSONL or Parquet files with a `prompt` in each row and, if you like, an `id` and a `reference` (right answer)."""
+    """JSONL or Parquet files with a `prompt` in each row and, if you like, an `id` and a `reference` (right answer).
+
+    `package:quickstart/train_prompts.jsonl` names a file that comes with pco.
+    """
 
     train: str
     """Prompts that candidates are generated for in every round."""
@@ -245,7 +248,8 @@ def _share_a_part(one: RewardConfig, other: RewardConfig) -> bool:
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a YAML config, apply `a.b=value` overrides, validate, and make its paths absolute.
 
-    Relative paths in the file are relative to the working directory, as a shell user expects.
+    Relative paths in the file are relative to the working directory, as a shell user expects; `package:PATH` names a
+    file that comes with pco, also as the config itself.
 
     Raises BadInput naming the file, the key, what was expected and, for an unknown key, the nearest known one.
     """
@@ -265,7 +269,7 @@ def _absolute(config: RunConfig) -> RunConfig:
         update={
             "runs_dir": str(Path(config.runs_dir).expanduser().resolve()),
             "policy": config.policy.model_copy(
-                update={"model": str(model.resolve()) if store.exists(model) else config.policy.model}
+                update={"model": str(model.resolve()) if files.exists(model) else config.policy.model}
             ),
             "reward": absolute(config.reward),
             "train": absolute_loss(config.train),
@@ -276,7 +280,7 @@ def _absolute(config: RunConfig) -> RunConfig:
             ),
             "prompts": prompts.model_copy(
                 update={
-                    name: str(Path(path).expanduser().resolve())
+                    name: str(packaged.absolute(path))
                     for name in ("train", "heldout", "heldout_text", "preferences", "feedback")
                     if (path := getattr(prompts, name)) is not None
                 }

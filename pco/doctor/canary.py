@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import schemas, store
+from data import files, schemas, store
 from data.rows import CandidateRow, PairRow, ReferenceLogpsRow
 from pco.config.run import Replay, RunConfig
 from pco.doctor.checks import Inputs, existing_folder
@@ -51,7 +51,7 @@ def run_canary(inputs: Inputs, folder: Path, executor: Executor) -> CanaryResult
     """Train without learning, sample from the saved policy, and compute the samples' log-probabilities."""
     config = _small(inputs.config, folder)
     config.folder.mkdir()
-    start = Artifact(inputs.model, store.folder_digest(inputs.model))
+    start = Artifact(inputs.model, files.folder_digest(inputs.model))
     prompt_rows = [{"split": "train", **row} for row in inputs.train[:_PROMPTS]]
     prompts = _write_rows(Stage("prepare", 0, config, {}), "prompts", prompt_rows)
     training_pairs = _write_rows(Stage("pair", 1, config, {}), "pairs", [_training_pair(inputs)])

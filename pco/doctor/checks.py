@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
-from data import readers, store
+from data import files, readers
 from data.errors import BadInput
 from data.rows import UserFeedback, UserPreference
 from pco import rewards
@@ -117,7 +117,7 @@ def _engines(_: Inputs) -> str:
 def existing_folder(inputs: Inputs) -> Path:
     """The folder of runs, or the nearest one above it that exists already."""
     runs_dir = Path(inputs.config.runs_dir)
-    return next(path for path in (runs_dir, *runs_dir.parents) if store.exists(path))
+    return next(path for path in (runs_dir, *runs_dir.parents) if files.exists(path))
 
 
 def _folder(inputs: Inputs) -> str:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data import store
+from data import files, store
 from data.errors import BadInput
 from pco.config.run import RunConfig
 from pco.models.sampling import GREEDY
@@ -31,6 +31,6 @@ def write(path: Path, outputs: list[dict[str, Any]]) -> None:
 
     Raises BadInput when there is something already.
     """
-    if store.exists(path):
+    if files.exists(path):
         raise BadInput(f"{path}: is there already. Move it away, or name another file as --out.")
-    store.write_text(path, json.dumps(outputs, ensure_ascii=False, indent=1) + "\n")
+    files.write_text(path, json.dumps(outputs, ensure_ascii=False, indent=1) + "\n")

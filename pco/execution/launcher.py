@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data import store
+from data import files, store
 from data.errors import PCOError, StageFailed
 from pco import progress
 from pco.execution import disk_space, process_group
@@ -97,10 +97,10 @@ def _launched(
 
 
 def _prepare_log(stage: Stage[Any]) -> None:
-    store.write_text(stage.stage_file, stage.to_json())
-    with store.write_errors(stage.log_file):
+    files.write_text(stage.stage_file, stage.to_json())
+    with files.write_errors(stage.log_file):
         for folder in (stage.log_file.parent, stage.folder):
-            store.sweep(folder)
+            files.sweep(folder)
         stage.error_file.unlink(missing_ok=True)
         with stage.log_file.open("a", encoding="utf-8") as file:  # an earlier attempt's log may tell why it failed
             file.write("\n" * (file.tell() > 0) + f"{ATTEMPT} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -135,6 +135,8 @@ def _environment(stage: Stage[Any]) -> dict[str, str]:
     # A rank of an outer launcher must not make this stage believe it is one itself.
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         environment.pop(name, None)
+    # As `python -P`, for DeepSpeed's ranks too: nothing of the working directory is imported in place of ours.
+    environment["PYTHONSAFEPATH"] = "1"
     return environment
 
 

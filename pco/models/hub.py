@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data import store
+from data import files
 from data.errors import BadInput
 
 _MODEL_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -14,9 +14,9 @@ def find_model(name: str, revision: str | None, *, key: str) -> Path:
     Raises BadInput when it is neither, or when its weights are missing or cut short.
     """
     folder = Path(name)
-    if not store.exists(folder):
+    if not files.exists(folder):
         folder = _download(name, revision, key)
-    if not store.exists(folder / "config.json"):
+    if not files.exists(folder / "config.json"):
         raise BadInput(f"{name}: has no config.json, so it is not a Hugging Face model folder (`{key}`).")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:

@@ -9,8 +9,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from data import store
+from data import files
 from data.errors import BadInput
+from pco_pipeline import PACKAGES
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def digest(function: UserFunction) -> str:
     """
     path = source(function)
     try:
-        return store.file_digest(path)
+        return files.file_digest(path)
     except OSError as error:
         section = function.section
         raise BadInput(f"{path}: could not be read ({error.strerror}). The config's `{section}` needs it.") from error
@@ -79,6 +80,7 @@ def load(function: UserFunction) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:  # whatever the user's code does
         raise BadInput(
             f"{path}: could not be imported for {function.title} ({type(error).__name__}: {error})."
+            f"{_names_of_ours(Path(function.folder))}"
         ) from error
     finally:
         if namesake is not None:
@@ -87,3 +89,9 @@ def load(function: UserFunction) -> Callable[..., Any]:
     if not callable(attribute):
         raise BadInput(f"{path}: has no function `{function.name}`, which {function.title} names.")
     return attribute  # type: ignore[no-any-return]
+
+
+def _names_of_ours(folder: Path) -> str:
+    """Advice where the folder holds what its modules cannot import: in this process our packages have those names."""
+    hidden = [f"`{name}.py`" for name in PACKAGES if (folder / f"{name}.py").exists()]
+    return f" pco has packages named as {', '.join(hidden)} here; rename yours to import it." if hidden else ""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data import store
+from data import files
 from data.errors import BadInput
 from pco.config.run import RunConfig
 from pco.report import gather, markdown
@@ -19,7 +19,7 @@ def write(config: RunConfig) -> Path:
     from pco.report import page  # draws plots: heavy to import
 
     path = report_path(config)
-    store.write_text(path, page.render(gather.run_report(config)))
+    files.write_text(path, page.render(gather.run_report(config)))
     return path
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from data import store
+from data import files, store
 from pco.config.reward_training import RewardTraining
 from pco.report import markdown, wording
 from pco.report.cells import Cell, Column, Table
@@ -53,7 +53,7 @@ def write(config: RewardTraining) -> Path:
         plots=[plots.calibration(report.measured.calibration), *plots.learning(report.log)],
         config=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
-    store.write_text(path, html)
+    files.write_text(path, html)
     return path
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from data import store
+from data import files, store
 from data.errors import CorruptArtifact
 from data.store import Manifest
 from pco.config.reward_training import RewardTraining
@@ -62,7 +62,7 @@ def planned(config: RewardTraining) -> Stage[RewardTraining]:
 def verified(stage: Stage[RewardTraining]) -> Artifact:
     """The stage's `model` input, after a check of its files against its digest; raises CorruptArtifact."""
     model = stage.inputs["model"]
-    digest = store.folder_digest(model.folder) if model.folder.is_dir() else "none: the folder is gone"
+    digest = files.folder_digest(model.folder) if model.folder.is_dir() else "none: the folder is gone"
     if digest != model.fingerprint:
         raise CorruptArtifact(
             f"{model.folder}: its files changed since they were recorded (digest {digest}, expected "

@@ -1,6 +1,6 @@
 """Stage `split`: check everything, then freeze the pairs as the reward model reads them, each on its side."""
 
-from data import schemas, store
+from data import files, schemas, store
 from pco import progress
 from pco.config.reward_training import RewardTraining
 from pco.progress import Progress
@@ -20,5 +20,5 @@ def run(stage: Stage[RewardTraining]) -> store.Manifest:
         rows_out=len(inputs.pairs),
         dropped={"longer than max_pair_tokens or the model's limit": inputs.too_long},
         started=started,
-        outputs={"model": store.folder_digest(inputs.model), "model_folder": str(inputs.model)},
+        outputs={"model": files.folder_digest(inputs.model), "model_folder": str(inputs.model)},
     )

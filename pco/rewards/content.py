@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from data import store
+from data import files
 from data.errors import BadInput
 from pco.config.reward import (
     EnsembleReward,
@@ -56,7 +56,7 @@ def loaded_digest(part: Single) -> str | None:
 
 def _of(path: Path) -> str:
     try:
-        return _of_folder(path, _stamp(path)) if path.is_dir() else store.file_digest(path)
+        return _of_folder(path, _stamp(path)) if path.is_dir() else files.file_digest(path)
     except OSError as error:
         raise BadInput(f"{path}: could not be read ({error.strerror}). The config's `reward` needs it.") from error
 
@@ -64,7 +64,7 @@ def _of(path: Path) -> str:
 @cache
 def _of_folder(folder: Path, _: tuple[tuple[str, int, int], ...]) -> str:
     """Weights are hashed once per process, and again when the size or time of a file changes."""
-    return store.folder_digest(folder)
+    return files.folder_digest(folder)
 
 
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from data import store
+from data import files
 from data.errors import BadInput
 from data.journal import Journal
 from pco.config.reward import JudgeReward
@@ -218,7 +218,7 @@ class _ReplyCache:
 
         Raises what `endpoint.ask` raises, and BadInput when the endpoint refused every question so far.
         """
-        keys = {question: store.digest(endpoint.request(question, self._config)) for question in questions}
+        keys = {question: files.digest(endpoint.request(question, self._config)) for question in questions}
         missing = [question for question, key in keys.items() if key not in self._replies]
         self._counts["cached"] += len(keys) - len(missing)
         refusals: dict[str, Reply | Refusal] = {}

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data import store
+from data import files
 from data.errors import BadInput
 from pco.config.reward import (
     EnsembleReward,
@@ -31,12 +31,12 @@ def load(config: RewardConfig, folder: Path | None = None) -> Reward:
 
     Raises BadInput when something that it needs is missing or cannot work.
     """
-    files: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for name, part in content.named(config).items():
         file_digest = content.loaded_digest(part)
         if file_digest is not None:
-            files[name] = file_digest
-    digest = store.digest({"reward": settings(config), "files": files} if files else settings(config))
+            hashes[name] = file_digest
+    digest = files.digest({"reward": settings(config), "files": hashes} if hashes else settings(config))
     counts: Counts = defaultdict(float)
     return Reward(config, digest, _scorer(config, folder, counts), counts)
 

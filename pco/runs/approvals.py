@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data import store
+from data import files, store
 from data.errors import BadInput, CorruptArtifact
 from pco.config.run import RunConfig
 from pco.stage import Stage
@@ -49,7 +49,7 @@ def write(stage: Stage, answer: Answer) -> None:
     """
     if store.read_manifest(stage.folder) is not None:
         raise BadInput(f"{stage.title}: is decided already; an answer would change nothing.")
-    store.write_text(_path(stage), json.dumps(asdict(answer), indent=1))
+    files.write_text(_path(stage), json.dumps(asdict(answer), indent=1))
 
 
 def how_to(config: RunConfig) -> str:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import yaml
 
-from data import store
+from data import files
 from data.errors import BadInput, RunConflict
 from pco.config.file import overridden, validated
 from pco.config.reward import settings
@@ -53,11 +53,11 @@ def opened(config: RunConfig | RewardTraining, flow_run: str = "") -> Iterator[N
 
     Raises RunConflict when another process holds it, or when it was made with another config.
     """
-    with store.write_errors(config.folder):
+    with files.write_errors(config.folder):
         config.folder.mkdir(parents=True, exist_ok=True)
     with _locked(config.folder, flow_run):
         check_same(config)
-        store.sweep(config.folder)
+        files.sweep(config.folder)
         write_config(config, config.folder)
         yield
 
@@ -66,14 +66,14 @@ def opened(config: RunConfig | RewardTraining, flow_run: str = "") -> Iterator[N
 def _locked(folder: Path, flow_run: str) -> Iterator[None]:
     """The kernel drops the lock of a process that dies, so a stale one cannot exist."""
     path = folder / _LOCK
-    with store.write_errors(path):
+    with files.write_errors(path):
         handle = path.open("a+b", buffering=0)  # with a buffer, closing would write again what could not be written
     with handle:
         if not _try_lock(handle):
             raise RunConflict(f"{folder}: is being written by {_writer(path)}. Wait for it, or end it.")
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         writer = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "flow_run": flow_run}
-        with store.write_errors(path):
+        with files.write_errors(path):
             handle.truncate(0)
             handle.write(json.dumps(writer).encode())
         yield
@@ -120,7 +120,7 @@ def holder(folder: Path) -> str | None:
 def recovering(folder: Path) -> Iterator[None]:
     """Wait for other processes that recover this run, so that each sees the result of the one before it."""
     path = folder / _RECOVERY
-    with store.write_errors(path):
+    with files.write_errors(path):
         handle = path.open("a", encoding="utf-8")
     with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -173,12 +173,12 @@ def _deciding(config: RunConfig | RewardTraining) -> Mapping[str, object]:
 
 def write_config(config: RunConfig | RewardTraining, folder: Path) -> None:
     """Write all settings; a folder with this file is a run."""
-    store.write_text(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    files.write_text(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def point_to_best(config: RunConfig, policy: Path) -> None:
     """Make `best` in the run's folder a link to the best policy so far, atomically."""
-    store.link(config.folder / BEST, policy)
+    files.link(config.folder / BEST, policy)
 
 
 def report_path(config: RunConfig | RewardTraining) -> Path:

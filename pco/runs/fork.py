@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data import store
+from data import files, store
 from data.errors import BadInput, RunConflict
 from pco.config.run import RunConfig
 from pco.rounds import walk
@@ -43,7 +43,7 @@ def fork(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
         raise RunConflict(f"{new.folder}: exists. Fork into another name.")
     plan = _planned(origin, new, at)
     temporary = new.folder.with_name(f".{new.run}.{os.getpid()}.tmp")
-    with store.write_errors(new.folder):
+    with files.write_errors(new.folder):
         try:
             for stage in plan.shared:
                 _share(stage, origin, temporary / stage.folder.relative_to(new.folder))
@@ -140,7 +140,7 @@ def set_aside(config: RunConfig, at: Point) -> list[Path]:
     # The last first, so that a kill in between leaves whole stages up to some point and none after it.
     for point in reversed(all_points[all_points.index(at) :]):
         for folder in _folders(config, point):
-            store.move(folder, aside / folder.relative_to(config.folder))
+            files.move(folder, aside / folder.relative_to(config.folder))
             moved.append(folder)
     return moved
 

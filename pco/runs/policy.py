@@ -1,6 +1,6 @@
 """A policy on disk: a model folder and the digest that names it in every table."""
 
-from data import store
+from data import files
 from data.errors import CorruptArtifact
 from pco.runs import retention
 from pco.stage import Artifact, Stage
@@ -15,7 +15,7 @@ def verified(stage: Stage) -> Artifact:
             f"{policy.folder}: the policy's folder {why}. Restore it, then resume; or make it again: `pco resume "
             f"{stage.config.run} --from train --round N`."
         )
-    digest = store.folder_digest(policy.folder)
+    digest = files.folder_digest(policy.folder)
     if digest != policy.fingerprint:
         raise CorruptArtifact(
             f"{policy.folder}: its files changed since the run recorded them (digest {digest}, expected "

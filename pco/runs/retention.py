@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data import store
+from data import files
 from pco.config.run import RunConfig
 from pco.rounds import decisions
 from pco.stage import Stage
@@ -31,7 +31,7 @@ def was_removed(policy: Path) -> bool:
 
 def mark_removed(policy: Path) -> None:
     """Note that a policy's folder is missing on purpose."""
-    store.write_text(policy.with_name(_MARK), "Removed to save room: `keep_last` in the run's config.\n")
+    files.write_text(policy.with_name(_MARK), "Removed to save room: `keep_last` in the run's config.\n")
 
 
 def _remove(folder: Path) -> bool:
@@ -39,5 +39,5 @@ def _remove(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     mark_removed(folder)
-    store.remove_folder(folder)
+    files.remove_folder(folder)
     return True

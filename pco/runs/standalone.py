@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from data import store
+from data import files, store
 from data.errors import BadInput
 from pco import rounds
 from pco.config.run import Generate, RunConfig, load, parse
@@ -58,7 +58,7 @@ def _check_distinct(policies: list[str], identities: list[str]) -> None:
 
 
 def _is_of_a_run(name: str) -> bool:
-    return ":" in name and not store.exists(Path(name))
+    return ":" in name and not files.exists(Path(name))
 
 
 def model_of(name: str, runs_dir: Path) -> str:
@@ -98,7 +98,7 @@ def planned(settings: RunConfig, model: str, prompts: Path | None, out: Path) ->
     config = parse({**raw, "runs_dir": str(out)}, source="pco evaluate")
     identity = [config.policy.model, config.prompts.model_dump(mode="json"), Stage("evaluate", 0, config, {}).settings]
     slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(model).name).strip("-")[:60]
-    return config.model_copy(update={"run": f"{slug or 'policy'}-{store.digest({'of': identity})[:8]}"})
+    return config.model_copy(update={"run": f"{slug or 'policy'}-{files.digest({'of': identity})[:8]}"})
 
 
 def walk(config: RunConfig, do: Callable[[Stage], store.Manifest]) -> Path:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data import store
+from data import files, store
 from data.errors import BadInput, PCOError
 from pco.config.run import RunConfig
 from pco.runs import retention
@@ -42,7 +42,7 @@ def _model_damage(folder: Path, digest: str) -> list[str]:
         if retention.was_removed(folder):
             return []
         return [f"{folder}: missing. Restore it from a copy, or make it again with `pco resume --from train`."]
-    if store.folder_digest(folder) != digest:
+    if files.folder_digest(folder) != digest:
         return [f"{folder}: its files are not those that were trained. Restore them from a copy."]
     return []
 

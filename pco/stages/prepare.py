@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from data import schemas, store
+from data import files, schemas, store
 from data.rows import FeedbackRow, PreferenceRow
 from pco import doctor
 from pco.config.run import RunConfig
@@ -41,7 +41,7 @@ def run(stage: Stage) -> store.Manifest:
         rows_out=count,
         dropped={},
         started=started,
-        outputs={"policy": store.folder_digest(inputs.model), "policy_folder": str(inputs.model)},
+        outputs={"policy": files.folder_digest(inputs.model), "policy_folder": str(inputs.model)},
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import store
+from data import files
 from data.errors import PCOError
 
 FOLDER = "checkpoints"  # in a training stage's folder
@@ -37,9 +37,9 @@ def save(engine: Any, folder: Path, log: list[Row], fingerprint: str, *, of: int
     _save_or_remove(engine, folder, tag)
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
-        store.sync_tree(folder / tag)
+        files.sync_tree(folder / tag)
         content = {"fingerprint": fingerprint, "of": of, "log": log, "files": _files(folder / tag)}
-        store.write_text(folder / f"{tag}.json", json.dumps(content))
+        files.write_text(folder / f"{tag}.json", json.dumps(content))
         for old in _markers(folder)[:-keep]:
             _remove(old)
     torch.distributed.barrier()

@@ -17,7 +17,7 @@ from deepspeed.accelerator import get_accelerator
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from data import store
+from data import files, store
 from data.errors import BadInput
 from pco import progress
 from pco.config.train import LoRA, Training
@@ -163,7 +163,7 @@ def _deepspeed_config(train: Training) -> dict[str, Any]:
 def _train(job: Job[Pair], engine: Any) -> list[Row]:
     train, folder = job.settings, job.checkpoints
     # DeepSpeed splits a checkpoint by these two; with others it could not be read.
-    fingerprint = store.digest([job.stage.fingerprint, train.processes, train.zero_stage])
+    fingerprint = files.digest([job.stage.fingerprint, train.processes, train.zero_stage])
     log: list[Row] = []
     if is_writer():
         checkpoints.keep_only(folder, fingerprint)
@@ -248,7 +248,7 @@ def save(state: dict[str, torch.Tensor], fresh: Any, tokenizer: Path, folder: Pa
     lost = set(missing) & {name for name, _ in fresh.named_parameters()}
     assert not lost and not unexpected, (lost, unexpected)
     merged = fresh.merge_and_unload() if hasattr(fresh, "merge_and_unload") else fresh
-    with store.atomic_folder(folder) as temporary:
+    with files.atomic_folder(folder) as temporary:
         _save_weights(merged, temporary)
         load_tokenizer(tokenizer).save_pretrained(temporary)
 
@@ -267,7 +267,7 @@ def finish(
     tokens, seconds = (sum(row[name] for row in log) for name in ("tokens", "seconds"))
     work = {"training_s": seconds, "steps": len(log), "tokens": tokens, "tokens_per_s": tokens / seconds}
     manifest = job.stage.finish(
-        outputs={folder.name: store.folder_digest(folder)},
+        outputs={folder.name: files.folder_digest(folder)},
         metrics={**work, **(metrics or {})},
         **account,
     )

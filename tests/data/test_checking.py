@@ -75,3 +75,16 @@ def test_prompts_in_both_files_are_found_whatever_their_case_and_whitespace(tmp_
     held = check_file(write_jsonl(tmp_path / "held.jsonl", [{"prompt": "other"}, {"prompt": "why is it SO?"}]))
     with pytest.raises(BadInput, match=r"1 prompts? .* both .*, first in line 2 of the one and line 2 of the other"):
         refuse_leakage(train, held)
+
+
+def test_right_answers_are_counted_and_nan_is_none(tmp_path: Path) -> None:
+    answers = ["4", 4, float("nan"), None]
+    rows = [{"prompt": str(i), "reference": reference} for i, reference in enumerate(answers)]
+    checked = check_file(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert (checked.references, checked.not_numbers) == (2, 1)
+
+
+def test_an_answer_that_is_a_conversation_written_as_text_is_named(tmp_path: Path) -> None:
+    row = PAIR | {"chosen": '[{"role": "assistant", "content": "good one"}]'}
+    with pytest.raises(BadInput, match="line 1: `chosen` is a conversation written as text"):
+        check_file(write_jsonl(tmp_path / "a.jsonl", [row]))

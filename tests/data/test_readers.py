@@ -1,5 +1,6 @@
 """Prompt files: what can be read is read exactly; all else is refused by file and line."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import BadInput
-from data.readers import prompt_id, read_feedback, read_jsonl
+from data.readers import prompt_id, read_feedback, read_jsonl, read_preferences
 from tests.builders import write_jsonl
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
@@ -81,7 +82,12 @@ def test_references_are_kept_as_text(file: Path) -> None:
     assert [row["reference"] for row in read_jsonl(file, key="prompt")] == [None, None]
 
 
-@pytest.mark.parametrize("reference", ["", " ", True, ["a"], {"a": 1}])
+def test_a_reference_of_nan_is_none(file: Path) -> None:
+    write(file, '{"prompt": "a", "reference": NaN}\n{"prompt": "b", "reference": 4.0}')
+    assert [row["reference"] for row in read_jsonl(file, key="prompt")] == [None, "4.0"]
+
+
+@pytest.mark.parametrize("reference", [float("inf"), "", " ", True, ["a"], {"a": 1}])
 def test_a_reference_that_is_neither_text_nor_number_is_refused_with_its_line(file: Path, reference: object) -> None:
     write_jsonl(file, [{"prompt": "a"}, {"prompt": "b", "reference": reference}])
     with pytest.raises(BadInput, match="line 2: expected a text or a number under `reference`; found "):
@@ -118,7 +124,7 @@ def test_a_missing_key_is_refused_with_the_keys_that_are_there(file: Path) -> No
         read_jsonl(file, key="prompt")
 
 
-@pytest.mark.parametrize(("line", "found"), [("[1]", "list"), ('"a"', "str"), ("3", "int"), ("null", "NoneType")])
+@pytest.mark.parametrize(("line", "found"), [('"a"', "str"), ("3", "int"), ("null", "NoneType")])
 def test_a_line_that_is_no_object_is_refused(file: Path, line: str, found: str) -> None:
     write(file, line)
     with pytest.raises(BadInput, match=f"line 1: expected .*found {found}"):
@@ -127,7 +133,7 @@ def test_a_line_that_is_no_object_is_refused(file: Path, line: str, found: str) 
 
 def test_another_encoding_is_refused_with_the_place(file: Path) -> None:
     file.write_bytes('{"prompt": "é"}'.encode("latin-1"))
-    with pytest.raises(BadInput, match=r"not UTF-8 \(byte 12\)"):
+    with pytest.raises(BadInput, match=r"line 1: not UTF-8 \(byte 12"):
         read_jsonl(file, key="prompt")
 
 
@@ -146,8 +152,56 @@ def test_half_a_character_is_refused_rather_than_written_on(file: Path) -> None:
 
 def test_absurd_nesting_is_refused(file: Path) -> None:
     write(file, "[" * 100_000)
-    with pytest.raises(BadInput, match="line 1"):
+    with pytest.raises(BadInput, match="row 1: not valid JSON"):
         read_jsonl(file, key="prompt")
+
+
+NAMES = ["a.jsonl", "a.jsonl.gz", "array.json", "array.json.gz", "a.csv", "a.csv.gz", "a.txt"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_every_format_is_read_alike_with_and_without_a_byte_order_mark(
+    tmp_path: Path, name: str, encoding: str
+) -> None:
+    text = "id,prompt\n1,hé\n" if ".csv" in name else '{"id": "1", "prompt": "hé"}'
+    written = (f"[{text}]" if name.startswith("array") else text).encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(written) if name.endswith(".gz") else written)
+    (row,) = read_jsonl(tmp_path / name, key="prompt")
+    assert (row["source_id"], row["prompt"]) == ("1", "hé")
+
+
+def test_a_pointer_of_git_lfs_is_called_so(file: Path) -> None:
+    write(file, "version https://git-lfs.example/spec/v1\noid sha256:abc\nsize 12\n")
+    with pytest.raises(BadInput, match="a pointer of Git LFS, not the data.*git lfs pull"):
+        read_jsonl(file, key="prompt")
+
+
+# Conversations written as text.
+
+MESSAGES = json.dumps([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+
+
+@pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])
+def test_preferences_that_are_the_json_of_messages_are_refused(file: Path, column: str) -> None:
+    write_jsonl(file, [{"prompt": "a", "chosen": "b", "rejected": "c"} | {column: MESSAGES}])
+    with pytest.raises(BadInput, match=f"line 1: `{column}` is a conversation written as text.*pco data import"):
+        read_preferences(file)
+
+
+def test_answers_that_are_transcripts_are_refused_but_prompts_may_be(file: Path) -> None:
+    transcript = "\n\nHuman: a\n\nAssistant:"
+    write_jsonl(file, [{"prompt": transcript, "chosen": " b", "rejected": " c"}])
+    assert read_preferences(file)[0]["prompt"] == transcript
+    write_jsonl(file, [thumb(completion=f"{transcript} b")])
+    with pytest.raises(BadInput, match="line 1: `completion` is a conversation written as text"):
+        read_feedback(file)
+
+
+def test_an_answer_about_a_conversation_is_an_answer(file: Path) -> None:
+    about = "Such as:\n\nHuman: Hi\n\nAssistant: Hello"
+    write_jsonl(file, [{"prompt": "Write a dialogue.", "chosen": about, "rejected": '{"from": "Ann", "value": "5"}'}])
+    assert read_preferences(file)[0]["chosen"] == about
 
 
 # Unpaired feedback.

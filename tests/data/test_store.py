@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import schemas, store
+from data import files, schemas, store
 from data.errors import BadInput, CorruptArtifact, PCOError
 from tests.builders import score_row
 from tests.processes import as_nobody, killed_after
@@ -75,17 +75,17 @@ def open_folder() -> Iterator[Path]:
 
 @given(value=st.dictionaries(st.text(), json_values))
 def test_a_digest_does_not_depend_on_the_order_of_keys(value: dict[str, Any]) -> None:
-    assert store.digest(dict(reversed(value.items()))) == store.digest(value)
+    assert files.digest(dict(reversed(value.items()))) == files.digest(value)
 
 
 @given(a=json_values, b=json_values)
 def test_different_values_have_different_digests(a: Any, b: Any) -> None:
-    assert (store.digest(a) == store.digest(b)) == (json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True))
+    assert (files.digest(a) == files.digest(b)) == (json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True))
 
 
 def test_a_digest_of_what_json_cannot_say_is_refused() -> None:
     with pytest.raises(TypeError):
-        store.digest({"path": Path("x")})
+        files.digest({"path": Path("x")})
 
 
 @pytest.fixture
@@ -98,30 +98,30 @@ def model(tmp_path: Path) -> Path:
 
 def test_a_folders_digest_changes_with_every_single_byte(model: Path) -> None:
     weights = model / "model.safetensors"
-    original, first = weights.read_bytes(), store.folder_digest(model)
+    original, first = weights.read_bytes(), files.folder_digest(model)
     found = {first}
     for position in range(len(original)):
         weights.write_bytes(original[:position] + bytes([original[position] ^ 1]) + original[position + 1 :])
-        found.add(store.folder_digest(model))
+        found.add(files.folder_digest(model))
     assert len(found) == len(original) + 1
     weights.write_bytes(original)
-    assert store.folder_digest(model) == first
+    assert files.folder_digest(model) == first
 
 
 def test_a_folders_digest_changes_with_names_and_with_files_that_come_and_go(model: Path) -> None:
-    found = [store.folder_digest(model)]
+    found = [files.folder_digest(model)]
     (model / "config.json").rename(model / "config2.json")
-    found.append(store.folder_digest(model))
+    found.append(files.folder_digest(model))
     (model / "extra.txt").touch()
-    found.append(store.folder_digest(model))
+    found.append(files.folder_digest(model))
     (model / "config2.json").unlink()
-    found.append(store.folder_digest(model))
+    found.append(files.folder_digest(model))
     assert len(set(found)) == 4
 
 
 def test_a_folders_digest_does_not_depend_on_where_it_lies_or_when_it_was_made(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "elsewhere", copy_function=shutil.copyfile)
-    assert store.folder_digest(tmp_path / "elsewhere") == store.folder_digest(model)
+    assert files.folder_digest(tmp_path / "elsewhere") == files.folder_digest(model)
 
 
 # Writing and reading.
@@ -143,7 +143,7 @@ def test_a_manifest_records_every_part_and_reads_back_equal(folder: Path) -> Non
     written = store.finish(folder, **ACCOUNT, outputs={"policy": "abc"}, metrics={"tokens": 3.0})
     assert store.read_manifest(folder) == written
     assert [(part.table, part.file, part.rows) for part in written.parts] == [("scores", "scores-00000.parquet", 3)]
-    assert written.parts[0].sha256 == store.file_digest(folder / "scores-00000.parquet")
+    assert written.parts[0].sha256 == files.file_digest(folder / "scores-00000.parquet")
     assert written.rows_in == written.rows_out + sum(written.dropped.values())
     assert written.seconds > 0
     assert written.versions["pyarrow"] == pa.__version__
@@ -220,7 +220,7 @@ def test_a_folder_whose_replacement_is_killed_at_any_point_is_whole_or_absent(tm
 
 
 def replace_folder(folder: Path, content: dict[str, str]) -> None:
-    with store.atomic_folder(folder) as temporary:
+    with files.atomic_folder(folder) as temporary:
         for name, text in content.items():
             (temporary / name).write_text(text)
 
@@ -245,19 +245,19 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name_and_the_name_before_the_
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "replace", recorded_replace)
-    store.write_text(tmp_path / "file", "text")
+    files.write_text(tmp_path / "file", "text")
     temporary = f".file.{os.getpid()}.tmp"
     assert calls == [f"sync {temporary}", f"{temporary} becomes file", f"sync {tmp_path.name}"]
 
 
 def test_a_block_that_fails_leaves_the_old_file_and_folder_and_no_other(tmp_path: Path) -> None:
-    store.write_text(tmp_path / "file", "old")
-    with store.atomic_folder(tmp_path / "folder") as temporary:
+    files.write_text(tmp_path / "file", "old")
+    with files.atomic_folder(tmp_path / "folder") as temporary:
         (temporary / "a").write_text("old")
-    with pytest.raises(KeyError), store.atomic_path(tmp_path / "file") as path:
+    with pytest.raises(KeyError), files.atomic_path(tmp_path / "file") as path:
         path.write_text("new")
         raise KeyError
-    with pytest.raises(KeyError), store.atomic_folder(tmp_path / "folder") as temporary:
+    with pytest.raises(KeyError), files.atomic_folder(tmp_path / "folder") as temporary:
         (temporary / "a").write_text("new")
         raise KeyError
     assert (tmp_path / "file").read_text() == "old"
@@ -290,8 +290,8 @@ def test_writing_without_permission_is_refused_with_what_to_do(open_folder: Path
     def write() -> None:
         for target in ("part", "new/part"):
             with pytest.raises(BadInput, match="no permission to write here.*runs_dir"):
-                store.write_text(open_folder / "closed" / target, "text")
-        with pytest.raises(BadInput, match="no permission"), store.atomic_folder(open_folder / "closed" / "policy"):
+                files.write_text(open_folder / "closed" / target, "text")
+        with pytest.raises(BadInput, match="no permission"), files.atomic_folder(open_folder / "closed" / "policy"):
             pass
 
     as_nobody(write)
@@ -300,7 +300,7 @@ def test_writing_without_permission_is_refused_with_what_to_do(open_folder: Path
 def test_a_path_that_leads_through_a_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PCOError, match="part: could not be written"):
-        store.write_text(tmp_path / "file" / "part", "text")
+        files.write_text(tmp_path / "file" / "part", "text")
 
 
 # Finished stages.
@@ -386,7 +386,7 @@ def test_a_part_with_a_right_checksum_but_another_schema_is_named(stage: Path) -
     path = stage / "scores-00000.parquet"
     pq.write_table(scores(3).rename_columns(["a", "b", "c", "d", "e"]), path)
     parts = json.loads((stage / "manifest.json").read_text())["parts"]
-    edit_manifest(stage, parts=[{**parts[0], "sha256": store.file_digest(path)}, parts[1]])
+    edit_manifest(stage, parts=[{**parts[0], "sha256": files.file_digest(path)}, parts[1]])
     with pytest.raises(CorruptArtifact, match=r"scores-00000\.parquet: not a `scores` table"):
         store.read_table(stage, "scores")
 
@@ -395,7 +395,7 @@ def test_a_part_with_a_right_checksum_that_is_no_parquet_is_named(stage: Path) -
     path = stage / "scores-00000.parquet"
     path.write_text("no parquet")
     parts = json.loads((stage / "manifest.json").read_text())["parts"]
-    edit_manifest(stage, parts=[{**parts[0], "sha256": store.file_digest(path)}, parts[1]])
+    edit_manifest(stage, parts=[{**parts[0], "sha256": files.file_digest(path)}, parts[1]])
     with pytest.raises(CorruptArtifact, match=r"scores-00000\.parquet: not readable as Parquet"):
         store.read_table(stage, "scores")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -152,6 +153,16 @@ def make_case(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         return Case(file, {**ENVIRONMENT, **points.environment, "PREFECT_HOME": str(folder / "prefect")}, points)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def roomy(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a context that the prompts and texts which come with pco fit into."""
+    folder = tmp_path_factory.mktemp("models") / "roomy"
+    shutil.copytree(tiny, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from data import store
+from data import files, store
 from pco import progress
 from pco.config.run import RunConfig
 from pco.execution import launcher
@@ -159,7 +159,7 @@ def _accounts(config: RunConfig) -> dict[str, object]:
             if kept == content.column_names:
                 found[f"{number}/{name}/{table}/bytes"] = [part.sha256 for part in manifest.parts]
         if name == "train":
-            found[f"{number}/policy"] = store.folder_digest(round_folder(config, number) / "policy")
+            found[f"{number}/policy"] = files.folder_digest(round_folder(config, number) / "policy")
     return found
 
 

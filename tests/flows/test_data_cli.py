@@ -14,7 +14,12 @@ from tests.builders import write_jsonl
 runner = CliRunner(env={"COLUMNS": "200"})
 
 PAIRS = [
-    {"instruction": f"Question {i % 30}?", "output_1": "yes", "output_2": f"no, {i}", "preference": [1, 2, 0, 2][i % 4]}
+    {
+        "instruction": f"Question {i % 30}?",
+        "output_1": "yes",
+        "output_2": f"no, {i}",
+        "preference": [1, 2, 1.5, 2][i % 4],
+    }
     for i in range(120)
 ]
 
@@ -62,6 +67,83 @@ def test_an_import_says_what_came_in_what_came_out_and_why_the_rest_did_not(tmp_
         assert line in said
     assert "tie or no preference | 30" in (tmp_path / "held.md").read_text()
     assert "No prompt is in both." in told("check", out, "--against", held)
+
+
+def test_an_explained_import_prints_what_rows_would_become_and_writes_nothing(tmp_path: Path) -> None:
+    kept = {"question": "Why  so?", "chosen": "x" * 999, "rejected": "b\n"}
+    rows = [kept, {"question": "c", "chosen": "", "rejected": "d"}]
+    said = told("import", "--explain", write_jsonl(tmp_path / "a.jsonl", rows))
+    for line in (
+        "Kind: preferences",
+        "Shape: compared, from question, chosen, rejected",
+        'prompt: "Why  so?"',
+        "(999 characters in all)",
+        'rejected: "b\\n"',
+        "line 2: dropped: empty answer",
+        "Nothing was written",
+    ):
+        assert line in said
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"prompt": "a", "completion": "b", "label": 1, "margin": 2}, "feedback"),
+        ({"instruction": "a", "output": "b"}, "prompts"),
+        ({"instruction": "a", "output_1": "b", "output_2": "c", "preference": 1}, "preferences"),
+    ],
+)
+def test_the_kind_of_an_explained_file_is_told_by_its_columns(
+    tmp_path: Path, row: dict[str, object], kind: str
+) -> None:
+    assert f"Kind: {kind}" in told("import", "--explain", write_jsonl(tmp_path / "a.jsonl", [row]))
+
+
+def test_a_file_of_no_kind_is_not_explained(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", [{"headline": "a"}])
+    assert "no known shape of preferences. Found columns headline" in refused("import", "--explain", source)
+
+
+def test_an_import_without_kind_or_out_is_refused(tmp_path: Path, pairs: Path) -> None:
+    for options in (["--kind", "preferences"], ["--out", tmp_path / "out.parquet"]):
+        assert "--kind and --out: both are needed" in refused("import", pairs, *options)
+
+
+def test_votes_labels_and_ignored_columns_are_taken_as_typed(tmp_path: Path) -> None:
+    row = {"prompt": "x", "question": "Why?", "output_1": "b", "output_2": "c"}
+    votes = [(0, 0, 1), (1, 1, 1), (0, 1, 2)]
+    source = write_jsonl(tmp_path / "a.jsonl", [row | dict(zip("pqr", cast, strict=True)) for cast in votes])
+    said = told(
+        *("import", source, "--kind", "preferences", "--out", tmp_path / "out.parquet", "--ignore", "prompt"),
+        *("--map", "p=preference", "--map", "q=preference", "--map", "r=preference"),
+        *("--labels", "first=0,second=1,tie=2"),
+    )
+    for line in (
+        "Read: 0 -> output_1: 3, 1 -> output_2: 5, 2 -> tie: 1",
+        "Agreement of annotators: 44.4% of 9 pairs of votes on the same row say the same",
+        "annotators disagree, no majority: 1",
+    ):
+        assert line in said
+    assert pq.read_table(tmp_path / "out.parquet").column("chosen").to_pylist() == ["b", "c"]
+
+
+def test_pairs_of_a_ranking_are_made_as_typed(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "responses": ["b", "c", "d"], "scores": [1, 2, 3]}])
+    said = told("import", source, "--kind", "preferences", "--out", tmp_path / "out.parquet", "--pairs", "all")
+    assert "Rows in: 1\nPairs or rows without any: 3\nRows out: 3" in said
+
+
+def test_a_prompt_that_answers_repeated_is_told_with_the_count(tmp_path: Path) -> None:
+    row = {"prompt": "Why so?", "chosen": "Why so? Because.", "rejected": "Why so? No."}
+    source, out = write_jsonl(tmp_path / "a.jsonl", [row]), tmp_path / "out.parquet"
+    said = told("import", source, "--kind", "preferences", "--out", out)
+    assert "repeated the prompt, which was removed from both: 1" in said
+
+
+def test_check_tells_of_right_answers(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "reference": 4}, {"prompt": "b", "reference": float("nan")}]
+    assert "references: 1 of 2 rows; 1 are NaN" in told("check", write_jsonl(tmp_path / "a.jsonl", rows))
 
 
 def test_columns_are_mapped_as_typed(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.deployments import home
+from flows.deployments import LISTED as FILE
 
-LISTED: list[dict[str, Any]] = yaml.safe_load((home() / "prefect.yaml").read_text())["deployments"]
+LISTED: list[dict[str, Any]] = yaml.safe_load(FILE.read_text())["deployments"]
 SCHEDULES = [(one["entrypoint"], schedule) for one in LISTED for schedule in one.get("schedules", [])]
 
 

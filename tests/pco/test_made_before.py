@@ -71,6 +71,7 @@ def test_the_status_of_a_run_made_before_is_what_it_was(runs: Path, name: str) -
     assert {"stages": lines, "to_do": state.to_do, "reasons": state.reasons} == STATUS[name]
 
 
+@pytest.mark.process
 def test_a_run_made_before_goes_on_and_its_tables_come_out_with_the_same_bytes(runs: Path) -> None:
     interrupted, finished = (read_config(runs / name) for name in ("interrupted", "finished"))
     resumed: dict[str, Stage] = {}

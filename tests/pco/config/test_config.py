@@ -263,7 +263,7 @@ def test_a_file_that_is_no_config_is_refused_by_name(tmp_path: Path, content: by
 
 
 def test_a_missing_config_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no such config file"):
+    with pytest.raises(BadInput, match="absent.yaml: no such config file"):
         config.load(tmp_path / "absent.yaml")
     with pytest.raises(BadInput, match="not readable"):
         config.load(tmp_path)

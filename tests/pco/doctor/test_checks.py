@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data import store
+from data import files, store
 from data.errors import BadInput
 from pco.config.run import RunConfig
 from pco.doctor import checks
@@ -354,7 +354,7 @@ def test_what_was_checked_is_frozen_with_the_models_digest(config: RunConfig, ti
         builders.prompt_row("Human prose.", "text"),
     ]
     assert manifest.rows_in == manifest.rows_out == 4
-    assert manifest.outputs == {"policy": store.folder_digest(tiny), "policy_folder": str(tiny)}
+    assert manifest.outputs == {"policy": files.folder_digest(tiny), "policy_folder": str(tiny)}
 
 
 def test_frozen_feedback_holds_the_tokens_of_prompt_and_completion_with_the_end_of_text(

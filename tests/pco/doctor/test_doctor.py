@@ -170,7 +170,7 @@ def test_generation_settings_that_are_damaged_are_at_fault(
 ) -> None:
     (model / "generation_config.json").write_text(text)
     fault = told(config, "fault", policy__model=str(model))["policy's tokens"]
-    assert f"generation_config.json: {said}" in fault and "Fetch the model anew" in fault
+    assert f"generation_config.json: {said}" in fault and "Fetch the model again" in fault
 
 
 def test_an_end_in_plain_text_may_be_a_stop_string(config: RunConfig, model: Path) -> None:

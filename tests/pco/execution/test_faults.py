@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from data import schemas, store
+from data import files, schemas, store
 from data.errors import CorruptArtifact, PCOError
 from pco.execution import disk_space, launcher
 from pco.runs import policy
@@ -152,7 +152,7 @@ def test_weights_that_do_not_fit_the_disk_leave_the_old_policy(small_disk: Path,
     _fill(small_disk, leave=20_000)
     with (
         pytest.raises(PCOError, match="policy: .*No space left"),
-        store.atomic_folder(small_disk / "policy") as temporary,
+        files.atomic_folder(small_disk / "policy") as temporary,
     ):
         _save_weights(model, temporary)
     assert (small_disk / "policy/config.json").read_text() == "old"

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from data import store
+from data import files, store
 from data.errors import BadInput, CorruptArtifact
 from data.readers import prompt_id
 from pco import rewards
@@ -369,7 +369,7 @@ def test_rewards_that_score_differently_have_different_digests(tmp_path: Path) -
 def test_the_digest_of_a_reward_without_files_is_that_of_its_settings() -> None:
     config = configured("repetition", ngram=2)
     assert settings(config) == {"kind": "repetition", "ngram": 2}
-    assert rewards.load(config).digest == store.digest(settings(config))
+    assert rewards.load(config).digest == files.digest(settings(config))
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

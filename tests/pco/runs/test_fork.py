@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data import store
+from data import files, store
 from data.errors import BadInput, RunConflict
 from pco.config.run import RunConfig
 from pco.rounds import walk
@@ -109,7 +109,7 @@ def test_origin_and_fork_stand_on_their_own(origin: RunConfig) -> None:
 def test_the_digest_of_a_shared_policy_is_that_of_its_origin(origin: RunConfig) -> None:
     new = _renamed(origin)
     fork.fork(origin, new, None)
-    ours, theirs = (store.folder_digest(config.folder / "round-01/policy") for config in (new, origin))
+    ours, theirs = (files.folder_digest(config.folder / "round-01/policy") for config in (new, origin))
     assert ours == theirs
 
 

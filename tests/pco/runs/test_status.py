@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data import schemas, store
+from data import files, schemas, store
 from data.errors import BadInput, CorruptArtifact
 from pco import stage
 from pco.config.run import RunConfig
@@ -70,7 +70,7 @@ def test_a_round_that_waits_for_a_person_says_what_is_asked(config: RunConfig) -
         RunState(config).awaited()
     builders.played(config, until=(1, "decide"))
     asked = f"round 1 refused: reward fell. {approvals.how_to(config)}"
-    store.write_text(Stage("decide", 1, config).error_file, asked)
+    files.write_text(Stage("decide", 1, config).error_file, asked)
     assert (_line(config, 1, "decide").state, _line(config, 1, "decide").note) == ("waiting", asked)
     assert RunState(config).to_do == asked
     assert (RunState(config).awaited().round, RunState(config).awaited().name) == (1, "decide")
@@ -93,7 +93,7 @@ def test_a_stage_that_failed_says_why_and_one_that_was_killed_that_it_was(config
 
 def test_a_run_that_is_held_is_running(config: RunConfig) -> None:
     log = Stage("prepare", 0, config).log_file
-    store.write_text(log, "")
+    files.write_text(log, "")
     assert _states(config)[0] == "interrupted"
     with opened(config):
         assert _states(config)[0] == "running"
@@ -133,12 +133,12 @@ def test_what_was_set_aside_is_not_started_and_only_the_next_stage_can_be_runnin
     builders.played(config)
     for number, name in status.points(config):
         error = Stage(name, number, config).error_file
-        store.write_text(error.with_suffix(".log"), "")
-    store.write_text(Stage("train", 2, config).error_file, "an old failure")
+        files.write_text(error.with_suffix(".log"), "")
+    files.write_text(Stage("train", 2, config).error_file, "an old failure")
     fork.set_aside(config, (1, "train"))
     assert _states(config) == ["done"] * 5 + ["not started"] * 9
     for name in ("train", "evaluate"):
-        store.write_text(Stage(name, 1, config).log_file, "")
+        files.write_text(Stage(name, 1, config).log_file, "")
     with opened(config):
         assert _states(config)[5:8] == ["running", "interrupted", "not started"]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import store
+from data import files, store
 from data.errors import AwaitsAnswer, BadInput, CorruptArtifact
 from pco.config.gate import Gate
 from pco.config.run import parse
@@ -302,6 +302,6 @@ def test_a_round_that_passes_asks_nobody(tmp_path: Path) -> None:
 
 def test_an_answer_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     stage = decision(tmp_path, 31.0, otherwise="ask")
-    store.write_text(stage.folder / "answer.json", '{"approve": tr')
+    files.write_text(stage.folder / "answer.json", '{"approve": tr')
     with pytest.raises(CorruptArtifact, match=r"answer.json: holds no answer .* Remove it"):
         decide.run(stage)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from data import store
+from data import files, store
 from data.errors import BadInput, StageFailed
 from pco.config.run import Policy
 from pco.execution import launcher
@@ -205,7 +205,7 @@ def files_and_times(folder: Path) -> dict[str, int]:
 
 
 def test_the_manifest_names_the_policy_that_was_saved(train: Train) -> None:
-    assert train().manifest.outputs["policy"] == store.folder_digest(train().policy)
+    assert train().manifest.outputs["policy"] == files.folder_digest(train().policy)
 
 
 def test_tied_weights_are_saved_once_and_tied_again_when_loaded(train: Train) -> None:
@@ -322,7 +322,7 @@ def test_equal_trainings_give_equal_bytes(train: Train) -> None:
     # A time limit is no part of the result, and makes this another run.
     again = train(stage_timeout_s=600)
     assert again.stage.fingerprint == train().stage.fingerprint
-    assert store.folder_digest(again.policy) == store.folder_digest(train().policy)
+    assert files.folder_digest(again.policy) == files.folder_digest(train().policy)
 
 
 @pytest.mark.e2e
@@ -336,4 +336,4 @@ def test_a_training_that_was_killed_starts_again_and_ends_the_same(
         launcher.run(stage)
     assert store.read_manifest(stage.folder) is None
     launcher.run(stage)
-    assert store.folder_digest(round_folder(config, 1) / "policy") == store.folder_digest(train().policy)
+    assert files.folder_digest(round_folder(config, 1) / "policy") == files.folder_digest(train().policy)

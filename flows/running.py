@@ -1,0 +1,58 @@
+"""What every command that makes rounds does: look at the folder first, then run, then say what came of it."""
+
+from flows import private_server
+from flows.console import console, say
+from pco.config.run import RunConfig
+from pco.runs.folder import BEST, CONFIG, check_same, report_path
+from pco.runs.status import RunState
+from pco.stage import stages_of
+
+
+def run(config: RunConfig) -> None:
+    """Run all rounds, or those that are missing, and say what the gate decided and where the results lie."""
+    if not _is_over(config):
+        _run(config)
+    for reason in RunState(config).reasons:
+        say(reason)
+    if (best := config.folder / BEST).exists():
+        say(f"Best policy: {best} ({best.resolve()})")
+    say(f"Report: {report_path(config)}")
+
+
+def dry_run(config: RunConfig) -> None:
+    """Check config, model, prompts and environment; say what would run."""
+    from pco import doctor
+
+    inputs, warnings = doctor.check(config)
+    say(f"Checked: {inputs.summary()}.")
+    say(f"{doctor.power(len(inputs.heldout))}.")
+    for warning in warnings:
+        say(f"Warning: {warning.name}: {warning.message}.")
+    check_same(config)
+    stages = ", ".join(stages_of(config, 1))
+    say(f"Would run {config.rounds} round(s) ({stages}) into {config.folder}.")
+
+
+def _is_over(config: RunConfig) -> bool:
+    """Whether the folder says that nothing is left to do: no server and no engine starts to find that."""
+    if not (config.folder / CONFIG).exists():
+        return False
+    check_same(config)
+    return report_path(config).exists() and RunState(config).is_finished
+
+
+def _run(config: RunConfig) -> None:
+    in_terminal = console.is_terminal
+    private_server.end_orphaned_servers()
+    private_server.set_defaults(in_terminal)
+    from flows.rounds import run_rounds
+    from tasks import views
+
+    console.print(
+        f"Run [bold]{config.run}[/]: {config.rounds} round(s) into {config.folder}", soft_wrap=True, highlight=False
+    )
+    if in_terminal:
+        with views.shown_in(views.Terminal(console)):
+            run_rounds(config)
+    else:
+        run_rounds(config)
