@@ -28,14 +28,14 @@ def test_a_server_that_does_not_answer_costs_the_picture_and_not_the_stage(
     stage = builders.stage("score", builders.config(tmp_path))
     manifest = stage.finish(unit="candidates", rows_in=3, rows_out=3, dropped={}, started=0.0)
 
-    def run(_: Stage, *, on_progress: Callable[[Progress], None], **__: Any) -> store.Manifest:
-        for done in (1, 2, 3):
-            on_progress(Progress(done, 3, "candidates"))
-        return manifest
+    class ReportingExecutor:
+        def run(self, _: Stage, *, on_progress: Callable[[Progress], None], **__: Any) -> store.Manifest:
+            for done in (1, 2, 3):
+                on_progress(Progress(done, 3, "candidates"))
+            return manifest
 
-    monkeypatch.setattr(stages.launcher, "run", run)
     with disable_run_logger():
-        assert stages.run_stage.fn(stage) == manifest
+        assert stages.run_stage.fn(stage, ReportingExecutor()) == manifest
 
 
 def test_the_line_of_a_finished_stage_tells_of_its_judges_position_bias(tmp_path: Path) -> None:
