@@ -1,12 +1,12 @@
 """How often does the gate promote a round that brings nothing, and how often one that brings something?
 
-    python benchmarks/gate_level.py [--rounds 4000] [--prompts 16 64 200 805] [--confidence 0.9] [--seed 0]
+    python benchmarks/gate_level.py [--rounds 2000] [--prompts 16 64 200 805] [--confidence 0.9] [--seed 0]
 
 Simulates the differences per prompt between two policies and asks `pco.evaluation.intervals.paired_interval`, as the
 rule `reward: {min_change: 0, confidence: 0.9}` does, whether the whole interval lies above 0. Beside it stand other
 tests on the same differences. Prints two tables, promoted rounds in percent: of equal policies (the level; nominal is
 half of what the confidence leaves) and of a better one (the power). A star marks more than a point above nominal, after
-two standard errors of the simulation. About ten minutes on two cores.
+two standard errors of the simulation. About five minutes on an idle core.
 
 Predictions, written before the first run with `paired_interval` as Student's t:
 1. Equal policies: no family, number of prompts or number of completions promotes more than 6 %.
@@ -38,7 +38,7 @@ Simulate = Callable[[np.random.Generator, int, int, int], Matrix]  # generator, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=4000, help="simulated rounds of each cell")
+    parser.add_argument("--rounds", type=int, default=2000, help="simulated rounds of each cell")
     parser.add_argument("--prompts", type=int, nargs="+", default=list(PROMPTS))
     parser.add_argument("--confidence", type=float, default=0.9, help="of the gate's rule")
     parser.add_argument("--seed", type=int, default=0)
@@ -81,17 +81,23 @@ def cells(prompt_counts: list[int]) -> Iterator[tuple[str, int, int]]:
 
 
 def summary(levels: dict, powers: dict, *, nominal: float, rounds: int) -> None:
-    """The highest level of each test, and of those that hold it the largest lead over the gate's."""
-    noise = 2 * np.sqrt(nominal * (1 - nominal) / (2 * rounds))
-    print("\nHighest level of each test (skewed differences apart, which equal policies do not have):")
+    """The highest level of each test, and of those that hold it the largest lead in power over the gate's.
+
+    A test of the mean holds its level for equal policies, whose differences are symmetric, and from 64 prompts on for
+    skewed differences, too.
+    """
+    limit = nominal + TOLERANCE + 2 * np.sqrt(nominal * (1 - nominal) / (2 * rounds))
+    symmetric = [cell for cell in levels if not cell[0].startswith("skewed")]
+    skewed_ones = [cell for cell in levels if cell[0].startswith("skewed") and cell[1] >= 64]
+    print("\nHighest level of each test: equal policies; skewed differences of 64 prompts or more")
     valid = []
     for test in TESTS:
-        cell = max((cell for cell in levels if not cell[0].startswith("skewed")), key=lambda cell: levels[cell][test])
-        worst = max(levels[cell][test] for cell in levels)
-        holds = worst <= nominal + TOLERANCE + noise
-        valid += [test] if holds else []
-        print(f"  {test:<10}{100 * levels[cell][test]:6.1f} %  {cell}{'' if holds else '  not valid everywhere'}")
-    print("\nBy how many points a test that is valid everywhere finds more than the gate, at most:")
+        cell = max(symmetric, key=lambda cell: levels[cell][test])
+        of_skewed = max((levels[cell][test] for cell in skewed_ones), default=0.0)
+        valid += [test] if max(levels[cell][test], of_skewed) <= limit else []
+        remark = "" if test in valid else "  does not hold it"
+        print(f"  {test:<10}{100 * levels[cell][test]:6.1f} %  {cell}; {100 * of_skewed:.1f} %{remark}")
+    print("\nBy how many points a test that holds its level finds more than the gate, at most:")
     for test in valid:
         cell = max(powers, key=lambda cell: powers[cell][test] - powers[cell]["gate"])
         print(f"  {test:<10}{100 * (powers[cell][test] - powers[cell]['gate']):6.1f}  {cell}")

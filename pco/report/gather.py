@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from data import store
-from data.errors import BadInput
+from data.errors import BadInput, CorruptArtifact
 from data.store import Manifest
+from pco import rounds
 from pco.config.run import RunConfig
 from pco.evaluation import metrics
 from pco.evaluation.gate import RuleResult
 from pco.evaluation.rows import EvaluationRow
 from pco.report import intervals, samples, timings
 from pco.report.numbers import Funnel, GateReport, HeldoutChanges, Outcome, RoundReport, RunReport, StageReport, Status
-from pco.rounds import is_over
-from pco.stage import Stage, StageName, round_folder, stages_of
+from pco.runs.status import RunState, StageState
+from pco.stage import Stage, StageName
 
 _SAMPLING: tuple[StageName, ...] = ("generate", "evaluate")
 _CURVES = ("step", "loss", "margin", "gate")
@@ -37,15 +38,15 @@ def run_report(config: RunConfig) -> RunReport:
             f"{config.folder}: nothing to report: no stage of this run is finished yet. Resume the run, then ask again."
         )
     prompts = _prompts(config)
-    rounds = [_round(config, number, prompts) for number in range(config.rounds + 1)]
+    reports = [_round(config, number, prompts) for number in range(config.rounds + 1)]
     return RunReport(
         config=config,
-        outcome=_outcome(rounds, stages),
-        rounds=rounds,
+        outcome=_outcome(reports, stages),
+        rounds=reports,
         stages=stages,
         train_prompts=sum(row["split"] == "train" for row in prompts.values()) if prompts else None,
         timings=timings.of(stages),
-        changes=_changes(config, rounds, prompts),
+        changes=_changes(config, reports, prompts),
     )
 
 
@@ -58,28 +59,22 @@ def _outcome(rounds: Sequence[RoundReport], stages: Sequence[StageReport]) -> Ou
 
 def _stages(config: RunConfig) -> list[StageReport]:
     """Every stage that the config asks for, in order; after a refused round no more may follow."""
-    stages: list[StageReport] = []
-    decisions: list[bool] = []
-    for number in range(config.rounds + 1):
-        stopped = bool(decisions) and is_over(config, decisions)
-        stages += [_stage(config, number, name, stopped=stopped) for name in stages_of(config, number)]
-        last = stages[-1].manifest
-        if last is not None and number:
-            decisions.append(last.outputs.get("promoted") == "yes")
-    return stages
+    state = RunState(config)
+    is_over = bool(state.promoted) and rounds.is_over(config, state.promoted)
+    return [_stage(config, stage, stopped=is_over and stage.round > len(state.promoted)) for stage in state.stages]
 
 
-def _stage(config: RunConfig, number: int, name: StageName, *, stopped: bool = False) -> StageReport:
-    folder = _folder(config, number, name)
-    manifest = store.read_manifest(folder)
-    if manifest is not None:
-        return StageReport(number, name, "done", manifest)
+def _stage(config: RunConfig, stage: StageState, *, stopped: bool) -> StageReport:
+    if stage.state == "damaged":
+        raise CorruptArtifact(stage.note)
+    if stage.manifest is not None:
+        return StageReport(stage.round, stage.stage, "done", stage.manifest)
     if stopped:
-        return StageReport(number, name, "not run", None)
-    begun = folder.exists() or (round_folder(config, number) / "logs" / f"{name}.log").exists()
-    status: Status = "begun" if begun else "not begun"
-    committed = store.read_parts(folder, "candidates").num_rows if name in _SAMPLING else 0
-    return StageReport(number, name, status, None, committed)
+        return StageReport(stage.round, stage.stage, "not run", None)
+    status: Status = "not begun" if stage.state == "not started" else "begun"
+    folder = _folder(config, stage.round, stage.stage)
+    committed = store.read_parts(folder, "candidates").num_rows if stage.stage in _SAMPLING else 0
+    return StageReport(stage.round, stage.stage, status, None, committed)
 
 
 def _folder(config: RunConfig, number: int, name: StageName) -> Path:

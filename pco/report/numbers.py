@@ -100,6 +100,10 @@ class RoundReport:
         """For people."""
         return f"round {self.number}" if self.number else "start"
 
+    def value(self, metric: str) -> float | None:
+        """A metric of its policy, None where it was not measured."""
+        return None if self.summary is None else self.summary.get(metric)
+
 
 @dataclass(frozen=True)
 class HeldoutChange:

@@ -6,15 +6,17 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pco.config.train import PairwiseCringe
-from pco.report.numbers import Interval, RoundReport, RunReport
+from pco.report.numbers import Interval, RunReport
 from pco.reward_training.accuracy import Bin
 
 _INK = "#123457"  # stands for the page's text colour until the SVG is placed
@@ -79,7 +81,7 @@ def rewards(report: RunReport) -> list[Plot]:
 
 
 def _second_reward(report: RunReport) -> list[Plot]:
-    if any("second_reward" not in (policy.summary or {}) for policy in report.evaluated):
+    if any(policy.value("second_reward") is None for policy in report.evaluated):
         return []
     caption = f"A reward that makes no labels; higher is better. {_BARS}"
     return [_plot("Second reward", caption, _over_rounds(report, "second_reward"))]
@@ -93,58 +95,71 @@ def _wins_caption(report: RunReport) -> str:
 
 
 def _has_second_wins(report: RunReport) -> bool:
-    return any("second_win_vs_start" in (policy.summary or {}) for policy in report.evaluated)
+    return any(policy.value("second_win_vs_start") is not None for policy in report.evaluated)
+
+
+class _Point(NamedTuple):
+    """A round's number, a metric of its policy, and the interval of it."""
+
+    number: int
+    value: float
+    low: float
+    high: float
 
 
 def _wins(report: RunReport) -> Draw:
-    trained = [policy for policy in report.evaluated if policy.number]
-    series = {"win_vs_start": "by the reward", "second_win_vs_start": "by the second reward"}
+    numbers = [policy.number for policy in report.evaluated if policy.number]
+    series = {"win_vs_start": "by the reward"}
+    if _has_second_wins(report):
+        series["second_win_vs_start"] = "by the second reward"
 
     def draw(axes: Axes) -> None:
-        shown = series if _has_second_wins(report) else {"win_vs_start": "by the reward"}
-        for i, (metric, label) in enumerate(shown.items()):
-            known = [policy for policy in trained if metric in (policy.summary or {})]
-            values = [(policy.summary or {})[metric] for policy in known]
-            bars = [
-                policy.intervals.get(metric, Interval(value, value))
-                for policy, value in zip(known, values, strict=True)
-            ]
-            _with_bars(axes, known, values, bars, i, label)
+        for i, (metric, label) in enumerate(series.items()):
+            _with_bars(axes, _shares(report, metric), i, label)
         axes.axhline(0.5, color=_BOUND, linestyle="--", linewidth=1.2)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
         axes.set_ylim(-0.03, 1.03)
-        _round_axis(axes, [policy.number for policy in trained])
+        _round_axis(axes, numbers)
         _legend(axes, 2)
 
     return draw
 
 
-def _with_bars(
-    axes: Axes, rounds: Sequence[RoundReport], values: Sequence[float], bars: Sequence[Interval], i: int, label: str
-) -> None:
+def _shares(report: RunReport, metric: str) -> list[_Point]:
+    """A win rate against the start, of all policies but the start."""
+    points = []
+    for policy in report.evaluated:
+        value = policy.value(metric)
+        if policy.number and value is not None:
+            interval = policy.intervals.get(metric, Interval(value, value))
+            points.append(_Point(policy.number, value, interval.low, interval.high))
+    return points
+
+
+def _with_bars(axes: Axes, points: Sequence[_Point], i: int, label: str) -> None:
     """The i-th series and its intervals, a little beside the others so that bars do not hide each other."""
-    below = [max(0.0, value - bar.low) for value, bar in zip(values, bars, strict=True)]
-    above = [max(0.0, bar.high - value) for value, bar in zip(values, bars, strict=True)]
-    at = [policy.number + 0.05 * i for policy in rounds]
-    axes.errorbar(at, values, yerr=[below, above], marker="o", color=_SERIES[i], label=label, capsize=3, elinewidth=1)
+    if not points:
+        return
+    numbers, values, lows, highs = map(np.array, zip(*points, strict=True))
+    bars = [np.maximum(0, values - lows), np.maximum(0, highs - values)]
+    at = numbers + 0.05 * i
+    axes.errorbar(at, values, yerr=bars, marker="o", color=_SERIES[i], label=label, capsize=3, elinewidth=1)
 
 
 def guards(report: RunReport) -> list[Plot]:
     """Perplexity and length against the start, with the gate's bounds."""
-    start = report.start.summary
-    if len(report.evaluated) < 2 or start is None:
+    if len(report.evaluated) < 2 or report.start.summary is None:
         return []
-    perplexity, length = start["perplexity"], start["length"]
     return [
         _plot(
             "Perplexity",
             f"On human text, as a multiple of the starting policy's. Dashed: the gate's bound. {_BARS}",
-            _ratio(report, "perplexity", perplexity),
+            _ratio(report, "perplexity"),
         ),
         _plot(
             "Length",
             f"Mean completion length as a multiple of the starting policy's. Dashed: the gate's bounds. {_BARS}",
-            _ratio(report, "length", length),
+            _ratio(report, "length"),
         ),
     ]
 
@@ -163,12 +178,12 @@ def training(report: RunReport) -> list[Plot]:
         ),
         ("gate", "Gate", "Weight of a pair in the loss, mean over pairs: near 0 once pairs are well separated.", None),
     ]
-    logs = [row for policy in report.rounds for row in policy.train_log]
-    return [
-        _plot(title, caption, _curves(report, column, level))
-        for column, title, caption, level in panels
-        if any(row[column] is not None for row in logs)
-    ]
+    shown = []
+    for column, title, caption, level in panels:
+        steps = chain.from_iterable(policy.train_log for policy in report.rounds)
+        if any(step[column] is not None for step in steps):
+            shown.append(_plot(title, caption, _curves(report, column, level)))
+    return shown
 
 
 def calibration(bins: Sequence[Bin]) -> Plot:
@@ -205,55 +220,58 @@ def _steps(log: Sequence[Mapping[str, Any]], column: str) -> Draw:
 
 def _over_rounds(report: RunReport, metric: str, *, share: bool = False) -> Draw:
     def draw(axes: Axes) -> None:
-        numbers = [policy.number for policy in report.evaluated]
         for i, mode in enumerate(("greedy", "sampled")):
-            name = f"{metric}/{mode}"
-            values = [(policy.summary or {})[name] for policy in report.evaluated]
-            bars = [
-                _around(policy, name, values[0], value) for policy, value in zip(report.evaluated, values, strict=True)
-            ]
-            _with_bars(axes, report.evaluated, values, bars, i, mode)
+            _with_bars(axes, _values(report, f"{metric}/{mode}"), i, mode)
         if share:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
             axes.set_ylim(bottom=0)
         axes.margins(y=0.12)
-        _round_axis(axes, numbers)
+        _round_axis(axes, [policy.number for policy in report.evaluated])
         _legend(axes, 2)
 
     return draw
 
 
-def _ratio(report: RunReport, metric: str, start: float) -> Draw:
+def _values(report: RunReport, metric: str) -> list[_Point]:
+    """A metric of all policies; the interval of its difference from the start stands around the value."""
+    points: list[_Point] = []
+    for policy in report.evaluated:
+        value = policy.value(metric)
+        if value is not None:
+            start = points[0].value if points else value
+            difference = policy.intervals.get(metric, Interval(value - start, value - start))
+            points.append(_Point(policy.number, value, start + difference.low, start + difference.high))
+    return points
+
+
+def _ratio(report: RunReport, metric: str) -> Draw:
     guard = report.config.gate.guards.get(metric)
-    limits = [("at least", guard.min_ratio), ("at most", guard.max_ratio)] if guard and guard.against == "start" else []
+    limits = {"at least": guard.min_ratio, "at most": guard.max_ratio} if guard and guard.against == "start" else {}
 
     def draw(axes: Axes) -> None:
-        numbers = [policy.number for policy in report.evaluated]
-        values = [(policy.summary or {})[metric] / start for policy in report.evaluated]
-        bars = [_of_ratio(policy, metric, start, value) for policy, value in zip(report.evaluated, values, strict=True)]
-        _with_bars(axes, report.evaluated, values, bars, 0, metric)
-        _bounds(axes, [(name, limit) for name, limit in limits if limit is not None])
+        _with_bars(axes, _ratios(report, metric), 0, metric)
+        _bounds(axes, limits)
         axes.margins(y=0.18)
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-        _round_axis(axes, numbers)
+        _round_axis(axes, [policy.number for policy in report.evaluated])
 
     return draw
 
 
-def _around(policy: RoundReport, metric: str, start: float, value: float) -> Interval:
-    """A round's interval of the difference from the start, moved to where the start lies."""
-    difference = policy.intervals.get(metric, Interval(value - start, value - start))
-    return Interval(start + difference.low, start + difference.high)
-
-
-def _of_ratio(policy: RoundReport, metric: str, start: float, value: float) -> Interval:
-    """The same for a multiple of the start; drift is the logarithm of the perplexities' ratio."""
-    if metric == "perplexity":
+def _ratios(report: RunReport, metric: str) -> list[_Point]:
+    """A metric of all policies as a multiple of the start's; drift is the logarithm of the perplexities' ratio."""
+    values = _values(report, metric)
+    start = values[0].value
+    points = []
+    for policy, point in zip(report.evaluated, values, strict=True):
+        ratio = point.value / start
         drift = policy.intervals.get("drift")
-        return Interval(math.exp(drift.low), math.exp(drift.high)) if drift else Interval(value, value)
-    around = _around(policy, metric, start, value * start)
-    return Interval(around.low / start, around.high / start)
+        low, high = point.low / start, point.high / start
+        if metric == "perplexity":
+            low, high = (math.exp(drift.low), math.exp(drift.high)) if drift else (ratio, ratio)
+        points.append(_Point(point.number, ratio, low, high))
+    return points
 
 
 def _curves(report: RunReport, column: str, level: float | None) -> Draw:
@@ -282,8 +300,10 @@ def _colours(number: int) -> list[Any]:
     return [scale(0.15 + 0.7 * i / (number - 1)) for i in range(number)]
 
 
-def _bounds(axes: Axes, bounds: Sequence[tuple[str, float]]) -> None:
-    for name, value in bounds:
+def _bounds(axes: Axes, bounds: Mapping[str, float | None]) -> None:
+    for name, value in bounds.items():
+        if value is None:
+            continue
         axes.axhline(value, color=_BOUND, linestyle="--", linewidth=1.2)
         # At the left edge and just above the line, where the series, which start at 1, do not run.
         axes.annotate(

@@ -82,7 +82,7 @@ def accuracies(report: RewardReport) -> Table:
             Column("Prompts"),
             Column("Accuracy", "share of all pairs"),
             Column("By prompt", "mean over prompts of each one's share"),
-            Column("95 % interval", "of the mean over prompts, by resampling prompts"),
+            Column("95 % interval", "of the mean over prompts"),
         ],
         [[Cell(name), *_shown(share)] for name, share in rows.items()],
     )

@@ -20,7 +20,7 @@ class Share:
     """How often a rule picks the preferred text; a tie counts half.
 
     `of_pairs` weighs all pairs alike. `mean`, with its 95 % interval, weighs all prompts alike: pairs of one prompt are
-    not independent, so prompts are resampled.
+    not independent, so the prompt is the unit.
     """
 
     pairs: int

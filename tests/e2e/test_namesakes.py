@@ -3,7 +3,6 @@
 `pco quickstart` in such a folder: test_wheel.py. What takes no engine: tests/test_pco_pipeline.py.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -60,7 +59,7 @@ def test_the_form_of_a_deployment_runs_there_and_imports_none_of_them(tmp_path: 
             assert process.poll() is None, log.read_text()
             time.sleep(0.5)
     finally:
-        os.kill(process.pid, 15)
+        process.kill()  # asked politely it stays
         process.wait()
     assert state["type"] == "COMPLETED", (state["message"], log.read_text())
     assert (folder / "runs" / "formed" / "report.html").exists()

@@ -10,9 +10,10 @@ import pytest
 from data.errors import BadInput
 from pco.config.gate import Gate
 from pco.evaluation import lm_eval_tasks, metrics
+from pco.evaluation.gate import apply_rules
 from pco.evaluation.rows import EvaluationRow
 from pco.stage import Artifact, Stage
-from pco.stages import decide, evaluate
+from pco.stages import evaluate
 from tests import builders
 from tests.fake_sampler import FakeSampler
 
@@ -79,8 +80,8 @@ def test_each_document_of_a_task_is_a_row_that_the_gate_can_hold_a_round_to(eval
     guard = {"task_first": {"min_change": -0.1, "confidence": 0.95}}
     gate = Gate.model_validate({"require": {"reward": None}, "guards": {**dict.fromkeys(Gate().guards), **guard}})
     for now, passes in ((rows, True), (worse, False)):
-        (ruling,) = decide.judge(now, {"start": rows, "previous": rows}, gate)
-        assert ruling.passed == passes, ruling
+        (result,) = apply_rules(now, {"start": rows, "previous": rows}, gate)
+        assert result.passed == passes, result
 
 
 def test_no_more_documents_are_read_than_the_limit_says(evaluated: Callable[..., Stage]) -> None:

@@ -8,6 +8,7 @@ from data import schemas, store
 from pco.config.gate import Gate
 from pco.config.run import RunConfig
 from pco.evaluation import gate, metrics
+from pco.evaluation.decision import Decision
 from pco.rewards.programs import repeated_share
 from pco.stage import Artifact, Stage, StageName, stages_of
 from tests import builders
@@ -127,7 +128,7 @@ def decide(config: RunConfig, number: int) -> None:
     results = gate.apply_rules(new, {"previous": previous, "start": start}, _of_means(config.gate))
     promoted = all(result.passed for result in results)
     rows = [{"round": number, **vars(result), "promoted": promoted} for result in results]
-    finish(config, number, "decide", "decisions", rows, outputs={"promoted": "yes" if promoted else "no"})
+    finish(config, number, "decide", "decisions", rows, outputs=Decision(promoted, f"round {number}").outputs)
 
 
 def _of_means(rules: Gate) -> Gate:

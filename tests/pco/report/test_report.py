@@ -156,10 +156,10 @@ def test_a_table_s_caption_is_no_markup() -> None:
 def test_hostile_text_stays_within_its_markdown_cell(config: RunConfig) -> None:
     make_run(config, text=HOSTILE)
     text = report.round_markdown(config, 1)
-    found = markdown_tables(text)
-    assert len(found) == 6
-    assert all({len(row) for row in rows} == {len(rows[0])} for rows in found)
-    sample = unescaped(found[4][2][2])
+    shown = markdown_tables(text)
+    assert len(shown) == 6
+    assert all({len(row) for row in rows} == {len(rows[0])} for rows in shown)
+    sample = unescaped(shown[4][2][2])
     assert "<script>alert(1)</script></table></td> | a | b | | --- | ```" in sample
     whole = report.run_markdown(config)
     assert all({len(row) for row in rows} == {len(rows[0])} for rows in markdown_tables(whole))
@@ -219,7 +219,7 @@ def test_intervals_are_of_the_prompts_paired_with_the_start(config: RunConfig) -
     assert "drift" not in gathered  # of a single text nothing is known
 
 
-def test_a_second_reward_is_drawn_and_told_beside_the_first(tmp_path: Path) -> None:
+def test_a_second_reward_is_drawn_and_named_beside_the_first(tmp_path: Path) -> None:
     config = make_run(builders.config(tmp_path, evaluate__second_reward={"kind": "length", "max_tokens": 9}))
     content = read_page(config)
     assert content.count("<svg") == 9

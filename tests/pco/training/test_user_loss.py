@@ -43,12 +43,12 @@ def test_a_loss_that_works_passes_and_is_called_with_log_probabilities_and_token
 
 
 def test_a_loss_may_have_another_name_and_lie_in_a_package_with_a_helper(tmp_path: Path) -> None:
-    package = tmp_path / "pack"
+    package = tmp_path / "loss_pack"  # another name than in the tests of rewards: packages stay imported
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "other.py").write_text("SCALE = 2.0")
     (package / "mine.py").write_text("from .other import SCALE\ndef hinge(pairs): return SCALE * -pairs.chosen")
-    loss = PythonLoss(module="pack.mine", function="hinge", folder=str(tmp_path))
+    loss = PythonLoss(module="loss_pack.mine", function="hinge", folder=str(tmp_path))
     user_loss.check(loss)
     assert user_loss.call(loss, pairs_of(1)).tolist() == [8.0]
 
