@@ -5,16 +5,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data import sources
+from data import prompts, sources
 from data.detecting import Kind
 from data.errors import BadInput
 from data.importing import Written, content_key
-from data.readers import is_nan, margin, prompt_id, prompt_key, reference, refuse_conversation
+from data.readers import (
+    as_imported,
+    is_nan,
+    margin,
+    preference,
+    prompt_id,
+    prompt_key,
+    prompt_of,
+    reference,
+    refuse_conversation,
+)
 
-_TEXTS: dict[Kind, tuple[str, ...]] = {
-    "preferences": ("prompt", "chosen", "rejected"),
-    "feedback": ("prompt", "completion"),
-    "prompts": ("prompt",),
+_ANSWERS: dict[Kind, tuple[str, ...]] = {
+    "preferences": ("chosen", "rejected"),
+    "feedback": ("completion",),
+    "prompts": (),
 }
 
 
@@ -44,15 +54,14 @@ def check_file(path: Path) -> Checked:
     for number, raw in source.rows:
         kind = kind or _kind(path, raw)
         where = source.where(number)
-        row = _renamed(raw)
-        _check_row(kind, row, where)
+        row = _checked_row(kind, _renamed(raw), where)
         written.count(row)
         key = content_key(row)
         duplicates += key in seen
         seen.add(key)
         not_numbers += is_nan(row.get("reference"))
         references += reference(row.get("reference"), where) is not None
-        places.setdefault(prompt_key(row["prompt"]), f"{source.unit} {number}")
+        places.setdefault(prompt_key(prompts.asked(row)), f"{source.unit} {number}")
     if kind is None:
         raise BadInput(f"{path}: holds no rows. Expected prompts, preferences or feedback.")
     return Checked(path, kind, written, duplicates, references, not_numbers, places)
@@ -88,14 +97,9 @@ def _kind(path: Path, raw: Mapping[str, Any]) -> Kind:
     )
 
 
-def _check_row(kind: Kind, row: Mapping[str, Any], where: str) -> None:
-    for column in _TEXTS[kind]:
-        text = row.get(column)
-        if not isinstance(text, str) or not text.strip():
-            raise BadInput(
-                f"{where}: expected a non-empty text under `{column}`; found {_brief(text)}. Correct the row."
-            )
-        refuse_conversation(text, column, where)
+def _checked_row(kind: Kind, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A row with its prompt as a table holds it, and its answers as texts. Raises BadInput."""
+    row = {**raw, **_texts(kind, raw, where)}
     if kind == "preferences":
         margin(row.get("margin"), where)
         if row["chosen"] == row["rejected"]:
@@ -104,12 +108,29 @@ def _check_row(kind: Kind, row: Mapping[str, Any], where: str) -> None:
         raise BadInput(
             f"{where}: expected true or false under `good`; found {_brief(row.get('good'))}. Correct the row."
         )
-    own = row.get("prompt_id")
-    if own is not None and own != prompt_id(row["prompt"]):
+    own, expected = row.get("prompt_id"), prompt_id(prompts.asked(row))
+    if own is not None and own != expected:
         raise BadInput(
-            f"{where}: `prompt_id` is {_brief(own)}, but its prompt's is {prompt_id(row['prompt'])}. The prompt was "
-            "changed after the import: leave `prompt_id` out, or import the file again."
+            f"{where}: `prompt_id` is {_brief(own)}, but its prompt's is {expected}. The prompt was changed after the "
+            "import: leave `prompt_id` out, or import the file again."
         )
+    return row
+
+
+def _texts(kind: Kind, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if any(isinstance(row.get(column), list | dict) for column in _ANSWERS[kind]) and kind == "preferences":
+        prompt, chosen, rejected = preference(row, where)
+        return {**prompts.columns(prompt), "chosen": chosen, "rejected": rejected}
+    texts = {"prompt": as_imported(row).get("prompt"), **{column: row.get(column) for column in _ANSWERS[kind]}}
+    for column, text in texts.items():
+        if column == "prompt" and isinstance(text, list):
+            continue
+        if not isinstance(text, str) or not text.strip():
+            raise BadInput(
+                f"{where}: expected a non-empty text under `{column}`; found {_brief(text)}. Correct the row."
+            )
+        refuse_conversation(text, column, where)
+    return {**texts, **prompts.columns(prompt_of(row, where))}
 
 
 def _brief(value: object) -> str:

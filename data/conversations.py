@@ -1,7 +1,7 @@
-"""What a value says: a text, or the messages of a conversation; and a question as the one text that a table holds.
+"""What a value says: a text, or the messages of a conversation; and a question as the prompt that a table holds.
 
-A prompt is one text in every table, so a conversation of several turns either goes (`single`) or is written out as a
-transcript (`transcript`), which a policy with `prompt_format: raw` continues.
+A conversation of several turns is kept as messages (`messages`), or goes (`single`), or is written out as a transcript
+(`transcript`), which a policy with `prompt_format: raw` continues.
 """
 
 import ast
@@ -10,8 +10,11 @@ import math
 import re
 from typing import Any, Literal, NamedTuple
 
-Turns = Literal["single", "transcript"]
-Message = tuple[str, str]  # who speaks (system, user or assistant), and what is said
+from data import prompts
+from data.prompts import Prompt
+
+Turns = Literal["messages", "single", "transcript"]
+Message = tuple[str, str]  # who speaks (system, user, assistant or tool), and what is said
 Question = str | list[Message]
 
 _SPEAKERS = {
@@ -24,8 +27,9 @@ _SPEAKERS = {
     "model": "assistant",
     "bot": "assistant",
     "chatgpt": "assistant",
+    "tool": "tool",
 }
-_TOOL_SPEAKERS = {"tool", "tools", "function", "function_call", "observation", "ipython"}
+_TOOL_SPEAKERS = {"tools", "function", "function_call", "observation", "ipython"}
 _TOOL_KEYS = ("tool_calls", "function_call")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -217,25 +221,30 @@ def with_system(asked: Question, system: Cell | None) -> Question:
     return [("system", system.value), *turns] if system.value.strip() else asked
 
 
-def rendered(asked: Question, turns: Turns) -> str:
-    """A question as one text. Raises Dropped when it is empty, or has turns that `turns` does not let in."""
-    if isinstance(asked, str):
-        last = text = asked
-    elif not asked:
+def rendered(asked: Question, turns: Turns) -> Prompt:
+    """A question as a prompt. Raises Dropped when it is empty, or has turns that `turns` does not let in."""
+    if not asked:
         raise Dropped(EMPTY_PROMPT)
-    elif asked[-1][0] != "user":
-        raise Dropped("malformed: the last turn before the answer is not the user's")
-    elif turns == "transcript":
-        last, text = asked[-1][1], "".join(map(_written, asked)) + "\n\nAssistant:"
-    elif len(asked) > 1:
-        raise Dropped(SEVERAL_TURNS)
-    else:
-        last = text = asked[0][1]
+    last = asked if isinstance(asked, str) else asked[-1][1]
+    prompt = asked if isinstance(asked, str) else _of_turns(asked, turns)
     if not last.strip():
         raise Dropped(EMPTY_PROMPT)
     if _TEMPLATE_ANSWER.match(last):
         raise Dropped(ANSWER_INSIDE)
-    return text
+    return prompt
+
+
+def _of_turns(asked: list[Message], turns: Turns) -> Prompt:
+    if turns != "messages" and any(speaker == "tool" for speaker, _ in asked):
+        raise Dropped(TOOLS)
+    if asked[-1][0] not in prompts.ASKING:
+        raise Dropped("malformed: the last turn before the answer is not the user's")
+    match turns:
+        case "transcript":
+            return "".join(map(_written, asked)) + "\n\nAssistant:"
+        case "single" if len(asked) > 1:
+            raise Dropped(SEVERAL_TURNS)
+    return prompts.of_turns(asked)
 
 
 def _written(message: Message) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from data import prompts
 from data.conversations import Dropped
 from data.detecting import Kind, Shape
 from data.errors import BadInput
@@ -63,12 +64,14 @@ def _of_any_kind(request: Request) -> Opened:
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, str]:
-    """The texts and what goes with them, as JSON."""
-    return {column: _cut(row[column]) for column in (*TEXTS, "good", "margin") if row.get(column) is not None}
+    """The texts and what goes with them, as JSON; a conversation as its messages."""
+    said = {**row, "prompt": prompts.asked(row)}
+    return {column: _cut(said[column]) for column in (*TEXTS, "good", "margin") if said.get(column) is not None}
 
 
 def _cut(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     if len(text) <= _SHOWN:
         return text
-    return f"{text[: _SHOWN // 2]} ({len(value):,} characters in all) {text[-_SHOWN // 2 :]}"
+    length = len(value) if isinstance(value, str) else len(text)
+    return f"{text[: _SHOWN // 2]} ({length:,} characters in all) {text[-_SHOWN // 2 :]}"

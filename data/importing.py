@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import columns, detecting, files, labels, shapes, sources
+from data import columns, detecting, files, labels, prompts, shapes, sources
 from data.answering import CONTRADICTION, NO_PROMPT
 from data.conversations import Dropped, Turns
 from data.detecting import KNOWN, Kind, Shape
@@ -48,7 +48,7 @@ class Request:
     split: str | None = None  # of a hub data set
     subset: str | None = None  # of a hub data set: its config's name
     limit: int | None = None  # rows to read at most
-    turns: Turns = "single"
+    turns: Turns = "messages"
     heldout_share: float | None = None  # of the prompts, about
     heldout_out: Path | None = None
 
@@ -67,7 +67,7 @@ class Written:
     def count(self, row: Mapping[str, Any]) -> None:
         """Take a row into the numbers."""
         self.rows += 1
-        self.prompts.add(prompt_key(row["prompt"]))
+        self.prompts.add(prompt_key(prompts.asked(row)))
         for column in TEXTS:
             if column in row:
                 self.lengths.setdefault(column, array("L")).append(len(row[column]))
@@ -288,7 +288,7 @@ class _Reader:
 
 def content_key(row: Mapping[str, Any]) -> bytes:
     """The same for rows that say the same, whatever their ids."""
-    said = [row[column] for column in (*TEXTS, "good") if column in row]
+    said = [row[column] for column in (*TEXTS, "messages", "good") if column in row]
     return hashlib.sha256(json.dumps(said).encode()).digest()[:16]
 
 
@@ -299,6 +299,6 @@ def _pour(request: Request, reader: _Reader, sinks: Sequence[_Sink]) -> int:
         rows_in += 1
         for row in reader.read(number, raw):
             share = request.heldout_share
-            side = share is not None and is_heldout(prompt_key(row["prompt"]), share)
+            side = share is not None and is_heldout(prompt_key(prompts.asked(row)), share)
             sinks[side].add(row)
     return rows_in

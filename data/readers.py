@@ -1,32 +1,59 @@
 """Readers of the files that a run takes: of any format that `pco data import` reads, of the columns that it writes."""
 
 import hashlib
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from data.conversations import Cell, Dropped, conversation, read
+from data import prompts
+from data.answering import compared
+from data.conversations import SAME_ANSWERS, Cell, Dropped, conversation, is_nothing, read, rendered
 from data.errors import BadInput
+from data.prompts import Prompt
+from data.rows import Message, UserFeedback, UserPreference
 from data.sources import open_file
 
-Row = dict[str, str | None]
+
+class Row(TypedDict):
+    """A row of a prompts file, or a text of one of texts."""
+
+    prompt_id: str
+    source_id: str | None
+    prompt: str
+    reference: str | None
+    messages: list[Message] | None
 
 
-def prompt_id(text: str) -> str:
+def prompt_id(prompt: Prompt) -> str:
     """The content hash that stands for a prompt in every table."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(_content(prompt).encode()).hexdigest()[:16]
 
 
-def prompt_key(prompt: str) -> bytes:
+def prompt_key(prompt: Prompt) -> bytes:
     """The same for prompts that differ in case and whitespace alone: what the split and the leakage check go by."""
-    return hashlib.sha256(" ".join(prompt.casefold().split()).encode()).digest()[:16]
+    if isinstance(prompt, str):
+        normalised: Prompt = _normalised(prompt)
+    else:
+        normalised = [{"role": turn["role"], "content": _normalised(turn["content"])} for turn in prompt]
+    return hashlib.sha256(_content(normalised).encode()).digest()[:16]
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _content(prompt: Prompt) -> str:
+    """A text, or a conversation as JSON, which no prompt of text may be."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
 
 
 def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
-    """Read rows `{key: text, "id": optional, "reference": optional}`.
+    """Read rows `{key: text, "id": optional, "reference": optional}`; a `prompt` may also be a list of messages.
 
-    Returns prompt_id, source_id, the text as `prompt`, and the reference: the right answer, a text or a number.
+    Returns prompt_id, source_id, the prompt as text and, of a conversation, as messages, and the reference: the right
+    answer, a text or a number.
 
     `limit` keeps the first so many, after all lines were checked. Blank lines are skipped. Other formats have the same
     columns (the id may be called `source_id`) and the same checks. A reference of NaN is none.
@@ -49,8 +76,8 @@ def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
     return rows[:limit]
 
 
-def read_feedback(path: Path) -> list[dict[str, Any]]:
-    """Read unpaired feedback, rows `{"prompt": text, "completion": text, "good": true or false}`.
+def read_feedback(path: Path) -> list[UserFeedback]:
+    """Read unpaired feedback, rows `{"prompt": text or messages, "completion": text, "good": true or false}`.
 
     Raises BadInput naming the file and line (or row) for whatever is malformed.
     """
@@ -60,10 +87,11 @@ def read_feedback(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_preferences(path: Path) -> list[dict[str, Any]]:
-    """Read preference pairs, rows `{"prompt": text, "chosen": text, "rejected": text}`.
+def read_preferences(path: Path) -> list[UserPreference]:
+    """Read preference pairs, rows `{"prompt": text or messages, "chosen": text, "rejected": text}`.
 
-    A row may have a `margin`: by how much chosen is better; without one it is None.
+    Both answers may be messages: what they share is the prompt, which may then be left out, and the last turn of each
+    is the answer. A row may have a `margin`: by how much chosen is better; without one it is None.
 
     Raises BadInput naming the file and line (or row) for whatever is malformed.
     """
@@ -73,20 +101,100 @@ def read_preferences(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _preference_row(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    texts = [raw.get(key) for key in ("prompt", "chosen", "rejected")]
-    if not all(isinstance(text, str) and text.strip() for text in texts) or texts[1] == texts[2]:
-        raise BadInput(f"{where}: expected texts under `prompt`, `chosen` and `rejected`, the last two different.")
-    prompt, chosen, rejected = map(str, texts)
-    for column, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
-        refuse_conversation(text, column, where)
+def _preference_row(raw: dict[str, Any], where: str) -> UserPreference:
+    prompt, chosen, rejected = preference(raw, where)
     return {
         "prompt_id": prompt_id(prompt),
-        "prompt": prompt,
+        **prompts.columns(prompt),
         "chosen": chosen,
         "rejected": rejected,
         "margin": margin(raw.get("margin"), where),
     }
+
+
+def preference(raw: Mapping[str, Any], where: str) -> tuple[Prompt, str, str]:
+    """The prompt of a preference, the better and the worse answer. Raises BadInput."""
+    chosen, rejected = raw.get("chosen"), raw.get("rejected")
+    if isinstance(chosen, list | dict) or isinstance(rejected, list | dict):
+        return _conversations(raw, where)
+    answers = [text for text in (chosen, rejected) if isinstance(text, str) and text.strip()]
+    if len(answers) < 2 or chosen == rejected:
+        raise BadInput(
+            f"{where}: expected texts under `prompt`, `chosen` and `rejected`, the last two different. Messages may "
+            "stand there as well: both answers then end conversations that begin alike."
+        )
+    for column, text in zip(("chosen", "rejected"), answers, strict=True):
+        refuse_conversation(text, column, where)
+    return prompt_of(raw, where), answers[0], answers[1]
+
+
+def _conversations(raw: Mapping[str, Any], where: str) -> tuple[Prompt, str, str]:
+    """A preference whose answers are the last turns of two conversations that begin alike."""
+    cells = [Cell(column, raw.get(column)) for column in ("prompt", "chosen", "rejected")]
+    try:
+        pair = compared(None if is_nothing(cells[0].value) else cells[0], cells[1], cells[2])
+        if pair.chosen == pair.rejected:
+            raise Dropped(SAME_ANSWERS)
+        return rendered(pair.question, "messages"), pair.chosen, pair.rejected
+    except Dropped as fault:
+        raise BadInput(
+            f"{where}: {fault}. Expected two conversations that differ in their last turn alone, the assistant's. "
+            "Correct the row, or import the file with `pco data import`, which leaves such rows out and counts them."
+        ) from None
+
+
+def prompt_of(raw: Mapping[str, Any], where: str) -> Prompt:
+    """The prompt of a row: a text, or messages that end with a user's or a tool's turn. Raises BadInput."""
+    value = as_imported(raw).get("prompt")
+    if isinstance(value, str) and value.strip():
+        refuse_conversation(value, "prompt", where)
+        _refuse_other_messages(value, raw, where)
+        return value
+    if not isinstance(value, list):
+        keys = ", ".join(map(repr, raw)) or "none"
+        raise BadInput(
+            f"{where}: expected an object with a non-empty text under `prompt`; found keys {keys}. A list of messages "
+            "may stand there as well."
+        )
+    try:
+        turns = read(Cell("prompt", value))
+        if turns and turns[-1][0] == "assistant":
+            raise Dropped("a conversation that ends with an answer; leave that turn out")
+        return rendered(turns, "messages")
+    except Dropped as fault:
+        raise BadInput(
+            f"{where}: expected an object with a non-empty text under `prompt`, or a list of messages "
+            "{role, content} of system, user, assistant and tool, the last a user's or a tool's; found: "
+            f"{fault}. `pco data import` makes such lists of many shapes."
+        ) from None
+
+
+def as_imported(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with a conversation as its prompt, where `pco data import` wrote it out beside it."""
+    messages, row = _beside(raw), dict(raw)
+    if messages is not None and prompts.readable(messages) == raw["prompt"]:
+        row |= {"prompt": row.pop("messages")}
+    return row
+
+
+def _beside(raw: Mapping[str, Any]) -> Prompt | None:
+    """The conversation in the column `messages` beside a prompt of text, if it can be read and asks for an answer."""
+    if not isinstance(raw.get("prompt"), str) or not isinstance(raw.get("messages"), list):
+        return None
+    try:
+        return rendered(read(Cell("messages", raw["messages"])), "messages")
+    except Dropped:
+        return None
+
+
+def _refuse_other_messages(prompt: str, raw: Mapping[str, Any], where: str) -> None:
+    """Raises BadInput where `messages` beside a text is another prompt; messages that end with an answer are none."""
+    messages = _beside(raw)
+    if messages is not None and messages != prompt:
+        raise BadInput(
+            f"{where}: `prompt` and `messages` are different prompts. Leave one of them out; a list of messages may "
+            "stand under `prompt`."
+        )
 
 
 def refuse_conversation(text: str, column: str, where: str) -> None:
@@ -115,12 +223,17 @@ def margin(found: object, where: str) -> float | None:
     return float(found)
 
 
-def _feedback_row(raw: dict[str, Any], where: str) -> dict[str, Any]:
+def _feedback_row(raw: dict[str, Any], where: str) -> UserFeedback:
     if not isinstance(raw.get("good"), bool):
         raise BadInput(f"{where}: expected true or false under `good`; found {raw.get('good')!r}.")
-    prompt, completion = (_row(raw, where, key)["prompt"] for key in ("prompt", "completion"))
-    refuse_conversation(str(completion), "completion", where)
-    return {"prompt_id": prompt_id(str(prompt)), "prompt": prompt, "completion": completion, "good": raw["good"]}
+    prompt, completion = prompt_of(raw, where), _text(raw, where, "completion")
+    refuse_conversation(completion, "completion", where)
+    return {
+        "prompt_id": prompt_id(prompt),
+        **prompts.columns(prompt),
+        "completion": completion,
+        "good": raw["good"],
+    }
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -138,18 +251,21 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{source.unit} {number}", raw
 
 
-def _row(raw: dict[str, Any], where: str, key: str) -> Row:
+def _text(raw: Mapping[str, Any], where: str, key: str) -> str:
     text = raw.get(key)
     if not isinstance(text, str) or not text.strip():
         keys = ", ".join(map(repr, raw)) or "none"
         raise BadInput(f"{where}: expected an object with a non-empty text under `{key}`; found keys {keys}.")
-    if key == "prompt":
-        refuse_conversation(text, key, where)
+    return text
+
+
+def _row(raw: dict[str, Any], where: str, key: str) -> Row:
+    prompt = prompt_of(raw, where) if key == "prompt" else _text(raw, where, key)
     source = raw.get("id", raw.get("source_id"))
     return {
-        "prompt_id": prompt_id(text),
+        "prompt_id": prompt_id(prompt),
         "source_id": None if source is None else str(source),
-        "prompt": text,
+        **prompts.columns(prompt),
         "reference": reference(raw.get("reference"), where),
     }
 

@@ -6,6 +6,13 @@
 from typing import NotRequired, TypedDict
 
 
+class Message(TypedDict):
+    """One turn of a conversation; the role is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
 class PromptRow(TypedDict):
     """A row of `prompts`."""
 
@@ -14,6 +21,7 @@ class PromptRow(TypedDict):
     source_id: str | None
     prompt: str
     reference: str | None
+    messages: list[Message] | None
 
 
 class CandidateRow(TypedDict):
@@ -86,6 +94,7 @@ class PreferenceRow(PairColumns):
     chosen_reward: float | None
     rejected_reward: float | None
     source_prompt: str | None
+    messages: list[Message] | None
 
 
 class FeedbackRow(TypedDict):
@@ -97,6 +106,7 @@ class FeedbackRow(TypedDict):
     good: bool
     prompt_token_ids: list[int]
     token_ids: list[int]
+    messages: list[Message] | None
 
 
 class ReferenceLogpsRow(TypedDict):
@@ -143,6 +153,7 @@ class RewardPairRow(TypedDict):
     chosen_length: int
     rejected_length: int
     margin: float | None
+    messages: list[Message] | None
 
 
 class RewardLogRow(TypedDict):
@@ -204,6 +215,7 @@ class UserPreference(TypedDict):
     chosen: str
     rejected: str
     margin: float | None
+    messages: list[Message] | None
 
 
 class UserFeedback(TypedDict):
@@ -213,6 +225,7 @@ class UserFeedback(TypedDict):
     prompt: str
     completion: str
     good: bool
+    messages: list[Message] | None
 
 
 ROWS: dict[str, type] = {

@@ -1,6 +1,6 @@
 """The Parquet tables: what each column is called and holds. `data.rows` has the same rows as Python types.
 
-`prompt_id` is a hash of the prompt's text and `sample` counts the completions of a prompt from 0; together they key
+`prompt_id` is a hash of the prompt's content and `sample` counts the completions of a prompt from 0; together they key
 `candidates` and `scores`. Token ids are those that the policy read and sampled, so nothing is tokenised twice.
 `policy` and `reward_model` columns hold the digest of the model that made the row.
 """
@@ -13,6 +13,13 @@ import pyarrow.compute as pc
 from data.errors import CorruptArtifact
 
 _TOKENS = pa.list_(pa.field("item", pa.int32(), nullable=False))
+_MESSAGES = pa.list_(
+    pa.field(
+        "item",
+        pa.struct([pa.field(name, pa.string(), nullable=False) for name in ("role", "content")]),
+        nullable=False,
+    )
+)
 
 
 def _schema(*fields: tuple[str, pa.DataType], nullable: tuple[str, ...] = ()) -> pa.Schema:
@@ -39,9 +46,10 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("split", pa.string()),  # train, heldout, or text: human prose for perplexity
         ("prompt_id", pa.string()),
         ("source_id", pa.string()),  # the id in the user's file
-        ("prompt", pa.string()),
+        ("prompt", pa.string()),  # a conversation as a readable dialogue
         ("reference", pa.string()),  # the right answer, if the user's file gives one
-        nullable=("source_id", "reference"),
+        ("messages", _MESSAGES),  # of a conversation; empty where the prompt is a text
+        nullable=("source_id", "reference", "messages"),
     ),
     "candidates": _schema(
         ("prompt_id", pa.string()),
@@ -70,8 +78,9 @@ SCHEMAS: dict[str, pa.Schema] = {
     "replay": _schema(*_PAIR, ("round", pa.int32()), nullable=("chosen_reward", "rejected_reward")),
     "preferences": _schema(
         *_PAIR,
-        ("source_prompt", pa.string()),  # as it is in the user's file
-        nullable=("chosen_reward", "rejected_reward", "source_prompt"),
+        ("source_prompt", pa.string()),  # as it is in the user's file; a conversation as a readable dialogue
+        ("messages", _MESSAGES),
+        nullable=("chosen_reward", "rejected_reward", "source_prompt", "messages"),
     ),
     "feedback": _schema(
         ("prompt_id", pa.string()),
@@ -80,6 +89,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("good", pa.bool_()),
         ("prompt_token_ids", _TOKENS),
         ("token_ids", _TOKENS),
+        ("messages", _MESSAGES),
+        nullable=("messages",),
     ),
     "reference_logps": _schema(
         ("round", pa.int32()),  # of a replayed pair
@@ -121,7 +132,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("chosen_length", pa.int32()),  # tokens of the completion alone
         ("rejected_length", pa.int32()),
         ("margin", pa.float64()),  # by how much chosen is better, in the source's own unit
-        nullable=("margin",),
+        ("messages", _MESSAGES),
+        nullable=("margin", "messages"),
     ),
     "reward_log": _schema(
         ("step", pa.int32()),
@@ -172,8 +184,9 @@ IMPORTED: dict[str, pa.Schema] = {
     "prompts": _schema(
         ("prompt_id", pa.string()),
         ("source_id", pa.string()),  # the id in the source
-        ("prompt", pa.string()),
-        nullable=("source_id",),
+        ("prompt", pa.string()),  # a conversation as a readable dialogue
+        ("messages", _MESSAGES),  # of a conversation; empty where the prompt is a text
+        nullable=("source_id", "messages"),
     ),
     "preferences": _schema(
         ("prompt_id", pa.string()),
@@ -184,7 +197,8 @@ IMPORTED: dict[str, pa.Schema] = {
         ("margin", pa.float64()),  # by how much chosen is better, in the source's own unit
         ("chosen_generator", pa.string()),  # the model that wrote it
         ("rejected_generator", pa.string()),
-        nullable=("source_id", "margin", "chosen_generator", "rejected_generator"),
+        ("messages", _MESSAGES),
+        nullable=("source_id", "margin", "chosen_generator", "rejected_generator", "messages"),
     ),
     "feedback": _schema(
         ("prompt_id", pa.string()),
@@ -192,16 +206,19 @@ IMPORTED: dict[str, pa.Schema] = {
         ("prompt", pa.string()),
         ("completion", pa.string()),
         ("good", pa.bool_()),
-        nullable=("source_id",),
+        ("messages", _MESSAGES),
+        nullable=("source_id", "messages"),
     ),
 }
 
 
 # Columns that were added to a table later. In a file that was written before, they are empty.
 _ADDED = {
-    "prompts": ("reference",),
+    "prompts": ("reference", "messages"),
     "scores": ("members",),
-    "preferences": ("source_prompt",),
+    "preferences": ("source_prompt", "messages"),
+    "feedback": ("messages",),
+    "reward_pairs": ("messages",),
     "decisions": ("low", "high"),
 }
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from data import labels, ranking
+from data import labels, prompts, ranking
 from data.answering import Compared, answered, compared, ended, with_messages
 from data.conversations import (
     MEDIA,
@@ -29,8 +29,9 @@ from data.conversations import (
 from data.detecting import GENERATORS, IDS, MEDIA_COLUMNS, MESSAGES, PARTS, SYSTEMS, Shape
 from data.errors import BadInput
 from data.labels import Coding, Notes, Place
+from data.prompts import Prompt
 from data.ranking import Pairs
-from data.readers import prompt_id
+from data.readers import as_imported, prompt_id
 
 Extracted = list[dict[str, Any] | Dropped]
 
@@ -40,7 +41,7 @@ class Reading:
     """How the rows of a shape are read, and what is noted meanwhile."""
 
     shape: Shape
-    turns: Turns = "single"
+    turns: Turns = "messages"
     pairs: Pairs = "best_worst"
     coding: Coding = field(default_factory=dict)
     notes: Notes = field(default_factory=Notes)
@@ -53,6 +54,7 @@ def extract(reading: Reading, raw: Mapping[str, Any], *, where: str) -> Extracte
     may be a part of the prompt: to guess would be to train on something else than what was meant.
     """
     shape = reading.shape
+    raw = as_imported(raw)
     try:
         _refuse_bytes(shape, raw, where)
         for column in shape.needs:
@@ -76,9 +78,13 @@ def _refuse_bytes(shape: Shape, raw: Mapping[str, Any], where: str) -> None:
             raise BadInput(f"{where}: `{column}` holds bytes that are not UTF-8. Expected text: convert the column.")
 
 
-def _with_ids(raw: Mapping[str, Any], prompt: str) -> dict[str, Any]:
+def _with_ids(raw: Mapping[str, Any], prompt: Prompt) -> dict[str, Any]:
     source = next((raw[name] for name in IDS if raw.get(name) not in (None, "")), None)
-    return {"prompt_id": prompt_id(prompt), "source_id": None if source is None else str(source), "prompt": prompt}
+    return {
+        "prompt_id": prompt_id(prompt),
+        "source_id": None if source is None else str(source),
+        **prompts.columns(prompt),
+    }
 
 
 def _prompt(shape: Shape, raw: Mapping[str, Any], where: str) -> Question:

@@ -16,6 +16,7 @@ from data.errors import BadInput, CorruptArtifact
 from flows import data_cli, deploy_cli, doctor_cli, evaluate_cli, quickstart_cli, reward_cli, running
 from flows.console import KEPT, Overrides, RunsDir, clear_errors, console, errors, print_rows, say
 from pco.config.run import RunConfig, load
+from pco.execution import machine
 from pco.runs import status as run_status
 from pco.runs.folder import find as _find
 from pco.runs.folder import opened
@@ -26,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    callback=machine.prepare,
     rich_markup_mode="markdown",
     help="Iterative preference optimization: generate, score, pair, train, evaluate, gate, repeat.\n\n"
     "A run is a folder under `runs/`. All that it makes lies there as Parquet, and whatever is finished is never done "
@@ -175,7 +177,7 @@ def fork(
         if (stage is None) != (number is None):
             raise BadInput("--from STAGE and --round N belong together; give both or neither.")
         origin = _find(name, runs_dir)
-        # Quoted, or YAML would read the names `on` and `7` as something else than text.
+        # Quoted, or a name in quotes would lose them rather than be refused.
         forked = _find(name, runs_dir, [f"run={json.dumps(new)}", *(overrides or [])])
         result = fork_run(origin, forked, None if stage is None or number is None else (number, stage))
         say(f"{forked.folder}: shares {len(result.shared)} stages with {origin.run}.")

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.", envvar="PCO_RUNS_DIR")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. `--set train.learning_rate=1e-5`."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a value: text where the setting is a text, else YAML, e.g. `--set train.learning_rate=1e-5`.",
+    ),
 ]
 
 KEPT = "What is finished is kept; the same command resumes."
@@ -61,7 +65,14 @@ def print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
     for i, row in enumerate(rows):
         grid = Table.grid(padding=(0, 1))
         for column, value in row.items():
-            # A list of token ids says little; its length does.
-            shown = f"<{len(value)} tokens>" if isinstance(value, list) else str(value)
-            grid.add_row(f"[dim]{column}[/]", escape(shown))
+            grid.add_row(f"[dim]{column}[/]", escape(_shown(value)))
         console.print(f"[dim]— {i} —[/]", grid, sep="\n")
+
+
+def _shown(value: object) -> str:
+    """A value as text: a conversation turn by turn; of token ids, which say little, their number."""
+    if not isinstance(value, list):
+        return str(value)
+    if value and all(isinstance(turn, dict) and "content" in turn for turn in value):
+        return "\n".join(f"[{turn.get('role')}] {turn['content']}" for turn in value)
+    return f"<{len(value)} tokens>"

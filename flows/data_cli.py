@@ -72,9 +72,10 @@ def import_(
     turns: Annotated[
         Turns,
         typer.Option(
-            help="Conversations: keep those of one question, or write all out as Human/Assistant transcripts."
+            help="Conversations: keep them as messages, keep only those of one question, or write all out as "
+            "Human/Assistant transcripts."
         ),
-    ] = "single",
+    ] = "messages",
     heldout_share: Annotated[
         float | None, typer.Option(help="Share of the prompts to hold out, e.g. 0.1; decided by the prompt alone.")
     ] = None,
@@ -160,7 +161,7 @@ def _tell(imported: Imported, cards: list[Path]) -> None:
     for reason, count in imported.dropped.items():
         say(f"  {reason}: {count:,}")
     if SEVERAL_TURNS in imported.dropped:
-        say("To keep conversations of several turns, written out as text: --turns transcript.")
+        say("To keep conversations of several turns: --turns messages; written out as text: --turns transcript.")
 
 
 @app.command()

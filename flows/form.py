@@ -95,7 +95,10 @@ def preset_file(name: str) -> Path:
 
 def sets(fields: Mapping[str, str | float], overrides: str) -> list[str]:
     """The fields of a form that are not empty, then its overrides, as of `pco run --set`."""
-    return [*(f"{key}={json.dumps(value)}" for key, value in fields.items() if value != ""), *lines(overrides)]
+    return [
+        *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in fields.items() if value != ""),
+        *lines(overrides),
+    ]
 
 
 def lines(text: str) -> list[str]:

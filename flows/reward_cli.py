@@ -55,14 +55,14 @@ def train(
 def _dry_run(config: RewardTraining) -> None:
     from pco.reward_training import pairs
 
+    private_server.check()
     say(f"Checked: {pairs.check(config).summary()}.")
     say(f"Would train a reward model into {config.folder}.")
 
 
 def _train(config: RewardTraining) -> None:
     in_terminal = console.is_terminal
-    private_server.end_orphaned_servers()
-    private_server.set_defaults(in_terminal)
+    private_server.begin(in_terminal)
     from flows.reward import train_reward
     from tasks import views
 

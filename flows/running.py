@@ -23,6 +23,7 @@ def dry_run(config: RunConfig) -> None:
     """Check config, model, prompts and environment; say what would run."""
     from pco import doctor
 
+    private_server.check()
     inputs, warnings = doctor.check(config)
     say(f"Checked: {inputs.summary()}.")
     say(f"{doctor.power(len(inputs.heldout))}.")
@@ -43,8 +44,7 @@ def _is_over(config: RunConfig) -> bool:
 
 def _run(config: RunConfig) -> None:
     in_terminal = console.is_terminal
-    private_server.end_orphaned_servers()
-    private_server.set_defaults(in_terminal)
+    private_server.begin(in_terminal)
     from flows.rounds import run_rounds
     from tasks import views
 

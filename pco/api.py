@@ -16,7 +16,7 @@ from data.errors import BadInput
 from data.store import Manifest
 from pco import report, rounds
 from pco.config import run as run_config
-from pco.config.file import overridden
+from pco.config.overrides import overridden
 from pco.config.run import RunConfig
 from pco.execution.executor import Executor, LocalExecutor
 from pco.progress import Progress
@@ -103,7 +103,7 @@ def load(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     Raises BadInput that lists every fault with its key.
     """
     if isinstance(config, Mapping):
-        return run_config.parse(overridden(dict(config), list(overrides)), source="config")
+        return run_config.parse(overridden(RunConfig, dict(config), list(overrides)), source="config")
     return run_config.load(Path(config), list(overrides))
 
 

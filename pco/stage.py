@@ -72,7 +72,8 @@ class StageSpec:
 
 
 def _rendering(config: RunConfig) -> dict[str, Any]:
-    return {"prompt_format": config.policy.prompt_format, "system": config.policy.system}
+    names = ("prompt_format", "system", "system_role", "template_date")
+    return {name: value for name, value in settings_of(config.policy).items() if name in names}
 
 
 def _engine(config: RunConfig) -> dict[str, Any]:
@@ -238,6 +239,11 @@ class Stage(Generic[Config]):
                 return f"reward · {self.name.removesuffix('_reward')}"
             case RunConfig(rounds=rounds):
                 return f"round {self.round}/{rounds} · {self.name}" if self.round else f"start · {self.name}"
+
+    @property
+    def module(self) -> str:
+        """The module whose `run` does its work."""
+        return f"{self.spec.package}.{self.name}"
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -102,7 +102,14 @@ def model(folder: Path) -> Artifact:
 
 def prompt_row(text: str, split: str = "train") -> Row:
     """A row of `prompts`."""
-    return {"split": split, "prompt_id": prompt_id(text), "source_id": None, "prompt": text, "reference": None}
+    return {
+        "split": split,
+        "prompt_id": prompt_id(text),
+        "source_id": None,
+        "prompt": text,
+        "reference": None,
+        "messages": None,
+    }
 
 
 def candidate_row(prompt: str = "p", sample: int = 0, tokens: Sequence[int] = (1, 2, 3), mode: str = "sampled") -> Row:

@@ -11,40 +11,30 @@ from pydantic import BaseModel, ValidationError
 
 from data import packaged
 from data.errors import BadInput
+from pco.config import typed
+from pco.config.overrides import overridden
 
 Config = TypeVar("Config", bound=BaseModel)
 
 
-class _NoRepeatedKeys(yaml.SafeLoader):
-    """YAML lets a later key silently replace an earlier one; in a config that is a mistake."""
+def read(kind: type[BaseModel], path: Path, overrides: list[str]) -> dict[str, Any]:
+    """The YAML file of a config of that kind with `a.b=value` overrides applied, not yet validated.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key `{key.value}` stands twice in one section", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def read(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """A YAML file with `a.b=value` overrides applied, not yet validated.
+    A value for a text is the text that stands in the file (`pco.config.typed`).
 
     Raises BadInput for what is not readable, not a mapping, or has a key twice.
     """
     try:
-        raw = yaml.load(packaged.absolute(path).read_text(encoding="utf-8"), _NoRepeatedKeys)  # noqa: S506
+        raw = typed.document(packaged.absolute(path).read_text(encoding="utf-8"), [kind])
     except FileNotFoundError:
         raise BadInput(
             f"{path}: no such config file. `package:presets/quickstart.yaml` is one that comes with pco and works."
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise BadInput(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(raw, dict):
         raise BadInput(f"{path}: expected `key: value` lines at the top level, found {type(raw).__name__}.")
-    return overridden(raw, overrides)
+    return overridden(kind, raw, overrides)
 
 
 def validated(kind: type[Config], raw: dict[str, Any], *, source: str) -> Config:
@@ -54,29 +44,6 @@ def validated(kind: type[Config], raw: dict[str, Any], *, source: str) -> Config
     except ValidationError as error:
         faults = "\n".join(f"  {_fault(kind, item)}" for item in error.errors())
         raise BadInput(f"{source}: {error.error_count()} fault(s) in the config:\n{faults}") from None
-
-
-def overridden(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """The raw config with `a.b=value` strings applied, in place; raises BadInput for one that is not of that form."""
-    for override in overrides:
-        _override(raw, override)
-    return raw
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    dotted, equals, value = override.partition("=")
-    if not equals or not dotted:
-        raise BadInput(f"--set {override}: expected key=value, e.g. --set train.learning_rate=1e-5")
-    *parents, last = dotted.split(".")
-    section = raw
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise BadInput(f"--set {override}: `{parent}` is not a section of the config.")
-    try:
-        section[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise BadInput(f"--set {override}: the value is not readable as YAML: {error}") from error
 
 
 # A user may put a key or a password where none belongs; it is not repeated.

@@ -77,7 +77,7 @@ def load(path: Path, overrides: list[str] | None = None) -> RewardTraining:
 
     Raises BadInput naming the file, the key, what was expected and, for an unknown key, the nearest known one.
     """
-    raw = config_file.read(path, overrides or [])
+    raw = config_file.read(RewardTraining, path, overrides or [])
     return _absolute(config_file.validated(RewardTraining, raw, source=str(path)))
 
 

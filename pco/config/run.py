@@ -1,5 +1,6 @@
 """The one config of a run. Every field's description is its documentation; unknown keys are refused by name."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -30,9 +31,21 @@ class Policy(Section):
     revision: str | None = None
     """Commit, tag or branch of a hub model."""
     prompt_format: Literal["raw", "chat"] = "chat"
-    """`raw` lets the model continue the prompt; `chat` renders it as a user message with the model's chat template."""
+    """`raw` lets the model continue the prompt; `chat` renders it as a user message, or the messages that it
+    is, with the model's chat template."""
     system: str | None = None
-    """System message put before every prompt (`chat` only)."""
+    """System message put before every prompt that brings none (`chat` only)."""
+    system_role: Literal["own", "merge"] = added("own")
+    """`merge` puts system messages at the beginning of the first user turn, for chat templates that refuse the role."""
+    template_date: str | None = added(None)
+    """The date that the chat template is told instead of today's, for one that writes it, such as `2026-01-31`."""
+
+    @field_validator("template_date", mode="before")
+    @classmethod
+    def _date_is_one(cls, value: object) -> object:
+        if isinstance(value, str):
+            date.fromisoformat(value)
+        return value.isoformat() if isinstance(value, date) else value  # YAML reads dates itself
 
     @model_validator(mode="after")
     def _system_needs_chat(self) -> "Policy":
@@ -43,6 +56,8 @@ class Policy(Section):
 
 class Prompts(Section):
     """JSONL or Parquet files with a `prompt` in each row and, if you like, an `id` and a `reference` (right answer).
+
+    A prompt is a text or a list of messages; docs/conversations.md.
 
     `package:quickstart/train_prompts.jsonl` names a file that comes with pco.
     """
@@ -253,7 +268,7 @@ def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
     Raises BadInput naming the file, the key, what was expected and, for an unknown key, the nearest known one.
     """
-    return parse(config_file.read(path, overrides or []), source=str(path))
+    return parse(config_file.read(RunConfig, path, overrides or []), source=str(path))
 
 
 def parse(raw: dict[str, Any], *, source: str) -> RunConfig:

@@ -5,7 +5,7 @@ from functools import partial
 
 from data.errors import BadInput, PCOError
 from pco.config.run import RunConfig
-from pco.doctor import canary, checks, resources, tokens
+from pco.doctor import canary, checks, conversations, resources, tokens
 from pco.doctor.checks import Inputs
 from pco.doctor.finding import Finding, Result
 from pco.evaluation.intervals import detectable_difference
@@ -19,6 +19,8 @@ Examination = Callable[[Inputs], Iterator[Result]]
 _QUICK: dict[str, Examination] = {
     "policy's tokens": tokens.policy,
     "reward's tokens": tokens.reward,
+    "conversations": conversations.policy,
+    "reward's conversations": conversations.reward,
     "tied weights": resources.tied_weights,
     "number formats": resources.number_formats,
     "enough prompts": resources.enough_prompts,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import files, schemas, store
+from data.prompts import asked
 from data.rows import CandidateRow, PairRow, ReferenceLogpsRow
 from pco.config.run import Replay, RunConfig
 from pco.doctor.checks import Inputs, existing_folder
@@ -95,7 +96,7 @@ def _write_rows(stage: Stage, table: str, rows: Sequence[Mapping[str, object]]) 
 
 def _training_pair(inputs: Inputs) -> PairRow:
     """A pair to train on; its content does not matter."""
-    prompt = render(inputs.tokenizer, str(inputs.train[0]["prompt"]), inputs.config.policy)
+    prompt = render(inputs.tokenizer, asked(inputs.train[0]), inputs.config.policy)
     tokens = prompt.token_ids[-_TOKENS:]
     chosen, rejected = _Text("", tokens, 0), _Text("", tokens[::-1], 1)
     return _pair(str(inputs.train[0]["prompt_id"]), prompt, chosen, rejected)

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from data import files, readers
 from data.errors import BadInput
+from data.prompts import asked
 from data.rows import UserFeedback, UserPreference
 from pco import rewards
 from pco.config.run import RunConfig
 from pco.config.train import PairwiseCringe, PythonLoss
 from pco.evaluation import lm_eval_tasks
-from pco.models import hub
+from pco.execution import machine
+from pco.models import hub, weights
 from pco.models.protocols import Tokenizer
 from pco.models.rendering import load_tokenizer, render
 from pco.training import user_loss
@@ -55,13 +57,13 @@ class Inputs:
     def preferences(self) -> list[UserPreference]:
         """The seed preferences."""
         path = self.config.prompts.preferences
-        return cast(list[UserPreference], readers.read_preferences(Path(path))) if path else []
+        return readers.read_preferences(Path(path)) if path else []
 
     @cached_property
     def feedback(self) -> list[UserFeedback]:
         """The unpaired feedback."""
         path = self.config.prompts.feedback
-        return cast(list[UserFeedback], readers.read_feedback(Path(path))) if path else []
+        return readers.read_feedback(Path(path)) if path else []
 
     @cached_property
     def model(self) -> Path:
@@ -89,8 +91,18 @@ class Inputs:
     @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each training prompt, then of each held-out one, as the policy reads them."""
+        return [length for length, _ in self._measured]
+
+    @cached_property
+    def highest_token(self) -> int:
+        """The highest token id of all prompts."""
+        return max(highest for _, highest in self._measured)
+
+    @cached_property
+    def _measured(self) -> list[tuple[int, int]]:
         rows = [*self.train, *self.heldout]
-        return [len(render(self.tokenizer, str(row["prompt"]), self.config.policy).token_ids) for row in rows]
+        tokens = (render(self.tokenizer, asked(row), self.config.policy).token_ids for row in rows)
+        return [(len(ids), max(ids, default=0)) for ids in tokens]
 
     def counted(self) -> str:
         """The number of rows of each kind."""
@@ -101,6 +113,10 @@ class Inputs:
     def summary(self) -> str:
         """One line for people."""
         return f"{self.counted()}; longest prompt {max(self.lengths)} of {self.context} tokens; model {self.model}"
+
+
+def _machine(_: Inputs) -> str:
+    return machine.check()
 
 
 def _engines(_: Inputs) -> str:
@@ -142,9 +158,9 @@ def _prompts(inputs: Inputs) -> str:
 def _leakage(inputs: Inputs) -> str:
     prompts = inputs.config.prompts
     trained = chain(inputs.train, inputs.preferences, inputs.feedback)
-    seen = {readers.prompt_key(str(row["prompt"])) for row in trained}
+    seen = {readers.prompt_key(asked(row)) for row in trained}
     for row in inputs.heldout:
-        if readers.prompt_key(str(row["prompt"])) in seen:
+        if readers.prompt_key(asked(row)) in seen:
             raise BadInput(
                 f"{prompts.heldout}: prompt {row['source_id'] or row['prompt_id']} is also trained on "
                 f"({prompts.train}, preferences or feedback; case and white space aside). Evaluation on "
@@ -179,7 +195,9 @@ def _tasks(inputs: Inputs) -> str:
 
 def _model(inputs: Inputs) -> str:
     _check_plain_logits(inputs)
+    _check_not_quantised(inputs)
     _check_k(inputs.config, inputs.shape["vocab_size"])
+    _check_embedding(inputs)
     return f"{inputs.model}: {inputs.shape['vocab_size']:,} tokens of vocabulary, {inputs.context:,} of context"
 
 
@@ -211,6 +229,28 @@ def _check_plain_logits(inputs: Inputs) -> None:
             )
 
 
+def _check_not_quantised(inputs: Inputs) -> None:
+    quantised = inputs.shape.get("quantization_config") or inputs.shape.get("compression_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise BadInput(
+            f"{inputs.model / 'config.json'}: its weights are quantised ({method}), and those cannot be trained "
+            "(`policy.model`). Name the model that they were made from; a LoRA of it (`train.lora`) saves memory."
+        )
+
+
+def _check_embedding(inputs: Inputs) -> None:
+    rows = weights.embedding_rows(inputs.model)
+    if rows is None:
+        return
+    if rows != inputs.shape["vocab_size"]:
+        raise BadInput(
+            f"{inputs.model}: config.json says `vocab_size` {inputs.shape['vocab_size']}, but its weights hold "
+            f"embeddings of {rows} tokens, and would not load (`policy.model`). Save model and config together."
+        )
+    weights.check_embedding(inputs.model, inputs.tokenizer, "policy.model")
+
+
 def _context(config: RunConfig, own: int | None) -> int:
     requested = config.engine.max_model_len
     if requested and own and requested > own:
@@ -237,6 +277,10 @@ def _lengths(inputs: Inputs) -> str:
     places = [prompts.train] * len(inputs.train) + [prompts.heldout] * len(inputs.heldout)
     for where, row, length in zip(places, [*inputs.train, *inputs.heldout], inputs.lengths, strict=True):
         _check_fits(where, row, length, room, inputs.context)
+    rows = weights.embedding_rows(inputs.model)
+    if rows is not None and inputs.highest_token >= rows:
+        token = inputs.tokenizer.decode([inputs.highest_token])
+        raise BadInput(weights.no_embedding(inputs.model, rows, f"{token!r}, which a prompt has", "policy.model"))
     for row in inputs.heldout_text:
         length = len(inputs.tokenizer(str(row["prompt"]))["input_ids"])
         if length < 2:
@@ -267,6 +311,7 @@ CHECKS: dict[str, Callable[[Inputs], str]] = {
     "tasks": _tasks,
     "model": _model,
     "lengths": _lengths,
+    "machine": _machine,
 }
 
 

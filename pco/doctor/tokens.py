@@ -11,7 +11,7 @@ from pco.config.reward import ModelReward, parts
 from pco.doctor.checks import Inputs
 from pco.doctor.finding import Result
 from pco.models.protocols import Tokenizer
-from pco.models.rendering import dialogue, render
+from pco.models.rendering import dialogue, messages_of, render
 from pco.rewards import model as reward_model
 
 _PROMPT = "Name three rivers of Europe."
@@ -101,13 +101,13 @@ def _dropped(text: str, messages: dict[str, str | None]) -> Iterator[Result]:
 def _dialogue(inputs: Inputs) -> Iterator[Result]:
     """Whether a whole dialogue begins with the prompt, and whether its answer ends with what stops the engine."""
     tokenizer, config = inputs.tokenizer, inputs.config.policy
-    system = [] if config.system is None else [{"role": "system", "content": config.system}]
-    question = [*system, {"role": "user", "content": _PROMPT}]
-    whole = dialogue(tokenizer, [*question, {"role": "assistant", "content": _PLAIN_ANSWER}])
+    question = messages_of(_PROMPT, config)
+    today = config.template_date
+    whole = dialogue(tokenizer, [*question, {"role": "assistant", "content": _PLAIN_ANSWER}], today=today)
     prompt = render(tokenizer, _PROMPT, config)
     # A template may open every answer by the end of the question (`[/INST]`); then it needs no `add_generation_prompt`.
     opened = whole[len(prompt.text) :].lstrip().startswith(_PLAIN_ANSWER)
-    if prompt.text == dialogue(tokenizer, question) and not opened:
+    if prompt.text == dialogue(tokenizer, question, today=today) and not opened:
         yield "warning", "the chat template opens no answer (`add_generation_prompt`): the policy must do so itself"
     elif _tokens(tokenizer, whole)[: len(prompt.token_ids)] != prompt.token_ids:
         yield (
@@ -154,9 +154,9 @@ def reward(inputs: Inputs) -> Iterator[Result]:
 
 def _read(config: ModelReward) -> Iterator[Result]:
     tokenizer, tokens = reward_model.reads(config, _PROMPT, _PLAIN_ANSWER)
-    text = _bare(tokenizer.decode(tokens))
+    text = bare(tokenizer.decode(tokens))
     messages = {"system message": config.system, "prompt": _PROMPT, "completion": _PLAIN_ANSWER}
-    lost = [what for what, part in messages.items() if part is not None and _bare(part) not in text]
+    lost = [what for what, part in messages.items() if part is not None and bare(part) not in text]
     if lost:
         yield (
             "fault",
@@ -167,6 +167,6 @@ def _read(config: ModelReward) -> Iterator[Result]:
         yield "ok", f"{config.model} reads prompt and completion whole, from {first!r} to {last!r}"
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """Letters and digits alone: some tokenizers lower the case or move spaces."""
     return re.sub(r"\W+", "", text.casefold())

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from data import files, store
 from data.errors import BadInput
@@ -11,7 +10,7 @@ from pco.models.sampling import GREEDY
 from pco.stage import Stage
 
 
-def alpaca_eval(config: RunConfig, evaluation: Path, generator: str) -> list[dict[str, Any]]:
+def alpaca_eval(config: RunConfig, evaluation: Path, generator: str) -> list[dict[str, str]]:
     """The greedy completions of an evaluation as AlpacaEval's `model_outputs.json` has them (arXiv 2404.04475).
 
     `instruction` is the prompt as the user wrote it, `generator` the name of the policy.
@@ -26,7 +25,7 @@ def alpaca_eval(config: RunConfig, evaluation: Path, generator: str) -> list[dic
     ]
 
 
-def write(path: Path, outputs: list[dict[str, Any]]) -> None:
+def write(path: Path, outputs: list[dict[str, str]]) -> None:
     """Write the JSON file that the public evaluator is given.
 
     Raises BadInput when there is something already.

@@ -37,7 +37,7 @@ def main() -> None:
         if stage.spec.distributed and "RANK" not in os.environ:
             _become_deepspeed_launcher(path, stage.config.train.processes)
         # Its imports are heavy and belong to this kind of process alone.
-        import_module(f"{stage.spec.package}.{stage.name}").run(stage)
+        import_module(stage.module).run(stage)
     except PCOError as error:
         _fail(error)
     except Exception as error:

@@ -1,13 +1,13 @@
 """What this project uses of a Hugging Face tokenizer, config and model, as types."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from data.rows import Message
+
 if TYPE_CHECKING:
     import torch
-
-Message = Mapping[str, str]  # role and content
 
 
 class AddedToken(Protocol):
@@ -20,7 +20,7 @@ class Tokenizer(Protocol):
     """Text to token ids and back; without a chat template `chat_template` is None."""
 
     name_or_path: str
-    chat_template: str | None
+    chat_template: str | dict[str, str] | None  # several by their names
     model_max_length: int
     bos_token: str | None
     bos_token_id: int | None
@@ -37,7 +37,13 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...
 
     def apply_chat_template(
-        self, conversation: Sequence[Message], *, tokenize: Literal[False], add_generation_prompt: bool = False
+        self,
+        conversation: Sequence[Message],
+        *,
+        tokenize: Literal[False],
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        **of_template: Callable[[str], str],
     ) -> str: ...
 
     def save_pretrained(self, save_directory: Path) -> object: ...

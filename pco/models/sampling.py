@@ -1,5 +1,6 @@
 """Requests to the engine for a prompt, and a completion as a row of `candidates`."""
 
+from data.prompts import asked
 from data.rows import CandidateRow, PromptRow
 from pco.config.run import RunConfig
 from pco.models.engine import Completion, Request
@@ -12,7 +13,7 @@ GREEDY, SAMPLED = "greedy", "sampled"  # the modes of a completion
 
 def sampled(row: PromptRow, tokenizer: Tokenizer, config: RunConfig, salt: object, n: int) -> list[Request]:
     """N sampled completions of a prompt, each with a seed of its own (one seed for all would give n equal ones)."""
-    rendered = render(tokenizer, row["prompt"], config.policy)
+    rendered = render(tokenizer, asked(row), config.policy)
     prompt_id = row["prompt_id"]
     return [Request(prompt_id, i, rendered, seed_of(config.seed, salt, prompt_id, i)) for i in range(n)]
 

@@ -4,7 +4,11 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from data.errors import BadInput
+
+INDEX = "model.safetensors.index.json"
 _LONGEST_HEADER = 100 * 2**20  # as the format allows
 
 
@@ -31,10 +35,46 @@ def tensors(model: Path) -> dict[str, Tensor]:
     return by_name
 
 
+# What most families call the table of their tokens' embeddings, after the name of the part that holds it.
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
+
+
+def embedding_rows(model: Path) -> int | None:
+    """How many tokens the weights hold an embedding of; None where no tensor has a name known for it."""
+    for name, tensor in sorted(tensors(model).items()):
+        if name.endswith(tuple(f"{known}.weight" for known in _EMBEDDINGS)) and len(tensor.shape) == 2:
+            return tensor.shape[0]
+    return None
+
+
+def check_embedding(model: Path, tokenizer: Any, key: str) -> None:
+    """Raise BadInput where the tokenizer may write a token that the weights have no embedding of.
+
+    A special token that plays no part (a placeholder for pictures, say) is none that text has.
+    """
+    if (rows := embedding_rows(model)) is None:
+        return
+    roles = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    idle = set(tokenizer.all_special_ids) - roles
+    idle |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special} - roles
+    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= rows}
+    if lost := sorted(set(beyond) - idle):
+        raise BadInput(no_embedding(model, rows, f"{beyond[lost[0]]!r} ({lost[0]})", key))
+
+
+def no_embedding(model: Path, rows: int, token: str, key: str) -> str:
+    """What to say of a token beyond the embeddings."""
+    return (
+        f"{model}: its tokenizer has the token {token}, but its weights hold embeddings of {rows} tokens alone "
+        f"(`{key}`). After tokens are added call `model.resize_token_embeddings(len(tokenizer))`, train what is new, "
+        "and save model and tokenizer; or take the tokenizer that the weights came with."
+    )
+
+
 def _weight_files(model: Path) -> list[Path]:
     """The files that the index names. The same weights may lie beside them under other names (`consolidated`)."""
     try:
-        index = json.loads((model / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        index = json.loads((model / INDEX).read_text(encoding="utf-8"))
         return [model / name for name in sorted(set(index["weight_map"].values()))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # there is no index, or it is damaged
         return sorted(model.glob("*.safetensors"))

@@ -6,6 +6,7 @@ from typing import Any
 
 from data import store
 from data.errors import BadInput, CorruptArtifact
+from data.rows import DecisionRow, PromptRow
 from data.store import Manifest
 from pco import rounds
 from pco.config.run import RunConfig
@@ -14,6 +15,7 @@ from pco.evaluation.gate import RuleResult
 from pco.evaluation.rows import EvaluationRow
 from pco.report import intervals, samples, timings
 from pco.report.numbers import Funnel, GateReport, HeldoutChanges, Outcome, RoundReport, RunReport, StageReport, Status
+from pco.report.samples import Prompts
 from pco.runs.status import RunState, StageState
 from pco.stage import Stage, StageName
 
@@ -37,7 +39,8 @@ def run_report(config: RunConfig) -> RunReport:
         raise BadInput(
             f"{config.folder}: nothing to report: no stage of this run is finished yet. Resume the run, then ask again."
         )
-    prompts = _prompts(config)
+    prompt_rows: list[PromptRow] = _rows(config, 0, "prepare", "prompts")
+    prompts = {row["prompt_id"]: row for row in prompt_rows}
     reports = [_round(config, number, prompts) for number in range(config.rounds + 1)]
     return RunReport(
         config=config,
@@ -85,11 +88,11 @@ def _manifest(config: RunConfig, number: int, name: StageName) -> Manifest | Non
     return store.read_manifest(_folder(config, number, name))
 
 
-def _rows(config: RunConfig, number: int, name: StageName, table: str) -> list[dict[str, Any]]:
+def _rows(config: RunConfig, number: int, name: StageName, table: str) -> list[Any]:
     """A finished stage's rows; none if it is not finished."""
     if _manifest(config, number, name) is None:
         return []
-    rows: list[dict[str, Any]] = store.read_table(_folder(config, number, name), table).to_pylist()
+    rows: list[Any] = store.read_table(_folder(config, number, name), table).to_pylist()
     return rows
 
 
@@ -98,11 +101,7 @@ def _evaluation(config: RunConfig, number: int) -> list[EvaluationRow]:
     return metrics.read(_folder(config, number, "evaluate")) if finished else []
 
 
-def _prompts(config: RunConfig) -> dict[str, dict[str, Any]]:
-    return {row["prompt_id"]: row for row in _rows(config, 0, "prepare", "prompts")}
-
-
-def _round(config: RunConfig, number: int, prompts: dict[str, dict[str, Any]]) -> RoundReport:
+def _round(config: RunConfig, number: int, prompts: Prompts) -> RoundReport:
     rows = _evaluation(config, number)
     summary = metrics.summarise(rows) if rows else None
     if number == 0:
@@ -122,9 +121,8 @@ def _round(config: RunConfig, number: int, prompts: dict[str, dict[str, Any]]) -
 
 
 def _decision(config: RunConfig, number: int) -> GateReport | None:
-    rows = _rows(config, number, "decide", "decisions")
-    columns = ("rule", "value", "bound", "passed", "reason")
-    results = [RuleResult(**{column: row[column] for column in columns}) for row in rows]
+    rows: list[DecisionRow] = _rows(config, number, "decide", "decisions")
+    results = [RuleResult(row["rule"], row["value"], row["bound"], row["passed"], row["reason"]) for row in rows]
     return GateReport(rows[0]["promoted"], results) if rows else None
 
 
@@ -148,9 +146,7 @@ def _funnel(config: RunConfig, number: int) -> Funnel | None:
     )
 
 
-def _changes(
-    config: RunConfig, rounds: Sequence[RoundReport], prompts: dict[str, dict[str, Any]]
-) -> HeldoutChanges | None:
+def _changes(config: RunConfig, rounds: Sequence[RoundReport], prompts: Prompts) -> HeldoutChanges | None:
     """From the start to the policy promoted last, or else to the one evaluated last."""
     evaluated = [report.number for report in rounds if report.summary is not None]
     if len(evaluated) < 2 or evaluated[0] != 0:

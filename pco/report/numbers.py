@@ -1,7 +1,8 @@
 """The numbers of a report, apart from how they are shown. HTML and Markdown both read these and compute none."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from data.store import Manifest
 from pco.config.run import RunConfig
@@ -93,7 +94,7 @@ class RoundReport:
     decision: GateReport | None = None
     funnel: Funnel | None = None
     pairs: PairStatistics | None = None
-    train_log: list[dict[str, Any]] = field(default_factory=list)
+    train_log: Sequence[Mapping[str, float | None]] = ()
 
     @property
     def name(self) -> str:

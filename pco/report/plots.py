@@ -203,13 +203,13 @@ def calibration(bins: Sequence[Bin]) -> Plot:
     return _plot("Calibration", caption, draw)
 
 
-def learning(log: Sequence[Mapping[str, Any]]) -> list[Plot]:
+def learning(log: Sequence[Mapping[str, float]]) -> list[Plot]:
     """The training curves of a reward model."""
     panels = (("loss", "Loss", "Per training pair."), ("accuracy", "Accuracy", "Share of each step's pairs."))
     return [_plot(title, caption, _steps(log, column)) for column, title, caption in panels]
 
 
-def _steps(log: Sequence[Mapping[str, Any]], column: str) -> Draw:
+def _steps(log: Sequence[Mapping[str, float]], column: str) -> Draw:
     def draw(axes: Axes) -> None:
         axes.plot([row["step"] + 1 for row in log], [row[column] for row in log], color=_SERIES[0], linewidth=1)
         axes.set_xlabel("optimizer step")
@@ -280,8 +280,9 @@ def _curves(report: RunReport, column: str, level: float | None) -> Draw:
 
     def draw(axes: Axes) -> None:
         for policy, colour in zip(trained, colours, strict=True):
-            steps = [row["step"] + 1 for row in policy.train_log]
-            axes.plot(steps, [row[column] for row in policy.train_log], color=colour, label=policy.name, marker=".")
+            steps = np.array([row["step"] for row in policy.train_log], dtype=float) + 1
+            values = np.array([row[column] for row in policy.train_log], dtype=float)  # nan where a step has none
+            axes.plot(steps, values, color=colour, label=policy.name, marker=".")
         if level is not None:
             axes.axhline(level, color=_BOUND, linestyle="--", linewidth=1.2, label=f"b = {level:g}")
         axes.set_xlabel("optimizer step")
@@ -292,7 +293,7 @@ def _curves(report: RunReport, column: str, level: float | None) -> Draw:
     return draw
 
 
-def _colours(number: int) -> list[Any]:
+def _colours(number: int) -> list[str | tuple[float, float, float, float]]:
     """The fixed ones while they last, else a scale from the first round to the last."""
     if number <= len(_SERIES):
         return list(_SERIES[:number])

@@ -1,8 +1,8 @@
 """The report of a reward training: one HTML page, and the same numbers as Markdown."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -21,7 +21,7 @@ class RewardReport:
 
     config: RewardTraining
     measured: Measured
-    log: list[dict[str, Any]]
+    log: list[Mapping[str, float]]
     stages: list[store.Manifest]
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import TypedDict
 
 from data import schemas, store
-from data.rows import RewardTestRow
+from data.rows import Message, RewardTestRow
 from pco import progress, rewards
 from pco.config.reward import ModelReward
 from pco.config.reward_training import RewardTraining
@@ -13,6 +13,7 @@ from pco.reward_training import accuracy
 from pco.reward_training.order import verified
 from pco.reward_training.pairs import HELDOUT
 from pco.rewards import Reward, Score
+from pco.rewards.scores import Candidate
 from pco.stage import Shard, Stage
 
 _SHARD_PAIRS = 256
@@ -28,6 +29,7 @@ class _HeldoutPair(TypedDict):
     rejected: str
     chosen_length: int
     rejected_length: int
+    messages: list[Message] | None
 
 
 def run(stage: Stage[RewardTraining]) -> store.Manifest:
@@ -61,7 +63,7 @@ def _compared(rows: list[_HeldoutPair], reward: Reward) -> Shard:
     dropped: Counter[str] = Counter()
     tested: list[RewardTestRow] = []
     for row in rows:
-        chosen, rejected = scores[row["prompt"], row["chosen"]], scores[row["prompt"], row["rejected"]]
+        chosen, rejected = scores[row["prompt_id"], row["chosen"]], scores[row["prompt_id"], row["rejected"]]
         reason = chosen.dropped or rejected.dropped
         if reason:
             dropped[reason] += 1
@@ -80,9 +82,13 @@ def _compared(rows: list[_HeldoutPair], reward: Reward) -> Shard:
 
 
 def _scores(rows: list[_HeldoutPair], reward: Reward) -> dict[tuple[str, str], Score]:
-    """The score of each text by prompt and text; a text of several pairs is scored once."""
-    texts: dict[tuple[str, str], None] = {}  # in order
+    """The score of each text by its prompt's id and itself; a text of several pairs is scored once."""
+    texts: dict[tuple[str, str], Candidate] = {}  # in order
     for row in rows:
-        texts |= {(row["prompt"], row["chosen"]): None, (row["prompt"], row["rejected"]): None}
-    scores = reward.score([{"source_prompt": prompt, "completion": completion} for prompt, completion in texts])
-    return dict(zip(texts, scores, strict=True))
+        for completion in (row["chosen"], row["rejected"]):
+            texts[row["prompt_id"], completion] = {
+                "source_prompt": row["prompt"],
+                "messages": row["messages"],
+                "completion": completion,
+            }
+    return dict(zip(texts, reward.score(list(texts.values())), strict=True))

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import cast
 
 from data.errors import BadInput
 from data.importing import is_heldout
+from data.prompts import asked
 from data.readers import prompt_key, read_preferences
 from data.rows import RewardPairRow, UserPreference
 from pco.config.reward import ModelReward
@@ -41,7 +41,7 @@ class Inputs:
 
 def prompts(rows: Iterable[RewardPairRow | UserPreference]) -> set[bytes]:
     """The different prompts, case and white space aside."""
-    return {prompt_key(row["prompt"]) for row in rows}
+    return {prompt_key(asked(row)) for row in rows}
 
 
 def check(config: RewardTraining, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Inputs:
@@ -112,14 +112,14 @@ def _split(config: RewardTraining) -> tuple[list[UserPreference], list[UserPrefe
     else:
         trained, heldout = [], []
         for row in rows:
-            side = heldout if is_heldout(prompt_key(row["prompt"]), config.heldout_share) else trained
+            side = heldout if is_heldout(prompt_key(asked(row)), config.heldout_share) else trained
             side.append(row)
         _check_sides(config, rows, trained, heldout)
     return trained, sorted(heldout, key=lambda row: row["prompt_id"])
 
 
 def _preferences(path: str) -> list[UserPreference]:
-    return cast(list[UserPreference], read_preferences(Path(path)))
+    return read_preferences(Path(path))
 
 
 def _check_leakage(config: RewardTraining, trained: list[UserPreference], heldout: list[UserPreference]) -> None:
@@ -162,7 +162,8 @@ class _Reader:
 
     def __init__(self, tokenizer: Tokenizer, folder: str) -> None:
         scored = ModelReward(model=folder)  # as a run will score with the trained model
-        self._text = cache(lambda prompt, completion: model.rendered(tokenizer, prompt, completion, scored))
+        self._tokens = partial(model.rendered, tokenizer, config=scored)
+        self._texts: dict[tuple[str, str], list[int]] = {}
         self._length = cache(lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]))
 
     def pair(self, split: str, row: UserPreference) -> RewardPairRow:
@@ -170,8 +171,14 @@ class _Reader:
         return {
             **row,
             "split": split,
-            "chosen_token_ids": self._text(row["prompt"], row["chosen"]),
-            "rejected_token_ids": self._text(row["prompt"], row["rejected"]),
+            "chosen_token_ids": self._text(row, row["chosen"]),
+            "rejected_token_ids": self._text(row, row["rejected"]),
             "chosen_length": self._length(row["chosen"]),
             "rejected_length": self._length(row["rejected"]),
         }
+
+    def _text(self, row: UserPreference, completion: str) -> list[int]:
+        key = row["prompt_id"], completion
+        if key not in self._texts:
+            self._texts[key] = self._tokens(asked(row), completion)
+        return self._texts[key]

@@ -1,6 +1,7 @@
 """An OpenAI-compatible endpoint (`/chat/completions`): concurrent requests, with retries where they can help."""
 
 import asyncio
+import ipaddress
 import os
 import random
 import time
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from data.errors import BadInput, PCOError, StageFailed
 from pco.config.reward import JudgeReward
@@ -104,6 +106,8 @@ async def _ask_all(
         "limits": httpx.Limits(max_connections=config.concurrency),
         "timeout": config.timeout_s,  # of each step; `_ask_once` applies it to the whole request
     }
+    if _is_loopback(config.base_url):  # whatever proxy the environment names
+        settings["mounts"] = {f"all://{urlsplit(config.base_url).netloc}": None}
     async with httpx.AsyncClient(**settings) as client, asyncio.TaskGroup() as group:
 
         async def ask_when_free(question: str) -> None:
@@ -204,6 +208,14 @@ def _retry_after(value: str | None) -> float | None:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return None
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _key(config: JudgeReward) -> str | None:

@@ -6,7 +6,7 @@ from typing import TypedDict, cast
 
 from data import store
 from data.errors import BadInput, CorruptArtifact
-from data.rows import CandidateRow, PromptRow
+from data.rows import CandidateRow, Message, PromptRow
 from pco.config.reward import JudgeReward, Single, parts
 from pco.rewards import content
 from pco.rewards.loading import reads_prompts
@@ -19,6 +19,7 @@ class _Prompt(TypedDict):
 
     prompt: str | None
     reference: str | None
+    messages: list[Message] | None
 
 
 def inputs(stage: Stage) -> dict[str, Artifact]:
@@ -81,7 +82,8 @@ def score_rows(reward: Reward, stage: Stage, rows: Sequence[Mapping[str, object]
     """One score for each row of `candidates`, in order.
 
     For a reward that reads prompts, more columns are added: `source_prompt`, the prompt as it is in the user's file
-    (`prompt` is rendered for the policy), and its `reference`, which may be None. In an evaluation, a judge that
+    (`prompt` is rendered for the policy), its `messages`, None unless it is a conversation, which `source_prompt` then
+    has as a dialogue, and its `reference`, which may be None. In an evaluation, a judge that
     compares candidates also gets `baseline`: the starting policy's completion of the same prompt, mode and sample. The
     candidates of an evaluation are all of one policy, so their wins over each other would not measure the policy.
     """
@@ -100,12 +102,20 @@ def _prompts(prepared: Artifact) -> dict[str, _Prompt]:
     """The run's frozen prompts by their id, with those of the seed preferences."""
     by_id: dict[str, _Prompt] = {}
     if store.has_table(prepared.folder, "preferences"):
-        seeds = store.read_table(prepared.folder, "preferences").select(["prompt_id", "source_prompt"])
+        seeds = store.read_table(prepared.folder, "preferences").select(["prompt_id", "source_prompt", "messages"])
         for seed in seeds.to_pylist():
-            by_id[seed["prompt_id"]] = {"prompt": seed["source_prompt"], "reference": None}
+            by_id[seed["prompt_id"]] = {
+                "prompt": seed["source_prompt"],
+                "reference": None,
+                "messages": seed["messages"],
+            }
     rows: list[PromptRow] = store.read_table(prepared.folder, "prompts").to_pylist()
     for row in rows:
-        by_id[row["prompt_id"]] = {"prompt": row["prompt"], "reference": row["reference"]}
+        by_id[row["prompt_id"]] = {
+            "prompt": row["prompt"],
+            "reference": row["reference"],
+            "messages": row["messages"],
+        }
     return by_id
 
 
@@ -128,4 +138,9 @@ def _with_prompt(candidate: Candidate, prompt: _Prompt) -> Candidate:
             "the file, and the reward reads them. Prepare it again with `pco resume RUN --from prepare --round 0`, or "
             "fork it with --set replay.rescore=false."
         )
-    return {**candidate, "source_prompt": prompt["prompt"], "reference": prompt["reference"]}
+    return {
+        **candidate,
+        "source_prompt": prompt["prompt"],
+        "messages": prompt["messages"],
+        "reference": prompt["reference"],
+    }

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from data import prompts
 from data.errors import BadInput
+from data.prompts import Prompt
+from data.rows import Message
 from pco.config.reward import ModelReward
-from pco.models import hub
+from pco.models import hub, weights
 from pco.models.protocols import Classifier, ModelConfig, Tokenizer
-from pco.models.rendering import load_tokenizer
+from pco.models.rendering import dialogue, load_tokenizer
 from pco.rewards import pooling
-from pco.rewards.scores import Candidates, Score, Scorer
+from pco.rewards.scores import Candidate, Candidates, Score, Scorer
 
 TOO_LONG = "too long for the reward model"
 
@@ -45,6 +48,8 @@ def check(config: ModelReward) -> None:
     """
     path = folder(config)
     settings, tokenizer = _checked_settings(path), _checked_tokenizer(path, config)
+    _check_head(path, settings)
+    weights.check_embedding(path, tokenizer, "reward.model")
     if config.backend == "vllm":
         _check_pooling(path, settings, longest_text(settings, tokenizer, config), config)
 
@@ -70,6 +75,24 @@ def _checked_settings(path: Path) -> ModelConfig:
     return settings
 
 
+def _check_head(path: Path, settings: ModelConfig) -> None:
+    """The weights of the head, told by the headers: a model saved without them would get random ones."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        with torch.device("meta"):  # takes no memory
+            model = AutoModelForSequenceClassification.from_config(settings)
+    except ValueError as error:
+        raise BadInput(f"{path / 'config.json'}: not the config of a known sequence classifier ({error}).") from error
+    head = [name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")]
+    if missing := sorted(set(head) - set(weights.tensors(path))):
+        raise BadInput(
+            f"{path}: its weights lack its head ({', '.join(missing[:3])}), so its rewards would be random "
+            "(`reward.model`). Save the whole sequence classifier, not its body; to train a head: `pco reward train`."
+        )
+
+
 def _check_pooling(path: Path, settings: ModelConfig, limit: int, config: ModelReward) -> None:
     reason = pooling.why_not(path, settings, limit, config)
     if reason is not None:
@@ -84,7 +107,7 @@ def _checked_tokenizer(path: Path, config: ModelReward) -> Tokenizer:
     return tokenizer
 
 
-def reads(config: ModelReward, prompt: str, completion: str) -> tuple[Tokenizer, Tokens]:
+def reads(config: ModelReward, prompt: Prompt, completion: str) -> tuple[Tokenizer, Tokens]:
     """The reward model's tokenizer, and the tokens that it reads of a prompt and a completion.
 
     Raises BadInput.
@@ -149,12 +172,16 @@ def longest_text(settings: ModelConfig, tokenizer: Tokenizer, config: ModelRewar
 
 
 def _score(loaded: _Loaded, candidates: Candidates) -> list[Score]:
-    texts = [rendered(loaded.tokenizer, row["source_prompt"], row["completion"], loaded.config) for row in candidates]
+    texts = [rendered(loaded.tokenizer, _asked(row), row["completion"], loaded.config) for row in candidates]
     readable = [i for i, text in enumerate(texts) if len(text) <= loaded.limit]
     scores = [Score(math.nan, why_none=TOO_LONG)] * len(texts)
     for i, value in zip(readable, _values(loaded, [texts[i] for i in readable]), strict=True):
         scores[i] = Score(value)
     return scores
+
+
+def _asked(row: Candidate) -> Prompt:
+    return row.get("messages") or row["source_prompt"]
 
 
 def _values(loaded: _Loaded, texts: list[Tokens]) -> list[float]:
@@ -207,15 +234,24 @@ def _forward(model: Classifier, texts: list[Tokens], pad: int) -> list[float]:
     return [float(value) for value in logits.float().squeeze(-1).tolist()]
 
 
-def rendered(tokenizer: Tokenizer, prompt: str, completion: str, config: ModelReward) -> Tokens:
+def rendered(tokenizer: Tokenizer, prompt: Prompt, completion: str, config: ModelReward) -> Tokens:
     """Prompt and completion as the tokens that the reward model reads, in training as in scoring.
 
     A chat template writes its own special tokens, so none are added to it; without one, prompt and completion are
     joined as plain text with the special tokens that the tokenizer puts around any text. A text that does not end in a
     special token (white space after it aside) gets the end-of-text token.
+
+    Raises BadInput for a conversation without a chat template, and where the template refuses it.
     """
     if tokenizer.chat_template:
-        tokens = _chat(tokenizer, prompt, completion, config.system)
+        messages = prompts.as_messages(prompt, config.system)
+        tokens = _chat(tokenizer, [*messages, {"role": "assistant", "content": completion}])
+    elif not isinstance(prompt, str):
+        raise BadInput(
+            f"{tokenizer.name_or_path}: its tokenizer has no chat template, so it cannot read a prompt of "
+            f"{len(prompt)} messages (`reward.model`). Give the reward model's tokenizer its template, or import the "
+            "prompts with `pco data import --turns single`."
+        )
     else:
         tokens = list(tokenizer(prompt + completion, truncation=False, verbose=False)["input_ids"])
     while tokenizer.bos_token_id is not None and tokens[:2] == [tokenizer.bos_token_id] * 2:
@@ -225,20 +261,8 @@ def rendered(tokenizer: Tokenizer, prompt: str, completion: str, config: ModelRe
     return tokens
 
 
-def _chat(tokenizer: Tokenizer, prompt: str, completion: str, system: str | None) -> Tokens:
-    from jinja2 import TemplateError
-
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except TemplateError as error:
-        roles = [message["role"] for message in messages]
-        raise BadInput(
-            f"{tokenizer.name_or_path}: its chat template refused a dialogue of {roles} ({error}). "
-            "Leave `reward.system` out, or correct the template."
-        ) from error
+def _chat(tokenizer: Tokenizer, messages: list[Message]) -> Tokens:
+    text = dialogue(tokenizer, messages, system="reward.system")
     return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
 

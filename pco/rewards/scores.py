@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+from data.rows import Message
 from pco.config.reward import RewardConfig
 
 
 class Candidate(TypedDict, total=False):
-    """What a reward may read of a completion: the columns of `candidates`, and three that `score_rows` adds.
+    """What a reward may read of a completion: the columns of `candidates`, and four that `score_rows` adds.
 
     Not every row has every column. A replayed pair does not say how its texts were sampled: those columns are None.
     """
@@ -27,6 +28,7 @@ class Candidate(TypedDict, total=False):
     seed: int | None
     policy: str
     source_prompt: str
+    messages: list[Message] | None
     reference: str | None
     baseline: str
 

@@ -15,7 +15,8 @@ import yaml
 
 from data import files
 from data.errors import BadInput, RunConflict
-from pco.config.file import overridden, validated
+from pco.config.file import validated
+from pco.config.overrides import overridden
 from pco.config.reward import settings
 from pco.config.reward_training import RewardTraining
 from pco.config.run import RunConfig, parse
@@ -218,7 +219,7 @@ def read_config(folder: Path, overrides: list[str] | None = None) -> RunConfig:
     raw = _raw(folder)
     if _is_reward_training(raw):
         raise BadInput(f"{folder}: is a reward training, not a run of rounds: `pco reward train {folder / CONFIG}`.")
-    return parse(overridden(raw, overrides or []), source=str(folder / CONFIG))
+    return parse(overridden(RunConfig, raw, overrides or []), source=str(folder / CONFIG))
 
 
 def is_reward_training(folder: Path) -> bool:

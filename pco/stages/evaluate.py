@@ -9,6 +9,7 @@ from typing import Any
 
 from data import schemas, store
 from data.errors import BadInput
+from data.prompts import asked
 from data.rows import CandidateRow, EvaluationRow
 from pco import progress, rewards
 from pco.config.reward import ExactAnswerReward, RewardConfig, parts
@@ -179,7 +180,7 @@ def _shards(stage: Stage, tokenizer: Tokenizer) -> list[Sequence[Request]]:
     config, samples = stage.config, stage.config.evaluate.samples
     requests: list[Request] = []
     for row in read_prompts(stage, "heldout"):
-        rendered = render(tokenizer, row["prompt"], config.policy)
+        rendered = render(tokenizer, asked(row), config.policy)
         requests.append(Request(row["prompt_id"], _GREEDY_SAMPLE, rendered, 0, greedy=True))
         requests += sampled(row, tokenizer, config, "heldout", samples)
     return in_shards(requests, config.generate.shard_size * (1 + samples))

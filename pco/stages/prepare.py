@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from data import files, schemas, store
+from data.prompts import asked
 from data.rows import FeedbackRow, PreferenceRow
 from pco import doctor
 from pco.config.run import RunConfig
@@ -22,7 +23,7 @@ def run(stage: Stage) -> store.Manifest:
         print(f"warning: {warning.name}: {warning.message}.", flush=True)
     print(f"{doctor.power(len(inputs.heldout))}.", flush=True)
     splits = {"train": inputs.train, "heldout": inputs.heldout, "text": inputs.heldout_text}
-    rows: list[dict[str, str | None]] = []
+    rows: list[dict[str, object]] = []
     for split, split_rows in splits.items():
         rows += [{"split": split, **row} for row in split_rows]
     store.write_part(stage.folder, "prompts", 0, schemas.build("prompts", rows), stage.fingerprint)
@@ -50,7 +51,7 @@ def _preferences(inputs: checks.Inputs, stage: Stage) -> list[PreferenceRow]:
     tokenizer = load_tokenizer(inputs.model)
     rows: list[PreferenceRow] = []
     for i, row in enumerate(inputs.preferences):
-        rendered = render(tokenizer, row["prompt"], stage.config.policy)
+        rendered = render(tokenizer, asked(row), stage.config.policy)
         rows.append(
             {
                 "prompt_id": row["prompt_id"],
@@ -66,6 +67,7 @@ def _preferences(inputs: checks.Inputs, stage: Stage) -> list[PreferenceRow]:
                 "chosen_reward": None,
                 "rejected_reward": None,
                 "policy": stage.inputs["preferences"].fingerprint,
+                "messages": row["messages"],
             }
         )
     return rows
@@ -75,7 +77,7 @@ def _feedback(inputs: checks.Inputs, config: RunConfig) -> list[FeedbackRow]:
     tokenizer = load_tokenizer(inputs.model)
     rows: list[FeedbackRow] = []
     for row in inputs.feedback:
-        rendered = render(tokenizer, row["prompt"], config.policy)
+        rendered = render(tokenizer, asked(row), config.policy)
         tokens = written(tokenizer, row["completion"])
         rows.append({**row, "prompt": rendered.text, "prompt_token_ids": rendered.token_ids, "token_ids": tokens})
     return rows

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from data import files, store
-from data.errors import BadInput
+from data.errors import BadInput, StageFailed
 from pco import progress
 from pco.config.train import LoRA, Training
 from pco.models.rendering import load_tokenizer
@@ -246,7 +246,11 @@ def save(state: dict[str, torch.Tensor], fresh: Any, tokenizer: Path, folder: Pa
     """
     missing, unexpected = fresh.load_state_dict(state, strict=False)
     lost = set(missing) & {name for name, _ in fresh.named_parameters()}
-    assert not lost and not unexpected, (lost, unexpected)
+    if lost or unexpected:
+        raise StageFailed(
+            f"{folder}: not saved, because the trained weights are not the model's: without {sorted(lost)[:3]}, with "
+            f"{sorted(unexpected)[:3]} besides. This is a fault of the program; please report it with the model's name."
+        )
     merged = fresh.merge_and_unload() if hasattr(fresh, "merge_and_unload") else fresh
     with files.atomic_folder(folder) as temporary:
         _save_weights(merged, temporary)

@@ -85,6 +85,20 @@ def test_conversations_written_out_are_the_transcripts_that_came(turns: list[str
         assert pair["prompt"] + pair["rejected"] == hh(*rejected)
 
 
+@given(turns=st.lists(texts, min_size=4, max_size=8).filter(lambda turns: len(turns) % 2 == 0), system=texts)
+def test_the_messages_of_a_conversation_are_the_turns_that_came(turns: list[str], system: str) -> None:
+    asked, rejected = said(*turns[:-1], system=system), "R" + turns[-1]
+    for row in (
+        {"chosen": said(*turns, system=system), "rejected": said(*turns[:-1], rejected, system=system)},
+        {"chosen": said(*turns), "rejected": said(*turns[:-1], rejected), "system": system},
+        {"prompt": asked, "chosen": said("", turns[-1])[1:], "rejected": said("", rejected)[1:]},
+        {"prompt": json.dumps(asked), "chosen": said("", turns[-1])[1:], "rejected": said("", rejected)[1:]},
+    ):
+        (pair,) = extracted("preferences", row)
+        assert isinstance(pair, dict)
+        assert (pair["messages"], pair["chosen"], pair["rejected"]) == (asked, turns[-1], rejected)
+
+
 @given(chosen=texts, rejected=texts)
 def test_without_turns_no_prompt_is_ever_cut_out_of_two_texts(chosen: str, rejected: str) -> None:
     (row,) = extracted("preferences", {"chosen": chosen, "rejected": rejected})

@@ -77,7 +77,7 @@ PROMPT_SHAPES: dict[str, tuple[Row, str]] = {
 def test_prompts_of_every_shape_come_out_as_prompts(tmp_path: Path, shape: str) -> None:
     row, prompt = PROMPT_SHAPES[shape]
     _, rows = imported(tmp_path, [{**row, "id": 7}], "prompts")
-    assert rows == [{"prompt_id": prompt_id(prompt), "source_id": "7", "prompt": prompt}]
+    assert rows == [{"prompt_id": prompt_id(prompt), "source_id": "7", "prompt": prompt, "messages": None}]
 
 
 NAMED = {"generator_1": "one", "generator_2": "two"}  # AlpacaEval's own columns, whose coding is documented
@@ -170,6 +170,48 @@ def test_a_row_without_the_mapped_column_does_not_fall_back_on_a_column_of_that_
 CHAT = [user("Hi"), assistant("Hello"), user(QUESTION)]
 
 
+def test_conversations_of_several_turns_are_kept_as_messages(tmp_path: Path) -> None:
+    rows = [PAIR_SHAPES["hh-rlhf"], {"chosen": [*CHAT, assistant(BETTER)], "rejected": [*CHAT, assistant(WORSE)]}]
+    done, kept = imported(tmp_path, rows, "preferences")
+    assert done.dropped == {}
+    assert [row["messages"] for row in kept] == [None, CHAT]
+    assert [(row["chosen"], row["rejected"]) for row in kept] == [(BETTER, WORSE)] * 2
+    assert [row["prompt"] for row in kept] == [QUESTION, f"User: Hi\n\nAssistant: Hello\n\nUser: {QUESTION}"]
+    assert kept[1]["prompt_id"] == prompt_id(kept[1]["messages"])
+
+
+def test_what_an_import_wrote_is_imported_again_as_it_is_and_read_by_a_run(tmp_path: Path) -> None:
+    rows = [{"prompt": CHAT}, {"prompt": QUESTION}, {"messages": [user("a")], "prompt": "a"}]
+    _, kept = imported(tmp_path, rows, "prompts")
+    done = import_data(Request(str(tmp_path / "out.parquet"), "prompts", tmp_path / "again.parquet"))
+    assert done.dropped == {}
+    assert pq.read_table(tmp_path / "again.parquet").to_pylist() == [
+        {**row, "source_id": row["prompt_id"]} for row in kept
+    ]
+    read = read_jsonl(tmp_path / "out.parquet", key="prompt")
+    assert [(row["prompt_id"], row["messages"]) for row in read] == [
+        (row["prompt_id"], row["messages"]) for row in kept
+    ]
+
+
+def test_sides_that_differ_before_their_answer_are_dropped_and_counted(tmp_path: Path) -> None:
+    other = [*CHAT[:-1], user("Another?")]
+    rows = [
+        {"chosen": [*CHAT, assistant("a")], "rejected": [*other, assistant("b")]},
+        {"chosen": [*CHAT, assistant("a")], "rejected": [*CHAT, assistant("b")]},
+    ]
+    done, kept = imported(tmp_path, rows, "preferences")
+    assert (done.dropped, len(kept)) == ({"chosen and rejected answer different prompts": 1}, 1)
+
+
+def test_turns_of_tools_stay_in_a_conversation_and_calls_of_tools_do_not(tmp_path: Path) -> None:
+    asked = [*CHAT, assistant("I look."), {"role": "tool", "content": "4"}]
+    rows = [{"prompt": asked}, {"prompt": [user("a"), {"role": "assistant", "tool_calls": [{}], "content": "b"}]}]
+    done, (row,) = imported(tmp_path, rows, "prompts")
+    assert row["messages"] == asked
+    assert done.dropped == {"tools or turns of tools": 1}
+
+
 def test_conversations_of_several_turns_are_dropped_and_counted_or_written_out(tmp_path: Path) -> None:
     rows = [
         PAIR_SHAPES["hh-rlhf"],
@@ -177,7 +219,7 @@ def test_conversations_of_several_turns_are_dropped_and_counted_or_written_out(t
         {"chosen": [{"role": "system", "content": "Rhyme."}, user("a"), assistant("b")], "rejected": []},
     ]
     rows[2]["rejected"] = [*rows[2]["chosen"][:2], assistant("c")]
-    done, kept = imported(tmp_path, rows, "preferences")
+    done, kept = imported(tmp_path, rows, "preferences", turns="single")
     assert done.dropped == {"several turns or a system message": 2}
     assert len(kept) == 1
     done, kept = imported(tmp_path, rows, "preferences", turns="transcript")

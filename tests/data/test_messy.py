@@ -18,7 +18,7 @@ TEXTS = ("prompt", "chosen", "rejected", "completion", "good")
 
 def table(folder: Path, case: Messy, rows: list[Row]) -> tuple[Imported, list[tuple[Any, ...]]]:
     source = write_jsonl(folder / "messy.jsonl", rows)
-    done = import_data(Request(str(source), case.kind, folder / "out.parquet", **case.settings))
+    done = import_data(Request(str(source), case.kind, folder / "out.parquet", **{"turns": "single"} | case.settings))
     written = pq.read_table(folder / "out.parquet").to_pylist()
     return done, [tuple(row[column] for column in TEXTS if column in row) for row in written]
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import BadInput
-from data.readers import prompt_id, read_feedback, read_jsonl, read_preferences
+from data.prompts import readable
+from data.readers import prompt_id, prompt_key, read_feedback, read_jsonl, read_preferences
 from tests.builders import write_jsonl
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
@@ -214,7 +215,10 @@ def thumb(**changes: object) -> dict[str, object]:
 @given(prompts=st.lists(texts, min_size=1), good=st.booleans())
 def test_all_feedback_comes_back_even_several_times_for_one_prompt(file: Path, prompts: list[str], good: bool) -> None:
     write_jsonl(file, [thumb(prompt=text, completion=text, good=good) for text in prompts])
-    expected = [{"prompt_id": prompt_id(text), "prompt": text, "completion": text, "good": good} for text in prompts]
+    expected = [
+        {"prompt_id": prompt_id(text), "prompt": text, "messages": None, "completion": text, "good": good}
+        for text in prompts
+    ]
     assert read_feedback(file) == expected
 
 
@@ -237,3 +241,110 @@ def test_a_feedback_file_without_rows_is_refused(file: Path) -> None:
     write(file, "\n")
     with pytest.raises(BadInput, match="holds no feedback. Put rows into it, or leave `prompts.feedback` out"):
         read_feedback(file)
+
+
+# Conversations.
+
+turns = st.lists(texts, min_size=2, max_size=6)
+
+
+def said(*words: str, system: str | None = None) -> list[dict[str, str]]:
+    """Messages in turns, the last of them the user's."""
+    roles = [("user", "assistant")[(len(words) - 1 - i) % 2] for i in range(len(words))]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, words, strict=True)]
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+@given(prompt=texts)
+def test_one_user_message_is_the_same_prompt_as_its_text(file: Path, prompt: str) -> None:
+    rows = []
+    for value in (prompt, said(prompt), [{"role": "user", "content": [{"type": "text", "text": prompt}]}]):
+        write_jsonl(file, [{"prompt": value}])
+        rows += read_jsonl(file, key="prompt")
+    assert rows[0] == rows[1] == rows[2]
+    assert (rows[0]["prompt"], rows[0]["messages"]) == (prompt, None)
+
+
+@given(words=turns)
+def test_the_messages_of_a_conversation_come_back_as_they_are(file: Path, words: list[str]) -> None:
+    write_jsonl(file, [{"prompt": said(*words)}])
+    (row,) = read_jsonl(file, key="prompt")
+    assert row["messages"] == said(*words)
+    assert all(text in row["prompt"] for text in words)
+
+
+@given(one=turns, other=turns)
+def test_conversations_have_one_id_where_their_turns_are_the_same(one: list[str], other: list[str]) -> None:
+    assert (prompt_id(said(*one)) == prompt_id(said(*other))) == (one == other)
+    assert prompt_id(said(*one)) != prompt_id(said(*one, system="Rhyme."))
+
+
+def test_conversations_leak_whatever_their_case_and_white_space() -> None:
+    assert prompt_key(said("Hi", "Yes?", "Why\n so")) == prompt_key(said("hi ", "yes?", "why so"))
+    assert prompt_key(said("Hi", "Yes?", "Why")) != prompt_key(said("Hi", "No.", "Why"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        (said("a", "b")[::-1], "ends with an answer; leave that turn out"),
+        ([{"role": "narrator", "content": "a"}], "unknown role narrator"),
+        ([{"role": "user", "content": " "}], "empty prompt"),
+        ([{"role": "system", "content": "a"}], "last turn before the answer is not the user's"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "not text but image"),
+        ([{"role": "user"}], "with 0 contents"),
+        (["a"], "a list whose first is a text"),
+        ([], "empty prompt"),
+    ],
+)
+def test_messages_that_ask_for_no_answer_are_refused_with_their_line(file: Path, prompt: object, told: str) -> None:
+    write_jsonl(file, [{"prompt": "good"}, {"prompt": prompt}])
+    with pytest.raises(BadInput, match=rf"line 2: .*{told}"):
+        read_jsonl(file, key="prompt")
+
+
+def test_messages_beside_a_prompt_are_read_where_they_are_its_conversation(file: Path) -> None:
+    messages = said("a", "b", "c")
+    write_jsonl(file, [{"prompt": readable(messages), "messages": messages}])
+    assert read_jsonl(file, key="prompt")[0]["messages"] == messages
+    write_jsonl(file, [{"prompt": "c", "messages": [*messages, {"role": "assistant", "content": "d"}]}])
+    assert read_jsonl(file, key="prompt")[0]["messages"] is None
+    write_jsonl(file, [{"prompt": "c", "messages": messages}])
+    with pytest.raises(BadInput, match="line 1: `prompt` and `messages` are different prompts"):
+        read_jsonl(file, key="prompt")
+
+
+def test_preferences_of_conversations_share_all_turns_but_the_last(file: Path) -> None:
+    asked = said("a", "b", "c", system="Rhyme.")
+    better, worse = ({"role": "assistant", "content": text} for text in ("good", "bad"))
+    layouts = [
+        {"chosen": [*asked, better], "rejected": [*asked, worse]},
+        {"prompt": asked, "chosen": [better], "rejected": [worse]},
+        {"prompt": asked, "chosen": "good", "rejected": "bad"},
+    ]
+    write_jsonl(file, layouts)
+    first, *others = read_preferences(file)
+    assert others == [first] * 2
+    assert (first["messages"], first["chosen"], first["rejected"]) == (asked, "good", "bad")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "told"),
+    [
+        (said("a", "b"), said("c", "b"), "last message of `chosen` is not the assistant's"),
+        (said("a", "b", "x")[:2], said("c", "b", "x")[:2], "answer different prompts"),
+        (said("a", "b", "x")[1:2], "b", "one answer is a text, the other messages"),
+    ],
+)
+def test_preferences_of_other_conversations_are_refused_with_their_line(
+    file: Path, chosen: object, rejected: object, told: str
+) -> None:
+    write_jsonl(file, [{"prompt": None, "chosen": chosen, "rejected": rejected}])
+    with pytest.raises(BadInput, match=f"line 1: .*{told}"):
+        read_preferences(file)
+
+
+def test_feedback_may_be_on_a_conversation(file: Path) -> None:
+    write_jsonl(file, [{"prompt": said("a", "b", "c"), "completion": "d", "good": True}])
+    (row,) = read_feedback(file)
+    assert (row["messages"], row["prompt_id"]) == (said("a", "b", "c"), prompt_id(said("a", "b", "c")))

@@ -24,6 +24,9 @@ def type_of(field: pa.Field) -> Any:
     """The Python type of a column's values."""
     if pa.types.is_list(field.type):
         plain: Any = list[type_of(field.type.value_field)]  # type: ignore[misc]
+    elif pa.types.is_struct(field.type):
+        assert columns_of(rows.Message) == {inner.name: type_of(inner) for inner in field.type}
+        plain = rows.Message
     else:
         plain = _PYTHON_TYPES[field.type]
     return plain | None if field.nullable else plain

@@ -22,7 +22,8 @@ _EXAMPLES: dict[Any, Any] = {
 
 
 def row(table: str) -> dict[str, Any]:
-    return {field.name: _EXAMPLES.get(field.type, [1, 2]) for field in SCHEMAS[table]}
+    full = {field.name: _EXAMPLES.get(field.type, [1, 2]) for field in SCHEMAS[table]}
+    return full | {"messages": [{"role": "user", "content": "text"}]} if "messages" in full else full
 
 
 @pytest.mark.parametrize("table", SCHEMAS)

@@ -158,7 +158,9 @@ def test_dropped_conversations_are_told_with_the_way_to_keep_them(tmp_path: Path
     turns = [{"role": role, "content": "Hm?"} for role in ("user", "assistant", "user", "assistant")]
     source = write_jsonl(tmp_path / "a.jsonl", [{"messages": turns}, {"messages": turns[:2]}])
     command = ["import", source, "--kind", "prompts", "--out", tmp_path / "out.parquet"]
-    assert "--turns transcript" in told(*command)
+    assert "--turns transcript" in told(*command, "--turns", "single")
+    assert "Dropped: 0" in told(*command)
+    assert "[assistant] Hm?" in told("show", tmp_path / "out.parquet")
     assert "Dropped: 0" in told(*command, "--turns", "transcript")
 
 

@@ -105,7 +105,7 @@ def test_the_settings_are_by_default_those_of_the_first_policy_s_run(finished: R
 
 
 def test_a_model_of_no_run_needs_a_config() -> None:
-    assert "config: none given, and some/model is not RUN:ROUND" in told("evaluate", "some/model", status=2)
+    assert "config: there is none, and some/model is not RUN:ROUND" in told("evaluate", "some/model", status=2)
 
 
 def test_seed_preferences_of_a_config_are_no_fault(tiny: Path, tmp_path: Path) -> None:

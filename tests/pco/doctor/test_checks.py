@@ -258,9 +258,10 @@ def test_as_many_contrast_candidates_as_tokens_are_refused_and_one_fewer_pass(co
 
 
 def test_the_vocabulary_of_a_model_with_a_text_part_is_that_parts(config: RunConfig, model: Path) -> None:
-    edit_model(model, vocab_size=4, text_config={"vocab_size": 1000})
-    checks.check(builders.changed(config, policy__model=str(model), train__loss__k=500))
-    assert "this model has 1000" in refused(config, policy__model=str(model), train__loss__k=1000)
+    size = json.loads((model / "config.json").read_text())["vocab_size"]
+    edit_model(model, vocab_size=4, text_config={"vocab_size": size})
+    checks.check(builders.changed(config, policy__model=str(model), train__loss__k=size - 1))
+    assert f"this model has {size}" in refused(config, policy__model=str(model), train__loss__k=size)
 
 
 # Unpaired feedback.

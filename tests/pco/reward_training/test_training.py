@@ -112,7 +112,7 @@ def test_a_run_scores_with_the_trained_model_what_the_test_scored_which_is_the_m
     trained = train()
     pairs = store.read_table(trained.stage("split").folder, "reward_pairs").to_pylist()
     heldout = [row for row in pairs if row["split"] == "heldout"]
-    tested = store.read_table(trained.stage("test_reward").folder, "reward_tests").to_pylist()
+    tested = store.read_table(trained.stage("evaluate_reward").folder, "reward_tests").to_pylist()
     network = AutoModelForSequenceClassification.from_pretrained(trained.model).eval()
     reward = rewards.load(ModelReward(model=str(trained.model)))
     for side in ("chosen", "rejected"):
@@ -198,7 +198,7 @@ def test_a_training_killed_in_the_middle_resumes_and_ends_where_it_would_have_en
 def test_weights_that_changed_after_training_are_not_tested(train: Train, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
-    stage = train().stage("test_reward")
-    changed = Stage("test_reward", 0, stage.config, {"model": order.Artifact(folder, "digest")})
+    stage = train().stage("evaluate_reward")
+    changed = Stage("evaluate_reward", 0, stage.config, {"model": order.Artifact(folder, "digest")})
     with pytest.raises(CorruptArtifact, match="its files changed since they were recorded"):
         order.verified(changed)

@@ -175,7 +175,7 @@ def test_what_vllm_cannot_score_is_left_to_transformers_or_refused(
     edit(fits / "config.json", dtype=None)
     assert "number format; set dtype" in refused(fits, backend="vllm")
     drop_head(fits)
-    assert "its weights have no score.weight" in refused(fits, backend="vllm", dtype="float32")
+    assert "its weights lack its head (score.weight)" in refused(fits, backend="vllm", dtype="float32")
 
 
 def test_the_backend_is_no_part_of_a_stages_settings(judge: Path) -> None:
@@ -326,7 +326,9 @@ def test_a_folder_without_a_tokenizer_is_refused(copy: Path) -> None:
 def test_a_system_message_without_a_place_for_it_is_refused(copy: Path) -> None:
     (copy / "chat_template.jinja").write_text("{{ raise_exception('no system') if messages[0]['role'] == 'system' }}")
     rewards.check(ModelReward(model=str(copy)), {})
-    assert "refused a dialogue of ['system', 'user', 'assistant'] (no system)" in refused(copy, system="Judge.")
+    assert "refused a dialogue of ['system', 'user', 'assistant'] (TemplateError: no system)" in refused(
+        copy, system="Judge."
+    )
     (copy / "chat_template.jinja").unlink()
     assert "no chat template" in refused(copy, system="Judge.")
 

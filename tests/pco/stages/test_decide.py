@@ -303,5 +303,5 @@ def test_a_round_that_passes_asks_nobody(tmp_path: Path) -> None:
 def test_an_answer_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     stage = decision(tmp_path, 31.0, otherwise="ask")
     files.write_text(stage.folder / "answer.json", '{"approve": tr')
-    with pytest.raises(CorruptArtifact, match=r"answer.json: holds no answer .* Remove it"):
+    with pytest.raises(CorruptArtifact, match=r"answer.json: holds no answer"):
         decide.run(stage)

@@ -1,0 +1,94 @@
+"""Faults of chat templates that show in conversations: what they refuse, leave out, or write of their own."""
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+
+from data.prompts import Prompt
+from data.rows import Message
+from pco.config.reward import ModelReward, parts
+from pco.doctor.checks import Inputs
+from pco.doctor.finding import Result
+from pco.doctor.tokens import bare
+from pco.models.protocols import Tokenizer
+from pco.models.rendering import dialogue, messages_of, render
+from pco.rewards import model as reward_model
+
+_PROMPT = "Name three rivers of Europe."
+_THOUGHT = "I think of maps."
+_ANSWER = f"<think>{_THOUGHT}</think>The Rhine, the Loire and the Po."
+_DAYS = ("2001-02-03", "2024-11-30")
+
+
+def policy(inputs: Inputs) -> Iterator[Result]:
+    """Whether the policy's template renders all conversations whole, and the same tomorrow."""
+    conversations, config = _conversations(inputs), inputs.config.policy
+    lost = Counter[str]()
+    for prompt in conversations:
+        text = render(inputs.tokenizer, prompt, config).text
+        lost.update({turn["role"] for turn in prompt if turn["content"].strip() not in text})
+    dated = config.prompt_format == "chat" and _is_dated(inputs.tokenizer, messages_of(_PROMPT, config))
+    if dated and config.template_date is None:
+        yield (
+            "fault",
+            "the chat template writes today's date, so prompts would change at midnight within a run. Set "
+            "policy.template_date to the date that it is to write, such as 2026-01-31",
+        )
+    for role, count in sorted(lost.items()):
+        yield (
+            "warning" if role == "assistant" else "fault",
+            f"the chat template leaves out turns of the {role}, or parts of them, in {count:,} of "
+            f"{len(conversations):,} conversations{_reasoning(role)}",
+        )
+    if not lost and not (dated and config.template_date is None):
+        yield (
+            "ok",
+            f"the chat template writes {len(conversations):,} conversations whole"
+            if conversations
+            else ("every prompt is a text, without turns"),
+        )
+
+
+def _reasoning(role: str) -> str:
+    if role == "assistant":
+        return ": many templates leave `<think>` parts of earlier turns out. The policy does not read them then"
+    return ". Correct the template, or leave such turns out"
+
+
+def _conversations(inputs: Inputs) -> list[list[Message]]:
+    rows = chain(inputs.train, inputs.heldout, inputs.preferences, inputs.feedback)
+    return [row["messages"] for row in rows if row["messages"] is not None]
+
+
+def _is_dated(tokenizer: Tokenizer, messages: list[Message]) -> bool:
+    """Whether the chat template writes other text on another day."""
+    first, second = (dialogue(tokenizer, messages, today=day) for day in _DAYS)
+    return first != second
+
+
+def reward(inputs: Inputs) -> Iterator[Result]:
+    """Whether each reward model's template takes the conversations, and reads the same of an answer every day."""
+    models = [part for part in parts(inputs.config.reward) if isinstance(part, ModelReward)]
+    for part in models:
+        yield from _reads(inputs, part)
+    if not models:
+        yield "ok", "the reward has no model, so no template of its own"
+
+
+def _reads(inputs: Inputs, config: ModelReward) -> Iterator[Result]:
+    # A template looks at who speaks in which order; one conversation of each kind tells.
+    kinds: dict[tuple[str, ...], Prompt] = {
+        tuple(turn["role"] for turn in prompt): prompt for prompt in _conversations(inputs)
+    }
+    for prompt in kinds.values():
+        reward_model.reads(config, prompt, _ANSWER)
+    tokenizer, tokens = reward_model.reads(config, _PROMPT, _ANSWER)
+    faults = []
+    if tokenizer.chat_template and _is_dated(tokenizer, [{"role": "user", "content": _PROMPT}]):
+        faults.append("writes today's date: rewards of one text differ from day to day. Write a date into it")
+    if bare(_THOUGHT) not in bare(tokenizer.decode(tokens)):
+        faults.append("drops the `<think>` part of an answer, which the reward then never sees")
+    for fault in faults:
+        yield "warning", f"the chat template of {config.model} {fault}"
+    if not faults:
+        yield "ok", f"{config.model} takes conversations of {len(kinds)} kinds beside single prompts"
