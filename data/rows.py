@@ -1,6 +1,6 @@
 """The rows of the Parquet tables as types; `data.schemas` says what each column holds.
 
-`ROWS` names the type of each table. A test holds types and schemas to the same columns.
+`ROWS` names the type of each table. A test checks that types and schemas agree.
 """
 
 from typing import NotRequired, TypedDict

@@ -78,7 +78,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "replay": _schema(*_PAIR, ("round", pa.int32()), nullable=("chosen_reward", "rejected_reward")),
     "preferences": _schema(
         *_PAIR,
-        ("source_prompt", pa.string()),  # as it stands in the user's file; a conversation as a readable dialogue
+        ("source_prompt", pa.string()),  # as it is in the user's file; a conversation as a readable dialogue
         ("messages", _MESSAGES),
         nullable=("chosen_reward", "rejected_reward", "source_prompt", "messages"),
     ),

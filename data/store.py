@@ -242,15 +242,13 @@ def _whole_tables(folder: Path, fingerprint: str) -> list[Part]:
         table, of = _table_of(path), int(_marks(path).get(_SHARDS_KEY, 1))
         if shards[table] < of:
             raise PCOError(f"{folder}: {shards[table]} of {of} shards of `{table}` are there. Resume to make the rest.")
-    return [_part(path) for path in paths]
+    return [
+        Part(_table_of(path), path.name, pq.read_metadata(path).num_rows, files.file_digest(path)) for path in paths
+    ]
 
 
 def _table_of(path: Path) -> str:
     return path.name.rsplit("-", 1)[0]
-
-
-def _part(path: Path) -> Part:
-    return Part(_table_of(path), path.name, pq.read_metadata(path).num_rows, files.file_digest(path))
 
 
 def _versions() -> dict[str, str]:

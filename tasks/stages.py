@@ -30,7 +30,7 @@ async def _may_be_transient(_task: object, _run: TaskRun, state: State) -> bool:
 
 @task(
     task_run_name="{stage.title}",
-    cache_policy=NO_CACHE,  # the manifest on disk decides whether a stage is done, for whoever asks
+    cache_policy=NO_CACHE,  # the manifest on disk decides whether a stage is done
     persist_result=False,
     retries=2,
     retry_delay_seconds=[5, 30],

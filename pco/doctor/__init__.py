@@ -88,6 +88,6 @@ def power(prompts: int) -> str:
     """The difference that an evaluation can detect. The standard deviation of a prompt's win rate is at most 0.5."""
     points = min(100.0, 100 * detectable_difference(0.5, prompts))
     return (
-        f"{prompts} held-out prompts: a difference in win rate of less than {points:.0f} points may not be told from "
-        "noise (95 % intervals, found four times out of five)"
+        f"{prompts} held-out prompts: a difference in win rate of less than {points:.0f} points may not be "
+        "distinguishable from noise (95 % intervals, detected four times out of five)"
     )

@@ -166,7 +166,7 @@ def _leakage(inputs: Inputs) -> str:
                 f"({prompts.train}, preferences or feedback; case and white space aside). Evaluation on "
                 "training prompts proves nothing: remove it from one file."
             )
-    return f"none of {len(inputs.heldout)} held-out prompts is trained on, whatever its case and white space"
+    return f"none of {len(inputs.heldout)} held-out prompts is trained on, ignoring case and white space"
 
 
 def _reward(inputs: Inputs) -> str:
@@ -190,7 +190,7 @@ def _loss(inputs: Inputs) -> str:
 def _tasks(inputs: Inputs) -> str:
     tasks = inputs.config.evaluate.tasks
     lm_eval_tasks.check(tasks)
-    return f"lm-eval is there for {', '.join(tasks)}" if tasks else "none of lm-eval"
+    return f"lm-eval has {', '.join(tasks)}" if tasks else "no tasks of lm-eval"
 
 
 def _model(inputs: Inputs) -> str:

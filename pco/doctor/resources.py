@@ -43,7 +43,7 @@ def tied_weights(inputs: Inputs) -> Iterator[Result]:
             "and trainer may each take another for its head. Set that to false, or remove the head",
         )
     else:
-        yield "ok", "the head is the embedding" if tied else "the head has weights of its own, and they are there"
+        yield "ok", "the head is the embedding" if tied else "the head has weights of its own"
 
 
 def _is_tied(model: Path) -> bool:
@@ -214,7 +214,7 @@ def memory(inputs: Inputs) -> Iterator[Result]:
     training = processes * needed.training
     message = (
         f"training needs about {training / _GIB:,.1f} GiB, the engine {needed.engine / _GIB:,.1f}; "
-        f"{available / _GIB:,.1f} GiB are there{'' if gpu is None else ' on each GPU'}"
+        f"{available / _GIB:,.1f} GiB are available{'' if gpu is None else ' on each GPU'}"
     )
     if processes * needed.before > total:
         yield "fault", f"{message}. Raise train.zero_stage and processes, or train adapters (train.lora)"

@@ -54,7 +54,7 @@ def end_leftovers(stage_file: Path) -> int:
 def _processes() -> Iterator[psutil.Process]:
     """Others that see the same process ids: the same path may be another run's in a container."""
     own = namespace(os.getpid())
-    return (one for one in psutil.process_iter() if one.pid != os.getpid() and namespace(one.pid) == own)
+    return (other for other in psutil.process_iter() if other.pid != os.getpid() and namespace(other.pid) == own)
 
 
 def namespace(pid: int) -> str | None:
@@ -72,15 +72,15 @@ def _stage_file(process: psutil.Process) -> str | None:
         return None
 
 
-def ask_for_stacks(process: subprocess.Popen[bytes], told: Callable[[], bool]) -> None:
-    """Have every stage process in a group write its stacks into the log; wait until `told`, a moment at most."""
+def ask_for_stacks(process: subprocess.Popen[bytes], is_logged: Callable[[], bool]) -> None:
+    """Have every stage process in a group write its stacks into the log; wait shortly until `is_logged`."""
     with contextlib.suppress(psutil.Error):
         root = psutil.Process(process.pid)
         for member in [root, *root.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
                 if _answers(member.cmdline()):
                     member.send_signal(STACKS_SIGNAL)
-    _until(told, _STACKS_S)
+    _until(is_logged, _STACKS_S)
 
 
 def _answers(command: list[str]) -> bool:

@@ -77,7 +77,7 @@ class Sampler:
             max_model_len=engine.max_model_len,
             tensor_parallel_size=engine.tensor_parallel,
             enable_prefix_caching=True,
-            generation_config="vllm",  # sampling is what the config says, not what a model folder suggests
+            generation_config="vllm",  # the config decides how to sample, not the model folder
             **device,
         )
         self._tokenizer: Tokenizer = self._llm.get_tokenizer()

@@ -93,7 +93,7 @@ def _download(name: str, revision: str | None, key: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     hint = f"Name an existing folder or a hub id as `{key}`"
-    hint += "; the quickstart's model is made by `pco model`." if key == "policy.model" else "."
+    hint += "; `pco model` writes the quickstart's model." if key == "policy.model" else "."
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_MODEL_FILES))
     except HFValidationError:

@@ -69,7 +69,7 @@ def load(function: UserFunction) -> Callable[..., Any]:
     path, module = source(function), function.module
     if function.folder not in sys.path:
         sys.path.append(function.folder)  # for what the module itself imports
-    # From this very file, whatever else has the module's name.
+    # From exactly this file, even if another module has the same name.
     spec = importlib.util.spec_from_file_location(module, path)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)

@@ -76,7 +76,7 @@ def _rescored(stage: Stage, pairs: list[ReplayRow], reward: Reward) -> tuple[lis
     """The pairs with the run's rewards, the better text as the chosen one, and the counts of that."""
     reward.counts.clear()
     rows, counts = list[ReplayRow](), Counter[str](turned=0, undecided=0)
-    for pair, (chosen, rejected) in _judged(stage, pairs, reward):
+    for pair, (chosen, rejected) in _with_scores(stage, pairs, reward):
         if chosen.dropped or rejected.dropped or chosen.value == rejected.value:
             counts["undecided"] += 1
             continue
@@ -86,7 +86,9 @@ def _rescored(stage: Stage, pairs: list[ReplayRow], reward: Reward) -> tuple[lis
     return rows, {**counts, **reward.counts}
 
 
-def _judged(stage: Stage, pairs: list[ReplayRow], reward: Reward) -> Iterator[tuple[ReplayRow, tuple[Score, Score]]]:
+def _with_scores(
+    stage: Stage, pairs: list[ReplayRow], reward: Reward
+) -> Iterator[tuple[ReplayRow, tuple[Score, Score]]]:
     """Each pair with the scores of its two texts.
 
     A judge compares all texts of a prompt that it gets together. So no batch holds two pairs of one prompt.
@@ -99,7 +101,7 @@ def _judged(stage: Stage, pairs: list[ReplayRow], reward: Reward) -> Iterator[tu
         candidates: list[Candidate] = []
         for pair in batch:
             candidates += [_candidate(pair, "chosen"), _candidate(pair, "rejected")]
-        scores = iter(rewards.judge(reward, stage, candidates))
+        scores = iter(rewards.score_rows(reward, stage, candidates))
         yield from zip(batch, zip(scores, scores, strict=True), strict=True)
 
 

@@ -93,7 +93,8 @@ def _model(folder: Path, train: RewardTrain) -> Classifier:
     model, loading_info = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=1, dtype=loop.dtype(train), output_loading_info=True
     )
-    lost = [name for name in loading_info["missing_keys"] if _is_body(name, model.base_model_prefix)]
+    body = f"{model.base_model_prefix}."
+    lost = [name for name in loading_info["missing_keys"] if name.startswith(body) and ".pooler." not in name]
     if lost:
         raise BadInput(f"{folder}: its weights lack {', '.join(sorted(lost)[:3])}: not a whole model (`model`).")
     settings = model.config.get_text_config()
@@ -111,7 +112,3 @@ def _without_dropout(model: Model) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-
-
-def _is_body(name: str, prefix: str) -> bool:
-    return name.startswith(f"{prefix}.") and ".pooler." not in name

@@ -4,7 +4,7 @@ A reward is a function of a batch of candidate rows, so that a learned reward ca
 names it in every row that it scores.
 """
 
-from pco.rewards.judging import check_unchanged, inputs, judge
+from pco.rewards.judging import check_unchanged, inputs, score_rows
 from pco.rewards.llm_judge import metrics
 from pco.rewards.loading import check, load, reads_prompts
 from pco.rewards.scores import NOT_FINITE, Candidate, Candidates, Reward, Score
@@ -18,8 +18,8 @@ __all__ = [
     "check",
     "check_unchanged",
     "inputs",
-    "judge",
     "load",
     "metrics",
     "reads_prompts",
+    "score_rows",
 ]

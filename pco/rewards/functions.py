@@ -33,12 +33,12 @@ def scorer(config: PythonReward) -> Scorer:
 
 
 def _checked(values: object, count: int, config: PythonReward) -> list[float]:
-    wanted = f"reward.function {config.function}: expected a list of {count} numbers, one per candidate;"
+    expected = f"reward.function {config.function}: expected a list of {count} numbers, one per candidate;"
     if not isinstance(values, list | tuple):
-        raise BadInput(f"{wanted} it returned {type(values).__name__}.")
+        raise BadInput(f"{expected} it returned {type(values).__name__}.")
     if len(values) != count:
-        raise BadInput(f"{wanted} it returned {len(values)}.")
-    return [_number(value, f"{wanted} number {i + 1} is {value!r}.") for i, value in enumerate(values)]
+        raise BadInput(f"{expected} it returned {len(values)}.")
+    return [_number(value, f"{expected} number {i + 1} is {value!r}.") for i, value in enumerate(values)]
 
 
 def _number(value: object, message: str) -> float:

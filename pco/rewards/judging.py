@@ -7,7 +7,7 @@ from typing import TypedDict, cast
 from data import store
 from data.errors import BadInput, CorruptArtifact
 from data.rows import CandidateRow, Message, PromptRow
-from pco.config.reward import JudgeReward, RewardConfig, Single, parts
+from pco.config.reward import JudgeReward, Single, parts
 from pco.rewards import content
 from pco.rewards.loading import reads_prompts
 from pco.rewards.scores import Candidate, Candidates, Reward, Score
@@ -78,7 +78,7 @@ def check_unchanged(stage: Stage) -> None:
             )
 
 
-def judge(reward: Reward, stage: Stage, rows: Sequence[Mapping[str, object]]) -> list[Score]:
+def score_rows(reward: Reward, stage: Stage, rows: Sequence[Mapping[str, object]]) -> list[Score]:
     """One score for each row of `candidates`, in order.
 
     For a reward that reads prompts, more columns are added: `source_prompt`, the prompt as it is in the user's file
@@ -91,7 +91,8 @@ def judge(reward: Reward, stage: Stage, rows: Sequence[Mapping[str, object]]) ->
     if reads_prompts(reward.config):
         prompts = _prompts(stage.inputs["prompts"])
         candidates = [_with_prompt(row, prompts[row["prompt_id"]]) for row in candidates]
-        if stage.name == "evaluate" and _judges_candidates(reward.config):
+        judges = [part for part in parts(reward.config) if isinstance(part, JudgeReward)]
+        if stage.name == "evaluate" and any(judge.against == "candidates" for judge in judges):
             candidates = _with_baseline(candidates, stage)
     return reward.score(candidates)
 
@@ -116,10 +117,6 @@ def _prompts(prepared: Artifact) -> dict[str, _Prompt]:
             "messages": row["messages"],
         }
     return by_id
-
-
-def _judges_candidates(config: RewardConfig) -> bool:
-    return any(isinstance(part, JudgeReward) and part.against == "candidates" for part in parts(config))
 
 
 def _with_baseline(candidates: Candidates, stage: Stage) -> list[Candidate]:

@@ -63,7 +63,7 @@ Reply with [[A]] if answer A is better, [[B]] if answer B is better, or [[tie]] 
 """
 
 _VERDICT = re.compile(r"\[\[\s*(A|B|tie)\s*\]\]|\A\W*(A|B|tie)\W*\Z", re.IGNORECASE)
-_SHARES = {"A": 1.0, "B": 0.0, "TIE": 0.5}  # of the answer that stands first
+_SHARES = {"A": 1.0, "B": 0.0, "TIE": 0.5}  # of the answer that comes first
 _PRINT_EVERY_S = 30.0
 
 
@@ -186,7 +186,7 @@ def _opponents(prompt_id: str, members: list[int], count: int | None) -> list[tu
 
 
 def _share(as_first: Reply | Refusal, as_second: Reply | Refusal, counts: Counts) -> float | None:
-    """The mean of a candidate's shares in both orders: it stands first in one question and second in the other."""
+    """The mean of a candidate's shares in both orders: it comes first in one question and second in the other."""
     counts["comparisons"] += 1
     share_of_first, share_of_opponent = _counted(as_first, counts), _counted(as_second, counts)
     if share_of_first is None or share_of_opponent is None:
@@ -197,7 +197,7 @@ def _share(as_first: Reply | Refusal, as_second: Reply | Refusal, counts: Counts
 
 
 def _counted(reply: Reply | Refusal, counts: Counts) -> float | None:
-    """The share of the text that stands first, counted by kind; None when there is no verdict."""
+    """The share of the text that comes first, counted by kind; None when there is no verdict."""
     if isinstance(reply, Refusal):
         counts["refused"] += 1
         return None
@@ -229,7 +229,9 @@ class _ReplyCache:
             if isinstance(reply, Refusal):
                 refusals[question] = reply
             else:
-                self._keep(keys[question], reply)
+                self._replies[keys[question]] = reply
+                if self._journal:
+                    self._journal.add({"key": keys[question], **asdict(reply)})
             if time.monotonic() - last_print > _PRINT_EVERY_S:  # a stage without output looks like one that hangs
                 last_print = time.monotonic()
                 print(f"judge: {left:,} of {len(missing):,} questions left", flush=True)
@@ -240,11 +242,6 @@ class _ReplyCache:
         replies = {question: self._replies[key] for question, key in keys.items() if question not in refusals}
         self._count_tokens(replies.values())
         return {**replies, **refusals}
-
-    def _keep(self, key: str, reply: Reply) -> None:
-        self._replies[key] = reply
-        if self._journal:
-            self._journal.add({"key": key, **asdict(reply)})
 
     def _count_tokens(self, replies: Iterable[Reply]) -> None:
         """Count tokens and cost of all replies that are used, also of those that an earlier attempt paid for."""
@@ -266,7 +263,7 @@ def _recorded(journal: Journal) -> Iterator[tuple[str, Reply]]:
 def metrics(counts: Mapping[str, float]) -> dict[str, float]:
     """The metrics of a judge from its counts; none where it compared nothing.
 
-    `judge_position_bias` is the share of decided replies for the text that stood first: 0.5 is fair.
+    `judge_position_bias` is the share of decided replies for the text that came first: 0.5 is fair.
     """
     if not counts.get("comparisons"):
         return {}

@@ -7,6 +7,7 @@ right and masked, so that a score does not depend on the other texts of its batc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from data import prompts
@@ -214,7 +215,7 @@ def _logits(loaded: _Loaded, texts: list[Tokens]) -> list[float]:
     assert loaded.model is not None
     settings = loaded.model.config.get_text_config()
     if loaded.pad is None:
-        used = {token for text in texts for token in text}
+        used = set(chain.from_iterable(texts))
         unused = next(token for token in range(len(used) + 1) if token not in used)
         if len(texts) > 1 and unused >= settings.vocab_size:  # no token is left; single texts need no padding
             return [_logits(loaded, [text])[0] for text in texts]

@@ -11,7 +11,7 @@ from pco.config.reward import RewardConfig
 
 
 class Candidate(TypedDict, total=False):
-    """What a reward may read of a completion: the columns of `candidates`, and four that `judge` adds.
+    """What a reward may read of a completion: the columns of `candidates`, and four that `score_rows` adds.
 
     Not every row has every column. A replayed pair does not say how its texts were sampled: those columns are None.
     """

@@ -1,4 +1,4 @@
-"""Policies evaluated outside of a run: each as the start of its own run, with the same stages and guarantees."""
+"""Policies evaluated outside of a run: each as the start of its own run, with the same stages."""
 
 import contextlib
 import re

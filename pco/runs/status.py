@@ -207,7 +207,10 @@ def _kept(stage: Stage) -> str:
 
 def points(config: RunConfig) -> list[Point]:
     """Round and name of every stage that a run may have, in order."""
-    return [(number, name) for number in range(config.rounds + 1) for name in stages_of(config, number)]
+    all_points: list[Point] = []
+    for number in range(config.rounds + 1):
+        all_points += [(number, name) for name in stages_of(config, number)]
+    return all_points
 
 
 def counted(manifest: store.Manifest) -> str:

@@ -38,7 +38,7 @@ def run(stage: Stage) -> store.Manifest:
     # Before the sampling: a fork shares the prompts of another run, which were checked with that run's settings.
     lm_eval_tasks.check_names(stage.config.evaluate.tasks)
     heldout = {"the run's held-out prompts": read_prompts(stage, "heldout")}
-    for _, reward in _judging(stage):
+    for _, reward in _rewards_by_metric(stage):
         rewards.check(reward, heldout)
 
     @cache
@@ -90,7 +90,7 @@ def _evaluated(stage: Stage, rows: list[EvaluationRow], counts: Counter[str] | N
 
 
 def _read(stage: Stage, engine: Sampler) -> list[EvaluationRow]:
-    """Log-probabilities under the policy: of human texts, and of what the starting policy sampled."""
+    """Log-probabilities under the policy: of human texts, and of samples of the starting policy."""
     texts = read_prompts(stage, "text")
     rows = metrics.text_rows(
         [row["prompt_id"] for row in texts], engine.text_logprobs([row["prompt"] for row in texts])
@@ -118,7 +118,7 @@ def _measured(
     answers = _answers(stage, candidates, tokenizer)
     scores: dict[str, list[float]] = {}
     of_references = {("length", row["prompt_id"]): float(len(row["token_ids"])) for row in answers}
-    for name, config in _judging(stage):
+    for name, config in _rewards_by_metric(stage):
         reward = rewards.load(config, stage.config.folder)
         scores[name], answer_rewards = _rewards(stage, reward, candidates, answers)
         counts.update(reward.counts)
@@ -135,8 +135,8 @@ def _measured(
     return [*rows, *against, *metrics.corpus_rows(candidates)]
 
 
-def _judging(stage: Stage) -> list[tuple[str, RewardConfig]]:
-    """The rewards by the metric that holds what they say."""
+def _rewards_by_metric(stage: Stage) -> list[tuple[str, RewardConfig]]:
+    """The config of each reward, with the metric for its values."""
     second = stage.config.evaluate.second_reward
     return [("reward", stage.config.reward), *([("second_reward", second)] if second else [])]
 
@@ -160,7 +160,7 @@ def _rewards(
 
     Raises BadInput when no completion has one: there would be no reward to compare.
     """
-    scores = rewards.judge(reward, stage, candidates)
+    scores = rewards.score_rows(reward, stage, candidates)
     if all(score.dropped for score in scores):
         raise BadInput(
             f"{stage.title}: none of {len(scores)} held-out completions got a reward "
@@ -169,7 +169,7 @@ def _rewards(
     # A bare answer does not have the form of a completion.
     if any(isinstance(part, ExactAnswerReward) for part in parts(reward.config)):
         return [score.value for score in scores], [math.nan] * len(answers)
-    return [score.value for score in scores], [score.value for score in rewards.judge(reward, stage, answers)]
+    return [score.value for score in scores], [score.value for score in rewards.score_rows(reward, stage, answers)]
 
 
 def _shards(stage: Stage, tokenizer: Tokenizer) -> list[Sequence[Request]]:

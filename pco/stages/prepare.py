@@ -23,7 +23,9 @@ def run(stage: Stage) -> store.Manifest:
         print(f"warning: {warning.name}: {warning.message}.", flush=True)
     print(f"{doctor.power(len(inputs.heldout))}.", flush=True)
     splits = {"train": inputs.train, "heldout": inputs.heldout, "text": inputs.heldout_text}
-    rows = [{"split": split, **row} for split, group in splits.items() for row in group]
+    rows: list[dict[str, object]] = []
+    for split, split_rows in splits.items():
+        rows += [{"split": split, **row} for row in split_rows]
     store.write_part(stage.folder, "prompts", 0, schemas.build("prompts", rows), stage.fingerprint)
     count = len(rows)
     user_rows: dict[str, Sequence[Mapping[str, object]]] = {

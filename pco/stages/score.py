@@ -28,7 +28,7 @@ def run(stage: Stage) -> store.Manifest:
     def make(index: int) -> Shard:
         rows: list[CandidateRow] = store.read_part(source, shards[index]).to_pylist()
         reward().counts.clear()
-        return _scored(rows, rewards.judge(reward(), stage, rows), reward())
+        return _scored(rows, rewards.score_rows(reward(), stage, rows), reward())
 
     for index in stage.shards("scores", len(shards), make):
         done += shards[index].rows

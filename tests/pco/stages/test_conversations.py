@@ -151,7 +151,7 @@ def judged(stage: Stage, config: Any) -> list[float]:
         {**builders.candidate_row(), "prompt_id": row["prompt_id"], "completion": "and on"}
         for row in read_prompts(_after(stage), "train")
     ]
-    return [score.value for score in rewards.judge(rewards.load(config), _after(stage), rows)]
+    return [score.value for score in rewards.score_rows(rewards.load(config), _after(stage), rows)]
 
 
 def test_a_reward_model_reads_all_turns_in_its_own_template(tmp_path: Path, tiny: Path, tokenizer: Any) -> None:
