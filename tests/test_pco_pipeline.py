@@ -15,6 +15,8 @@ from pco.stage import Stage
 from tests import builders, namesakes
 from tests.namesakes import environment
 
+pytestmark = pytest.mark.process
+
 ENTRYPOINTS = [raw["entrypoint"] for raw in yaml.safe_load(LISTED.read_text())["deployments"]]
 
 

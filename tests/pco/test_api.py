@@ -47,6 +47,7 @@ class Recording:
         return builders.pretended(stage)
 
 
+@pytest.mark.process
 def test_the_import_alone_loads_nothing_heavy_and_the_names_are_there() -> None:
     code = (
         "import sys, pco; heavy = {'torch', 'vllm', 'prefect', 'pydantic', 'pyarrow'};"
@@ -130,7 +131,7 @@ def test_an_altered_table_is_not_handed_out(config: RunConfig) -> None:
 
 def test_policies_to_evaluate_are_checked_before_anything_runs(tmp_path: Path) -> None:
     executor = Recording()
-    with pytest.raises(BadInput, match="config: none given"):
+    with pytest.raises(BadInput, match="config: there is none"):
         pco.evaluate(["some/model"], executor=executor)
     with pytest.raises(BadInput, match="names one twice"):
         pco.evaluate(["a", "a"], config="package:presets/quickstart.yaml", out=tmp_path, executor=executor)

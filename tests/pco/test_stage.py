@@ -58,6 +58,7 @@ OTHERS = {
     "gate.guards": {"length": None},
     "reward": {"kind": "length", "max_tokens": 9},
     "evaluate.second_reward": {"kind": "length", "max_tokens": 9},
+    "policy.template_date": "2026-01-02",
     "train.loss": {"kind": "sft"},
     "train.lora": {"r": 2},
     "train.pairs_per_step": 16,
