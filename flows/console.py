@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.errors import AwaitsAnswer, PCOError
+from data.visible import visible
 
 if TYPE_CHECKING:
     from pco.report import cells
@@ -72,7 +73,9 @@ def print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
 def _shown(value: object) -> str:
     """A value as text: a conversation turn by turn; of token ids, which say little, their number."""
     if not isinstance(value, list):
-        return str(value)
+        return visible(str(value))
     if value and all(isinstance(turn, dict) and "content" in turn for turn in value):
-        return "\n".join(f"[{turn.get('role')}] {turn['content']}" for turn in value)
-    return f"<{len(value)} tokens>"
+        return visible("\n".join(f"[{turn.get('role')}] {turn['content']}" for turn in value))
+    if value and all(isinstance(item, int) for item in value):
+        return f"<{len(value)} tokens>"
+    return visible(str(value))

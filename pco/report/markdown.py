@@ -3,6 +3,7 @@
 import re
 import string
 
+from data.visible import visible
 from pco.report import run_tables, tables, wording
 from pco.report.cells import Cell, Column, Table
 from pco.report.numbers import RoundReport, RunReport, SamplePair
@@ -16,7 +17,7 @@ _ESCAPES = {ord(mark): f"\\{mark}" for mark in string.punctuation if mark not in
 
 def escape(text: str) -> str:
     """Text for a table cell: one line, nothing in it markup, neither Markdown nor HTML."""
-    return re.sub(r"\s+", " ", wording.visible(text)).strip().translate(_ESCAPES)
+    return re.sub(r"\s+", " ", visible(text)).strip().translate(_ESCAPES)
 
 
 def table(content: Table) -> str:

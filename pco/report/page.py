@@ -7,6 +7,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from data.visible import visible
 from pco.report import plots, run_tables, tables, wording
 from pco.report.numbers import HeldoutChange, RunReport, SamplePair
 
@@ -100,7 +101,7 @@ def _side(label: str, reward: float, text: str) -> _Side:
 
 
 def _shown(text: str) -> str:
-    return wording.clipped(wording.visible(text).strip(), _TEXT_LIMIT)
+    return wording.clipped(visible(text).strip(), _TEXT_LIMIT)
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,12 @@
 """Numbers and sentences as people read them; every number of a report is written by a function of this module."""
 
 import math
-import unicodedata
 from datetime import UTC, datetime
 
 from pco.evaluation.rows import Summary
 from pco.report.numbers import RoundReport, RunReport
 
 ABSENT = "–"
-_CONTROL_PICTURES = 0x2400
-_DELETE, _DELETE_PICTURE = 0x7F, "\u2421"
-_BIDI_OVERRIDES = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-
-
-def visible(text: str) -> str:
-    """Text with its control characters made visible; line breaks and tabs stay."""
-    return "".join(_visible(character) for character in text.replace("\r\n", "\n"))
-
-
-def _visible(character: str) -> str:
-    code = ord(character)
-    if character in "\n\t":
-        return character
-    if code < ord(" "):
-        return chr(_CONTROL_PICTURES + code)
-    if code == _DELETE:
-        return _DELETE_PICTURE
-    # C1 controls, lone surrogates, and characters that turn the reading direction of what follows them.
-    if unicodedata.category(character) in {"Cc", "Cs"} or code in _BIDI_OVERRIDES:
-        return "\N{REPLACEMENT CHARACTER}"
-    return character
 
 
 def clipped(text: str, limit: int) -> str:
