@@ -11,14 +11,13 @@ from data import schemas, store
 from data.errors import BadInput
 from data.prompts import asked
 from data.rows import CandidateRow, EvaluationRow
-from pco import progress, rewards
+from pco import rewards
 from pco.config.reward import ExactAnswerReward, RewardConfig, parts
 from pco.evaluation import lm_eval_tasks, metrics
 from pco.models.engine import Request, Sampler, free_memory
 from pco.models.protocols import Tokenizer
 from pco.models.rendering import load_tokenizer, render, written
 from pco.models.sampling import GREEDY, SAMPLED, sampled
-from pco.progress import Progress
 from pco.rewards import Reward
 from pco.runs import policy
 from pco.stage import Shard, Stage
@@ -65,8 +64,8 @@ def run(stage: Stage) -> store.Manifest:
         return _evaluated(stage, lm_eval_tasks.rows(task_model(), tasks[index - 1], stage.config.evaluate.task_limit))
 
     # Each task of lm-eval is a shard of its own, so that none is repeated after a kill.
-    for index in stage.shards("evaluations", 1 + len(tasks), make):
-        progress.report(Progress(index + 1, 1 + len(tasks), "evaluations"))
+    for _ in stage.shards("evaluations", 1 + len(tasks), make):
+        pass  # progress counts completions
     rows = store.read_parts(stage.folder, "evaluations", stage.fingerprint).to_pylist()
     unscored = len(candidates) - sum(row["measure"] == "reward" for row in rows)
     return stage.finish(
