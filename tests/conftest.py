@@ -5,6 +5,7 @@ a test's fixtures do marks it here, other tests carry the mark themselves. One t
 """
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ import pytest
 from hypothesis import settings
 
 from tests.points import Points
+
+# A shell lets what it starts in the background ignore Ctrl-C, and children inherit that: here it means what it means.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests ask no hub for anything; read once, when the hub's client is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
