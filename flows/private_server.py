@@ -81,12 +81,12 @@ def check_answers(url: str) -> None:
             answer = httpx.Client.send(client._client, client._client.build_request("GET", "/health"))
         if answer.is_success:
             return
-        told = f"it answered {answer.status_code}"
+        reason = f"it answered {answer.status_code}"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        told = str(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
     named = "" if os.environ.get(_URL) else ", of the active Prefect profile"
     raise BadInput(
-        f"{_URL}: no Prefect server answers at {url} ({told}){named}. Start it (`prefect server start`), mend the "
+        f"{_URL}: no Prefect server answers at {url} ({reason}){named}. Start it (`prefect server start`), mend the "
         f"address (http://HOST:4200/api), or unset {_URL}: then a private server runs for as long as the run does."
     ) from None
 
