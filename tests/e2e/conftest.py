@@ -115,6 +115,16 @@ class Case:
         return status, self.output.read_text()
 
 
+def worker_is_done(api: str, run: str, attempts: int) -> bool:
+    """Whether the worker has told all that it tells of a flow run's attempts.
+
+    A process that ended with an error is reported as Crashed after it is gone, and the worker forgets the flow run then: an
+    attempt that begins sooner is reported Crashed while it works, and cannot be cancelled.
+    """
+    told = {"event": {"name": ["prefect.worker.executed-flow-run"]}, "related": {"id": [f"prefect.flow-run.{run}"]}}
+    return int(asked("POST", f"{api}/events/filter", json={"filter": told})["total"]) >= attempts
+
+
 def stage_processes(folder: Path) -> list[int]:
     """The ids of the processes of a run's stages."""
     # -ww: under pytest a terminal's width is in the environment (readline puts it there), and ps cuts its lines to it.

@@ -21,7 +21,7 @@ import yaml
 
 from pco.runs.folder import holder, read_config
 from pco.runs.status import RunState
-from tests.e2e.conftest import Case, asked, stage_processes
+from tests.e2e.conftest import Case, asked, stage_processes, worker_is_done
 from tests.points import PATIENCE_S, Hold, Points, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(6000)]
@@ -101,25 +101,21 @@ class Run:
         self.site.post(f"flow_runs/{self.id}/set_state", state={"type": kind, "name": name}, force=True)
 
     def retry(self) -> None:
-        """As the pages do it, and once more where the worker, late to tell how it ended (Crashed), overwrote it."""
+        """As the pages do it."""
         before = self.row["run_count"]
         self.set_state("SCHEDULED", "AwaitingRetry")
         self.begins_again(before)
 
     def begins_again(self, before: int) -> None:
         """Wait until it began more often than before; a worker is there."""
+        self.until(lambda: self.row["run_count"] > before, "its next attempt")
 
-        def begun() -> bool:
-            row = self.row
-            if row["run_count"] == before and row["state_type"] in ENDED:
-                self.set_state("SCHEDULED", "AwaitingRetry")
-            return bool(row["run_count"] > before)
-
-        self.until(begun, "its next attempt")
+    def rests(self, attempts: int) -> None:
+        """Wait until the worker is done with all attempts so far, as a person who acts on it has done."""
+        self.until(lambda: worker_is_done(self.site.url, self.id, attempts), f"the end of attempt {attempts}")
 
     def resume(self, **answer: Any) -> Row:
-        """As the form of a suspended run in the UI does it, and like a person no sooner than its process has ended."""
-        self.until(lambda: not psutil.pid_exists(self.lock["pid"]), "the end of its process")
+        """As the form of a suspended run in the UI does it."""
         answered: Row = self.site.post(f"flow_runs/{self.id}/resume", run_input=answer)
         return answered
 
@@ -229,6 +225,7 @@ def test_a_run_that_failed_was_cancelled_and_killed_is_retried_and_redoes_nothin
     assert "heldout.jsonl: could not be read" in run.becomes("Failed")
 
     away.rename(prompts)
+    run.rests(1)
     half_generated = site.points.hold(run.folder / "round-01/candidates/candidates-00002.parquet")
     run.retry()
     os.kill(run.reaches(half_generated), signal.SIGSTOP)  # a polite signal does not reach it any more
@@ -240,6 +237,7 @@ def test_a_run_that_failed_was_cancelled_and_killed_is_retried_and_redoes_nothin
     run.set_state("CANCELLING", "Cancelling")
     run.is_quiet()
     run.becomes("Cancelled")
+    run.rests(2)
     half_generated.release()
 
     half_trained = site.points.hold(run.folder / "round-01/.policy.tmp")
@@ -253,6 +251,7 @@ def test_a_run_that_failed_was_cancelled_and_killed_is_retried_and_redoes_nothin
     run.is_quiet()
     half_trained.release()
 
+    run.rests(3)
     run.retry()
     run.becomes("Completed")
     _is_whole(run, finished)
@@ -269,6 +268,7 @@ def test_a_refused_round_asks_and_a_person_answers_there_or_on_the_command_line(
     run.becomes("Suspended")
     assert RunState(case.config).stages[-1].state == "waiting"
     assert holder(run.folder) is None, "nobody works on it meanwhile"
+    run.rests(1)
     assert run.resume(approve="perhaps")["status"] == "REJECT"
     details = run.row["state"]["state_details"]
     waits = datetime.fromisoformat(details["pause_timeout"]) - datetime.fromisoformat(run.row["state"]["timestamp"])
@@ -286,8 +286,10 @@ def test_a_refused_round_asks_and_a_person_answers_there_or_on_the_command_line(
     assert "waits for no answer" in site.told("flows.cli", "answer", str(other), "approve")
 
     finished = run.finished()
+    run.rests(2)
     run.retry()
     run.becomes("Suspended")
+    run.rests(3)
     assert run.resume(approve=True, comment="it reads well")["status"] == "ACCEPT"
     run.becomes("Completed")
     _is_whole(run, finished)

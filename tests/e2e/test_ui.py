@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from tests import tiny_model
-from tests.e2e.conftest import Case, asked
+from tests.e2e.conftest import Case, asked, worker_is_done
 from tests.pco.reward_training.conftest import preferences
 from tests.points import PATIENCE_S, Points, until
 
@@ -169,13 +169,14 @@ def test_a_run_goes_from_the_form_over_a_failed_stage_and_retry_to_its_report(
     site.shoot("failed")
 
     finished = _written(folder)
+    until(lambda: worker_is_done(site.api, run, 1), "the end of the attempt", every_s=1)
     obstacle.unlink()
     scored = site.points.hold(folder / "round-01/scores/scores-00000.parquet")
     page.locator("button[aria-haspopup=menu]").first.click()
     page.get_by_role("menuitem", name="Retry").click()
     page.get_by_role("button", name="Retry").click()
     scored.wait()
-    site.page.get_by_text("Running", exact=True).first.wait_for()
+    _becomes(site, run, "Running")
     scored.release()
     _becomes(site, run, "Completed")
     after = _written(folder)
