@@ -179,8 +179,8 @@ def check(
     """
     with clear_errors("Nothing was changed."):
         checked = [checking.check_file(path) for path in (file, against) if path is not None]
-        for one in checked:
-            _tell_checked(one)
+        for checked_file in checked:
+            _tell_checked(checked_file)
         if len(checked) == 2:
             checking.refuse_leakage(*checked)
             say("No prompt is in both.")

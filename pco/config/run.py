@@ -252,7 +252,7 @@ class RunConfig(Section):
     def models(self) -> list[str]:
         """The folders and hub ids of all models that it needs."""
         judging = (self.reward, self.evaluate.second_reward)
-        return [self.policy.model, *(name for one in judging if one for name in models(one))]
+        return [self.policy.model, *(name for reward in judging if reward for name in models(reward))]
 
 
 def _share_a_part(one: RewardConfig, other: RewardConfig) -> bool:

@@ -50,7 +50,7 @@ def value(text: str, allowed: Types) -> Any:
     Quotes around a whole text are YAML's and are removed. Nothing at all is null, and so is `null` where a field may be
     null. Raises yaml.YAMLError.
     """
-    if not _is_text(allowed) or any(_is_container(one) for one in allowed):
+    if not _is_text(allowed) or any(_is_container(option) for option in allowed):
         return document(text, allowed)
     if not text.strip() or (text.strip() in _NULLS and types.NoneType in allowed):
         return None
@@ -97,60 +97,60 @@ def alternatives(annotation: Any) -> Types:
     if origin is typing.Annotated:
         return alternatives(typing.get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
-        return [one for inner in typing.get_args(annotation) for one in alternatives(inner)]
+        return [option for inner in typing.get_args(annotation) for option in alternatives(inner)]
     return [annotation]
 
 
 def fields(allowed: Types, key: str) -> Iterator[FieldInfo]:
     """The fields of that name in the sections among the types."""
-    for one in allowed:
-        if _is_section(one) and key in one.model_fields:
-            yield one.model_fields[key]
+    for option in allowed:
+        if _is_section(option) and key in option.model_fields:
+            yield option.model_fields[key]
 
 
 def below(allowed: Types, key: str) -> Types:
     """The types under a key: of a section's field, or of the values of a mapping with names of the user's own."""
-    values = [typing.get_args(one)[1] for one in allowed if _origin(one) is dict]
+    values = [typing.get_args(option)[1] for option in allowed if _origin(option) is dict]
     annotations = [*(field.annotation for field in fields(allowed, key)), *values]
-    return [one for annotation in annotations for one in alternatives(annotation)]
+    return [option for annotation in annotations for option in alternatives(annotation)]
 
 
 def items(allowed: Types) -> Types:
     """The types of the items of a list."""
-    lists = [typing.get_args(one)[0] for one in allowed if _origin(one) is list]
-    return [one for annotation in lists for one in alternatives(annotation)]
+    lists = [typing.get_args(option)[0] for option in allowed if _origin(option) is list]
+    return [option for annotation in lists for option in alternatives(annotation)]
 
 
 def of_kind(allowed: Types, kind: str | None) -> Types:
     """The section of that kind, where there is a choice by kind; all types if none is of it."""
-    chosen = [one for one in allowed if is_choice(one) and one.model_fields["kind"].default == kind]
+    chosen = [option for option in allowed if is_choice(option) and option.model_fields["kind"].default == kind]
     return chosen or allowed
 
 
-def is_choice(one: Any) -> bool:
+def is_choice(option: Any) -> bool:
     """Whether a type is a section that says which one it is."""
-    return _is_section(one) and "kind" in one.model_fields
+    return _is_section(option) and "kind" in option.model_fields
 
 
-def _origin(one: Any) -> Any:
+def _origin(option: Any) -> Any:
     """Untyped, since checkers think that it can only be a part of `typing`."""
-    return typing.get_origin(one)
+    return typing.get_origin(option)
 
 
-def _is_section(one: Any) -> bool:
-    return isinstance(one, type) and issubclass(one, BaseModel)
+def _is_section(option: Any) -> bool:
+    return isinstance(option, type) and issubclass(option, BaseModel)
 
 
-def _is_container(one: Any) -> bool:
-    return _is_section(one) or _origin(one) in (list, dict)
+def _is_container(option: Any) -> bool:
+    return _is_section(option) or _origin(option) in (list, dict)
 
 
 def _is_text(allowed: Types) -> bool:
     """Whether a scalar can be nothing but a text here, or null."""
-    scalars = [one for one in allowed if not _is_container(one) and one is not types.NoneType]
-    return bool(scalars) and all(_takes_text(one) for one in scalars)
+    scalars = [option for option in allowed if not _is_container(option) and option is not types.NoneType]
+    return bool(scalars) and all(_takes_text(option) for option in scalars)
 
 
-def _takes_text(one: Any) -> bool:
-    is_named = _origin(one) is Literal
-    return one is str or (is_named and all(isinstance(name, str) for name in typing.get_args(one)))
+def _takes_text(option: Any) -> bool:
+    is_named = _origin(option) is Literal
+    return option is str or (is_named and all(isinstance(name, str) for name in typing.get_args(option)))

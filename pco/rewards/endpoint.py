@@ -106,7 +106,7 @@ async def _ask_all(
         "limits": httpx.Limits(max_connections=config.concurrency),
         "timeout": config.timeout_s,  # of each step; `_ask_once` applies it to the whole request
     }
-    if _is_loopback(config.base_url):  # whatever proxy the environment names
+    if is_loopback(config.base_url):  # whatever proxy the environment names
         settings["mounts"] = {f"all://{urlsplit(config.base_url).netloc}": None}
     async with httpx.AsyncClient(**settings) as client, asyncio.TaskGroup() as group:
 
@@ -210,7 +210,8 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """Whether a URL names this machine itself."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -168,12 +168,12 @@ def _comparisons(candidates: Candidates, config: JudgeReward) -> Iterator[_Compa
         else:
             groups[row["prompt_id"]].append(i)
     for prompt_id, members in groups.items():
-        for i, j in _opponents(prompt_id, members, config.opponents):
+        for i, j in opponents(prompt_id, members, config.opponents):
             text, opponent = candidates[i]["completion"], candidates[j]["completion"]
             yield _Comparison(i, j, candidates[i]["source_prompt"], text, opponent)
 
 
-def _opponents(prompt_id: str, members: list[int], count: int | None) -> list[tuple[int, int]]:
+def opponents(prompt_id: str, members: list[int], count: int | None) -> list[tuple[int, int]]:
     """All pairs, or those of neighbours up to `count` steps apart in a circle of random order."""
     circle = random.Random(seed_of("opponents", prompt_id)).sample(members, len(members))
     steps = min(count or len(circle), len(circle) - 1)

@@ -121,11 +121,12 @@ def scorer(config: ModelReward) -> Scorer:
 
     Raises BadInput as `check` does, and when the weights are not those of such a model.
     """
-    loaded = _load(config)
+    loaded = load(config)
     return lambda candidates: _score(loaded, candidates)
 
 
-def _load(config: ModelReward) -> _Loaded:
+def load(config: ModelReward) -> _Loaded:
+    """The model with its tokenizer, on the backend of the config; raises as `scorer` does."""
     path = folder(config)
     settings, tokenizer = _checked_settings(path), _checked_tokenizer(path, config)
     pad, limit = settings.get_text_config().pad_token_id, longest_text(settings, tokenizer, config)
@@ -189,7 +190,7 @@ def _values(loaded: _Loaded, texts: list[Tokens]) -> list[float]:
         return loaded.pooled(texts)
     values = [math.nan] * len(texts)
     for batch in batches([len(text) for text in texts], loaded.config.max_tokens_per_batch):
-        for i, value in zip(batch, _logits(loaded, [texts[i] for i in batch]), strict=True):
+        for i, value in zip(batch, logits(loaded, [texts[i] for i in batch]), strict=True):
             values[i] = value
     return values
 
@@ -206,7 +207,7 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         order = order[count:]
 
 
-def _logits(loaded: _Loaded, texts: list[Tokens]) -> list[float]:
+def logits(loaded: _Loaded, texts: list[Tokens]) -> list[float]:
     """The reward of each text.
 
     A model whose config has no padding token (many Llamas) reads its reward at the last token of one text and refuses
@@ -218,7 +219,7 @@ def _logits(loaded: _Loaded, texts: list[Tokens]) -> list[float]:
         used = set(chain.from_iterable(texts))
         unused = next(token for token in range(len(used) + 1) if token not in used)
         if len(texts) > 1 and unused >= settings.vocab_size:  # no token is left; single texts need no padding
-            return [_logits(loaded, [text])[0] for text in texts]
+            return [logits(loaded, [text])[0] for text in texts]
         settings.pad_token_id = unused if len(texts) > 1 else None
     return _forward(loaded.model, texts, settings.pad_token_id or 0)
 

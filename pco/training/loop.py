@@ -253,11 +253,12 @@ def save(state: dict[str, torch.Tensor], fresh: Any, tokenizer: Path, folder: Pa
         )
     merged = fresh.merge_and_unload() if hasattr(fresh, "merge_and_unload") else fresh
     with files.atomic_folder(folder) as temporary:
-        _save_weights(merged, temporary)
+        save_weights(merged, temporary)
         load_tokenizer(tokenizer).save_pretrained(temporary)
 
 
-def _save_weights(model: Any, folder: Path) -> None:
+def save_weights(model: Any, folder: Path) -> None:
+    """Write a model into a folder; raises OSError where the system refuses, whatever safetensors makes of it."""
     try:
         model.save_pretrained(folder)
     except SafetensorError as error:  # its name for what the system refused, such as a full disk

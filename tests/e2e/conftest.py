@@ -118,8 +118,8 @@ class Case:
 def worker_is_done(api: str, run: str, attempts: int) -> bool:
     """Whether the worker has told all that it tells of a flow run's attempts.
 
-    A process that ended with an error is reported as Crashed after it is gone, and the worker forgets the flow run then: an
-    attempt that begins sooner is reported Crashed while it works, and cannot be cancelled.
+    A process that ended with an error is reported as Crashed after it is gone, and the worker forgets the flow run
+    then: an attempt that begins sooner is reported Crashed while it works, and cannot be cancelled.
     """
     told = {"event": {"name": ["prefect.worker.executed-flow-run"]}, "related": {"id": [f"prefect.flow-run.{run}"]}}
     return int(asked("POST", f"{api}/events/filter", json={"filter": told})["total"]) >= attempts

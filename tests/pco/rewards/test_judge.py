@@ -158,7 +158,7 @@ def meeting(parties: int) -> Reply:
 
 @given(count=st.integers(1, 9), opponents=st.none() | st.integers(1, 9))
 def test_each_candidate_meets_as_many_others_as_were_asked_for(count: int, opponents: int | None) -> None:
-    pairs = llm_judge._opponents("p", list(range(count)), opponents)
+    pairs = llm_judge.opponents("p", list(range(count)), opponents)
     assert len(set(pairs)) == len(pairs)
     assert all(i < j for i, j in pairs)
     met = [sum(i in pair for pair in pairs) for i in range(count)]

@@ -46,7 +46,7 @@ def test_a_judge_on_this_machine_is_asked_past_the_proxy(host: str) -> None:
     ],
 )
 def test_what_is_this_machine(url: str, expected: bool) -> None:
-    assert endpoint._is_loopback(url) is expected
+    assert endpoint.is_loopback(url) is expected
 
 
 def test_another_judge_is_asked_through_the_proxy() -> None:

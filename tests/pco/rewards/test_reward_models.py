@@ -110,19 +110,19 @@ def test_a_score_is_the_logit_of_the_model_for_the_rendered_dialogue_alone(
 
 
 def test_a_batch_that_uses_every_token_is_still_scored(judge: Path) -> None:
-    loaded = model._load(ModelReward(model=str(judge)))
+    loaded = model.load(ModelReward(model=str(judge)))
     size = loaded.model.config.vocab_size
     texts = [list(range(start, min(start + 60, size))) for start in range(0, size, 60)] + [[1, 2]]
-    alone = [model._logits(loaded, [text])[0] for text in texts]
-    assert model._logits(loaded, texts) == pytest.approx(alone, abs=1e-5)
-    assert model._logits(loaded, texts[:2]) == pytest.approx(alone[:2], abs=1e-5)
+    alone = [model.logits(loaded, [text])[0] for text in texts]
+    assert model.logits(loaded, texts) == pytest.approx(alone, abs=1e-5)
+    assert model.logits(loaded, texts[:2]) == pytest.approx(alone[:2], abs=1e-5)
 
 
 def test_what_stands_in_for_padding_is_never_taken_for_the_end_of_a_text(judge: Path) -> None:
-    loaded = model._load(ModelReward(model=str(judge)))
+    loaded = model.load(ModelReward(model=str(judge)))
     texts = [[5, 6, 7, 8], [3, 0], [4, 1], [9, 2, 0]]
-    alone = [model._logits(loaded, [text])[0] for text in texts]
-    assert model._logits(loaded, texts) == pytest.approx(alone, abs=1e-5)
+    alone = [model.logits(loaded, [text])[0] for text in texts]
+    assert model.logits(loaded, texts) == pytest.approx(alone, abs=1e-5)
 
 
 @given(lengths=st.lists(st.integers(1, 40), max_size=30), budget=st.integers(1, 200))
