@@ -8,15 +8,12 @@ Prints every round's reward beside what the reward must not be: length, repetiti
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
-from data import store
-from pco.config.run import RunConfig
+import rounds
+
 from pco.runs.folder import read_config
-from pco.runs.status import RunState
-from pco.stage import Stage
 
 RESULTS = Path(__file__).parent / "results" / "instructions"
 TRAIN, HELDOUT = 128, 64
@@ -45,8 +42,8 @@ def main() -> None:
     arguments = parser.parse_args()
     _import(arguments.instructions)
     settings = [*SETTINGS, f"policy.model={arguments.model}", f"reward.model={arguments.reward}", *arguments.set]
-    _pco("run", "configs/instructions.yaml", *(word for setting in settings for word in ("--set", setting)))
-    _print(read_config(RESULTS / "runs" / "instructions"))
+    rounds.run("configs/instructions.yaml", settings)
+    rounds.show(read_config(RESULTS / "runs" / "instructions"), COLUMNS)
 
 
 def _import(source: Path) -> None:
@@ -55,21 +52,7 @@ def _import(source: Path) -> None:
     if not (RESULTS / "heldout.parquet").exists():
         RESULTS.mkdir(parents=True, exist_ok=True)
         held = ["--heldout-share", "0.1", "--heldout-out", str(RESULTS / "heldout.parquet")]
-        _pco("data", "import", str(source), "--kind", "prompts", "--out", str(RESULTS / "train.parquet"), *held)
-
-
-def _pco(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "flows.cli", *words], check=True)
-
-
-def _print(config: RunConfig) -> None:
-    print(f"{'round':>6}" + "".join(f"{column:>17}" for column in COLUMNS))
-    for number in range(config.rounds + 1):
-        manifest = store.read_manifest(Stage("evaluate", number, config, {}).folder)
-        if manifest is not None:
-            values = "".join(f"{manifest.metrics.get(column, float('nan')):>17.3f}" for column in COLUMNS)
-            print(f"{number:>6}{values}")
-    print("\n".join(RunState(config).reasons))
+        rounds.pco("data", "import", str(source), "--kind", "prompts", "--out", str(RESULTS / "train.parquet"), *held)
 
 
 if __name__ == "__main__":

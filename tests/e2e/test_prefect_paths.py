@@ -286,10 +286,9 @@ def test_a_refused_round_asks_and_a_person_answers_there_or_on_the_command_line(
     assert "waits for no answer" in site.told("flows.cli", "answer", str(other), "approve")
 
     finished = run.finished()
-    run.rests(2)
     run.retry()
     run.becomes("Suspended")
-    run.rests(3)
+    run.rests(2)
     assert run.resume(approve=True, comment="it reads well")["status"] == "ACCEPT"
     run.becomes("Completed")
     _is_whole(run, finished)
