@@ -16,6 +16,7 @@ from data.errors import BadInput, CorruptArtifact
 from flows import data_cli, deploy_cli, doctor_cli, evaluate_cli, quickstart_cli, reward_cli, running
 from flows.console import KEPT, Overrides, RunsDir, clear_errors, console, errors, print_rows, say
 from pco.config.run import RunConfig, load
+from pco.config.trackers import TRACKERS, named
 from pco.execution import machine
 from pco.runs import status as run_status
 from pco.runs.folder import find as _find
@@ -287,6 +288,31 @@ def report(name: RunName, runs_dir: RunsDir = Path("runs")) -> None:
         from pco import report as run_report
 
         say(str(run_report.write(_find(name, runs_dir))))
+
+
+@app.command()
+def track(
+    name: RunName,
+    to: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(TRACKERS)}; may be given again. By default those of `track`.")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Tell experiment trackers of a run what they have not been told yet, also after it has ended.
+
+    Example: `MLFLOW_TRACKING_URI=http://127.0.0.1:5000 pco track quickstart --to mlflow`
+    """
+    with clear_errors(KEPT):
+        from pco import tracking
+
+        config = _find(name, runs_dir)
+        trackers = [named(tracker) for tracker in to] if to else config.track
+        if not trackers:
+            raise BadInput(f"{config.run}: its config names no trackers under `track`. Name one: `--to mlflow`.")
+        for tracker in trackers:
+            with errors.status(f"Telling {tracker}"):
+                told = tracking.sync(config, tracker)
+            say(f"{tracker}: told of {told} stages" if told else f"{tracker}: knows all of it")
 
 
 @app.command()

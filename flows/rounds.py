@@ -21,6 +21,7 @@ from pco.config.run import RunConfig
 from pco.evaluation.decision import Decision
 from pco.runs.after_round import keep_best
 from pco.stage import Artifact, Stage
+from pco.tracking import following
 from tasks.stages import run_stage, shown_if_possible
 
 REFUSED = "pco.round.refused"  # the event; flows/automations.py answers it
@@ -37,10 +38,10 @@ def run_rounds(config: RunConfig) -> str:
 
 def work(config: RunConfig, *, until: int | None = None) -> str:
     """The body of every flow that makes rounds: all of them, or those up to a number."""
-    with holding(config):
+    with holding(config), following(config, get_run_logger().warning) as told:
         _name_round(config, 1)
         with suppress(_Enough):
-            rounds.walk(config, asking(run_stage), decided=partial(_decided, config, until, time.time()))
+            rounds.walk(config, told(asking(run_stage)), decided=partial(_decided, config, until, time.time()))
         return str(_publish_run(config))
 
 

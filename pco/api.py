@@ -25,6 +25,7 @@ from pco.runs import standalone
 from pco.runs.after_round import keep_best
 from pco.runs.status import RunState, points
 from pco.stage import Artifact, Stage, StageName
+from pco.tracking import following
 
 OnProgress = Callable[[Stage, Progress], None]
 OnLog = Callable[[str], None]
@@ -122,7 +123,7 @@ def run(
         config: What `load` returns.
         executor: Where stages run; by default each in a process of its own on this machine, which ends with this one.
         on_progress: Called with the stage at work and how far it is, at most twice a second.
-        on_log: Called with each line that the engines print.
+        on_log: Called with each line that the engines print, and with a warning where a tracker cannot be told.
 
     Raises RunConflict when another process writes to this run, or it was made with another config; StageFailed when a
     stage's process died; AwaitsAnswer when the gate leaves a refused round to a person; what a stage itself raises.
@@ -132,8 +133,8 @@ def run(
     def decided(number: int, best: Artifact) -> None:
         keep_best(config, number, best)
 
-    with run_folder.opened(config):
-        rounds.walk(config, _doing(executor, on_progress, on_log), decided=decided)
+    with run_folder.opened(config), following(config, on_log) as told:
+        rounds.walk(config, told(_doing(executor, on_progress, on_log)), decided=decided)
         report.write(config)
     return Run(config)
 

@@ -20,6 +20,7 @@ from pco.config.reward import (
     settings,
 )
 from pco.config.section import Section, added
+from pco.config.trackers import Tracker
 from pco.config.train import Train, absolute_loss
 
 
@@ -190,6 +191,8 @@ class RunConfig(Section):
     """A stage process that runs longer is ended, in seconds."""
     stall_timeout_s: int = Field(1800, ge=1)
     """A stage process that says nothing for so long, in seconds, is ended; its log then tells where it hung."""
+    track: list[Tracker] = []
+    """Experiment trackers that are told of every finished stage; docs/tracking.md."""
     policy: Policy
     prompts: Prompts
     generate: Generate = Generate()

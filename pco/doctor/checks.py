@@ -17,6 +17,7 @@ from data.prompts import asked
 from data.rows import UserFeedback, UserPreference
 from pco import rewards
 from pco.config.run import RunConfig
+from pco.config.trackers import check_installed
 from pco.config.train import PairwiseCringe, PythonLoss
 from pco.evaluation import lm_eval_tasks
 from pco.execution import machine
@@ -128,6 +129,11 @@ def _engines(_: Inputs) -> str:
     if importlib.util.find_spec("deepspeed") is None:
         raise BadInput("deepspeed is not installed, and training needs it. Install this package with its dependencies.")
     return "vllm and deepspeed are installed"
+
+
+def _trackers(inputs: Inputs) -> str:
+    check_installed(inputs.config.track)
+    return f"told of every stage: {', '.join(inputs.config.track) or 'none'}"
 
 
 def existing_folder(inputs: Inputs) -> Path:
@@ -304,6 +310,7 @@ def _check_fits(where: str, row: readers.Row, length: int, room: int, context: i
 CHECKS: dict[str, Callable[[Inputs], str]] = {
     "engines": _engines,
     "folder of runs": _folder,
+    "trackers": _trackers,
     "prompts": _prompts,
     "leakage": _leakage,
     "reward": _reward,

@@ -35,6 +35,7 @@ _FREE = {
     "keep_best",
     "stage_timeout_s",
     "stall_timeout_s",
+    "track",
     "engine.kv_cache_gib",
     "engine.gpu_memory_utilization",
     # They decide which stages come next and with which settings; each of those stages has its own fingerprint.

@@ -43,6 +43,7 @@ def test_help_of_every_command_explains_it() -> None:
         "evaluate",
         "export",
         "model",
+        "track",
     ):
         result = runner.invoke(app, [command, "--help"])
         assert result.exit_code == 0
@@ -251,6 +252,8 @@ def test_a_fork_has_the_very_name_it_is_given(finished: RunConfig, name: str) ->
     ("arguments", "told"),
     [
         (["resume", "{run}", "--round", "1"], "names the round of --from"),
+        (["track", "{run}"], "names no trackers under `track`"),
+        (["track", "{run}", "--to", "comet"], "no such tracker. There are: mlflow, wandb"),
         (["resume", "{run}", "--from", "train", "--round", "7"], "has no stage `train` in round 7"),
         (
             ["resume", "{run}", "--from", "train", "--round", "9", "--set", "rounds=7"],

@@ -6,7 +6,6 @@ fingerprints of the stages of many configs.
 """
 
 import json
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from pco.rounds import walk
 from pco.runs.folder import opened, read_config
 from pco.runs.status import RunState
 from pco.stage import Artifact, RewardStageName, Stage
-from tests import builders
+from tests import builders, made_before
 
-FOLDER = Path(__file__).parents[1] / "made_before"
+FOLDER = made_before.FOLDER
 BEFORE = json.loads((FOLDER / "fingerprints.json").read_text(encoding="utf-8"))
 STATUS = json.loads((FOLDER / "status.json").read_text(encoding="utf-8"))
 FILES = {"prompts__preferences": "preferences.jsonl", "prompts__feedback": "feedback.jsonl"}
@@ -56,12 +55,7 @@ def test_each_stage_of_a_reward_training_has_the_fingerprint_that_earlier_versio
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """The folder of both runs, as if they had been made here."""
-    with tarfile.open(FOLDER / "runs.tar.gz") as archive:
-        archive.extractall(tmp_path / "runs", filter="data")
-    for path in [*tmp_path.rglob("*.json"), *tmp_path.rglob("*.yaml")]:
-        path.write_text(path.read_text(encoding="utf-8").replace("@ROOT@", str(tmp_path)), encoding="utf-8")
-    return tmp_path / "runs"
+    return made_before.runs(tmp_path)
 
 
 @pytest.mark.parametrize("name", STATUS)
