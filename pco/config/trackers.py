@@ -22,7 +22,7 @@ def named(name: str) -> Tracker:
     """The tracker of that name; raises BadInput when there is none."""
     if name not in TRACKERS:
         raise BadInput(f"{name}: no such tracker. There are: {', '.join(TRACKERS)}.")
-    return name  # type: ignore[return-value]  # it is one of them
+    return name
 
 
 def check_installed(trackers: Sequence[Tracker]) -> None:
