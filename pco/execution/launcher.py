@@ -36,6 +36,9 @@ ENVIRONMENT = {
     # One process is the engine: the extra ones start slowly on CPU and outlive a killed parent.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # OpenMP's threads wait in a loop, by default so long that two stages on one machine take the cores from each other.
+    # benchmarks/threads.py
+    "GOMP_SPINCOUNT": "10000",
 }
 
 

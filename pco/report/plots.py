@@ -213,7 +213,7 @@ def _steps(log: Sequence[Mapping[str, float]], column: str) -> Draw:
     def draw(axes: Axes) -> None:
         axes.plot([row["step"] + 1 for row in log], [row[column] for row in log], color=_SERIES[0], linewidth=1)
         axes.set_xlabel("optimizer step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
     return draw
 
@@ -286,7 +286,7 @@ def _curves(report: RunReport, column: str, level: float | None) -> Draw:
         if level is not None:
             axes.axhline(level, color=_BOUND, linestyle="--", linewidth=1.2, label=f"b = {level:g}")
         axes.set_xlabel("optimizer step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.margins(y=0.12)
         _legend(axes, min(4, len(trained) + 1))
 
@@ -319,7 +319,7 @@ def _bounds(axes: Axes, bounds: Mapping[str, float | None]) -> None:
 
 def _round_axis(axes: Axes, numbers: Sequence[int]) -> None:
     axes.set_xlim(min(numbers) - 0.25, max(numbers) + 0.25)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"round {value:.0f}" if round(value) else "start"))
     if len(numbers) > 5:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}" if round(value) else "start"))

@@ -15,7 +15,7 @@ from pco.config.run import RunConfig
 from pco.evaluation import metrics
 from pco.evaluation.differences import per_prompt_differences
 from pco.evaluation.intervals import paired_interval
-from pco.report import gather, markdown, page, wording
+from pco.report import gather, markdown, page, plots, wording
 from pco.report.cells import Column, Table
 from pco.report.numbers import Interval
 from pco.stage import StageName
@@ -305,3 +305,16 @@ def test_numbers_carry_a_minus_only_if_it_shows(value: float, text: str) -> None
 )
 def test_durations_read_like_a_clock(value: float, text: str) -> None:
     assert wording.duration(value) == text
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 4])
+def test_every_round_has_one_tick(tmp_path: Path, rounds: int) -> None:
+    config = make_run(builders.config(tmp_path, rounds=rounds), rounds=rounds)
+    (wins,) = (plot for plot in plots.rewards(gather.run_report(config)) if plot.title == "Wins")
+    assert re.findall(r">round ([^<]+)<", wins.svg) == [str(number) for number in range(1, rounds + 1)]
+
+
+def test_a_training_of_one_step_has_one_tick() -> None:
+    (loss, _) = plots.learning([{"step": 0, "loss": 0.5, "accuracy": 1.0}])
+    ticks = loss.svg.partition('id="loss-matplotlib.axis_1"')[2].partition('id="loss-matplotlib.axis_2"')[0]
+    assert re.findall(r">([\d.]+)</text>", ticks) == ["1"]
