@@ -29,6 +29,7 @@ def _origin(imported: Imported, written: Written) -> str:
     facts = {
         "source": f"`{request.source}`",
         "split, subset": " ".join(filter(None, (request.split, request.subset))),
+        "commit": imported.commit or "",
         "only the first rows": f"{request.limit:,}" if request.limit else "",
         "kind": request.kind,
         "shape": f"{imported.shape.name}, from {', '.join(imported.used)}",

@@ -36,17 +36,18 @@ OTHER_REASONS = "malformed in yet other ways"
 
 @dataclass(frozen=True)
 class Request:
-    """What to import, how, and where to."""
+    """What to read, how, and for an import where to."""
 
     source: str
     kind: Kind
-    out: Path
+    out: Path | None = None
     names: Mapping[str, str] = field(default_factory=dict)  # column of the source -> name that a shape knows
     ignored: Sequence[str] = ()  # columns of the source that are not looked at
     coding: Mapping[str, Meaning] = field(default_factory=dict)  # value of a label -> what it means
     pairs: Pairs = "best_worst"  # of several answers with scores
     split: str | None = None  # of a hub data set
     subset: str | None = None  # of a hub data set: its config's name
+    revision: str | None = None  # of a hub data set: branch, tag or commit
     limit: int | None = None  # rows to read at most
     turns: Turns = "messages"
     heldout_share: float | None = None  # of the prompts, about
@@ -88,6 +89,7 @@ class Imported:
     considered: int  # rows that the rows in gave or could have given: as many, but where several answers make pairs
     dropped: dict[str, int]
     notes: Notes
+    commit: str | None  # of a hub data set
     outputs: tuple[Written, ...]  # the file, and the held-out one if there is one
 
 
@@ -103,27 +105,23 @@ def import_data(request: Request) -> Imported:
 
     Raises BadInput for a request or source that cannot work, and when no row is left.
     """
-    _check(request)
+    paths = _checked_outputs(request)
     opened = open_request(request)
-    paths = [request.out] if request.heldout_out is None else [request.out, request.heldout_out]
-    reader = _Reader(opened)
+    reader = Reader(opened)
     with ExitStack() as stack:
         sinks = [stack.enter_context(_opened(path, request.kind)) for path in paths]
-        rows_in = _pour(request, reader, sinks)
-        if opened.reading.shape.name == "output pairs" and not request.coding:
-            labels.refuse_zero_based(opened.reading.notes, where=request.source)
-        if reader.considered == reader.dropped.total():
-            raise BadInput(_nothing_kept(opened, rows_in, reader.dropped))
+        _pour(request, reader, sinks)
     written = tuple(sink.written for sink in sinks)
     return Imported(
         request,
         opened.reading.shape,
         opened.used(),
         opened.unused(),
-        rows_in,
+        reader.rows_in,
         reader.considered,
         dict(sorted(reader.dropped.items())),
         opened.reading.notes,
+        opened.source.commit,
         written,
     )
 
@@ -167,7 +165,7 @@ class Opened:
 
 def open_request(request: Request) -> Opened:
     """Open the source, and tell its shape by the columns of its first rows. Raises BadInput."""
-    source = sources.open_source(request.source, split=request.split, subset=request.subset)
+    source = sources.open_source(request.source, split=request.split, subset=request.subset, revision=request.revision)
     limited = islice(source.rows, request.limit)
     first = list(islice(limited, _PEEKED))
     if not first:
@@ -201,14 +199,14 @@ def told(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{reason}: {count:,}" for reason, count in sorted(dropped.items())) or "none"
 
 
-def _check(request: Request) -> None:
-    """Refuse before anything is read. Raises BadInput."""
+def _checked_outputs(request: Request) -> list[Path]:
+    """The files to write, checked before anything is read. Raises BadInput."""
     share, heldout = request.heldout_share, request.heldout_out
     if (share is None) != (heldout is None):
         raise BadInput("--heldout-share and --heldout-out belong together: give both or neither.")
     if share is not None and not 0 < share < 1:
         raise BadInput(f"--heldout-share {share}: expected a share between 0 and 1, such as 0.1.")
-    outs = [request.out] if heldout is None else [request.out, heldout]
+    outs = [out for out in (request.out, heldout) if out is not None]
     for out in outs:
         if out.suffix != ".parquet":
             raise BadInput(f"{out}: the output is Parquet. Name it so: {out.with_suffix('.parquet')}.")
@@ -216,6 +214,7 @@ def _check(request: Request) -> None:
     files = [path.resolve() for path in (Path(request.source), *outs)]
     if len(set(files)) < len(files):
         raise BadInput(f"{request.out}: source and outputs must be different files. Name another output.")
+    return outs
 
 
 def _check_writable(out: Path) -> None:
@@ -257,15 +256,34 @@ def _opened(path: Path, kind: Kind) -> Iterator[_Sink]:
 
 
 @dataclass
-class _Reader:
-    """What turns raw rows into rows of the schema, or counts why not."""
+class Reader:
+    """What turns raw rows into rows of the schema, or counts why not.
+
+    `considered == rows that `rows` gave + sum(dropped.values())`. Readers that share `seen` drop each other's rows as
+    duplicates.
+    """
 
     opened: Opened
+    seen: set[bytes] = field(default_factory=set)
+    rows_in: int = 0
     considered: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    seen: set[bytes] = field(default_factory=set)
 
-    def read(self, number: int, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows that are kept, as of the schema `IMPORTED[kind]`, to be read once.
+
+        Raises BadInput at the end when none is, or when labels can only be read the other way.
+        """
+        for number, raw in self.opened.rows:
+            self.rows_in += 1
+            yield from self._read(number, raw)
+        request, notes = self.opened.request, self.opened.reading.notes
+        if self.opened.reading.shape.name == "output pairs" and not request.coding:
+            labels.refuse_zero_based(notes, where=request.source)
+        if self.considered == self.dropped.total():
+            raise BadInput(_nothing_kept(self.opened, self.rows_in, self.dropped))
+
+    def _read(self, number: int, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The rows that are kept of what a row says."""
         kept = []
         for row in self.opened.extract(number, raw):
@@ -292,13 +310,9 @@ def content_key(row: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(json.dumps(said).encode()).digest()[:16]
 
 
-def _pour(request: Request, reader: _Reader, sinks: Sequence[_Sink]) -> int:
-    """Every row into its file; returns how many came in."""
-    rows_in = 0
-    for number, raw in reader.opened.rows:
-        rows_in += 1
-        for row in reader.read(number, raw):
-            share = request.heldout_share
-            side = share is not None and is_heldout(prompt_key(prompts.asked(row)), share)
-            sinks[side].add(row)
-    return rows_in
+def _pour(request: Request, reader: Reader, sinks: Sequence[_Sink]) -> None:
+    """Every row into its file."""
+    share = request.heldout_share
+    for row in reader.rows():
+        side = share is not None and is_heldout(prompt_key(prompts.asked(row)), share)
+        sinks[side].add(row)

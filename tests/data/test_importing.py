@@ -447,7 +447,8 @@ def test_a_fault_early_in_a_large_array_does_not_pull_all_of_it_into_memory(tmp_
 
 
 def test_data_sets_of_the_hubs_library_are_read_from_its_folders(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     rows = datasets.Dataset.from_list([PAIR_SHAPES["ultrafeedback_binarized"]])
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
     (tmp_path / "repository" / "data").mkdir(parents=True)
@@ -461,7 +462,6 @@ def test_data_sets_of_the_hubs_library_are_read_from_its_folders(tmp_path: Path)
 
 
 def test_a_folder_that_holds_no_data_set_is_one_clear_line(tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match=r"empty: `datasets` cannot load this folder \(") as caught:
         import_data(Request(str(tmp_path / "empty"), "prompts", tmp_path / "out.parquet"))
@@ -469,7 +469,6 @@ def test_a_folder_that_holds_no_data_set_is_one_clear_line(tmp_path: Path) -> No
 
 
 def test_a_data_set_that_the_hub_does_not_give_is_one_clear_line(tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
     with pytest.raises(BadInput, match="nobody/nothing: no such file, and the hub did not give it") as caught:
         import_data(Request("nobody/nothing", "prompts", tmp_path / "out.parquet"))
     assert "\n" not in str(caught.value)
