@@ -28,6 +28,7 @@ IDS = ("source_id", "id", "prompt_id")
 MARGINS = ("margin", "score_chosen", "score_rejected")
 GENERATORS = ("chosen_generator", "rejected_generator")
 SYSTEMS = ("system", "system_prompt")
+REFERENCE = "reference"  # the right answer to a prompt
 MEDIA_COLUMNS = ("images", "image", "videos", "audios")
 _BESIDE = (*SYSTEMS, "history", "tools", *MEDIA_COLUMNS)  # columns that belong to any prompt
 
@@ -87,7 +88,7 @@ def known_names() -> set[str]:
         "rejected",
         *outputs,
     }
-    names |= {"preference", *_STRENGTHS, "generator_1", "generator_2", *MARGINS, *GENERATORS, *IDS}
+    names |= {REFERENCE, "preference", *_STRENGTHS, "generator_1", "generator_2", *MARGINS, *GENERATORS, *IDS}
     return names | {*ranking.ANSWERS, *ranking.SCORES, *ranking.RANKS, *_COMPLETIONS, *_LABELS}
 
 
@@ -119,7 +120,7 @@ def _prompts(columns: Collection[str], mapped: Collection[str], where: str) -> S
     if prompt is None:
         return None
     names: dict[str, Name] = {"instruction": "instruction", "turns": "turns", **dict.fromkeys(MESSAGES, "messages")}
-    return Shape("prompts", names.get(prompt, "prompt"), prompt, (prompt,), _beside(prompt))
+    return Shape("prompts", names.get(prompt, "prompt"), prompt, (prompt,), (*_beside(prompt), REFERENCE))
 
 
 def _preferences(columns: Collection[str], mapped: Collection[str], where: str) -> Shape | None:

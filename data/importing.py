@@ -27,6 +27,7 @@ from data.schemas import IMPORTED
 from data.shapes import Reading
 
 DUPLICATE = "exact duplicate"
+ANOTHER_REFERENCE = "the same prompt as before, with another reference"
 TEXTS = ("prompt", "chosen", "rejected", "completion")
 _BATCH = 1000  # rows in memory before they are written
 _PEEKED = 100  # rows whose columns tell the shape; the first of a JSONL file may lack some
@@ -78,8 +79,8 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Imported:
-    """What an import did: `considered == sum of the outputs' rows + sum(dropped.values())`."""
+class Outcome:
+    """What became of the rows of a source: `considered == kept + sum(dropped.values())`."""
 
     request: Request
     shape: Shape
@@ -90,6 +91,17 @@ class Imported:
     dropped: dict[str, int]
     notes: Notes
     commit: str | None  # of a hub data set
+
+    @property
+    def kept(self) -> int:
+        """Rows that came out."""
+        return self.considered - sum(self.dropped.values())
+
+
+@dataclass(frozen=True)
+class Imported(Outcome):
+    """What an import did."""
+
     outputs: tuple[Written, ...]  # the file, and the held-out one if there is one
 
 
@@ -106,24 +118,11 @@ def import_data(request: Request) -> Imported:
     Raises BadInput for a request or source that cannot work, and when no row is left.
     """
     paths = _checked_outputs(request)
-    opened = open_request(request)
-    reader = Reader(opened)
+    reader = Reader(open_request(request))
     with ExitStack() as stack:
         sinks = [stack.enter_context(_opened(path, request.kind)) for path in paths]
         _pour(request, reader, sinks)
-    written = tuple(sink.written for sink in sinks)
-    return Imported(
-        request,
-        opened.reading.shape,
-        opened.used(),
-        opened.unused(),
-        reader.rows_in,
-        reader.considered,
-        dict(sorted(reader.dropped.items())),
-        opened.reading.notes,
-        opened.source.commit,
-        written,
-    )
+    return Imported(**vars(reader.outcome()), outputs=tuple(sink.written for sink in sinks))
 
 
 @dataclass
@@ -264,7 +263,7 @@ class Reader:
     """
 
     opened: Opened
-    seen: set[bytes] = field(default_factory=set)
+    seen: dict[bytes, str | None] = field(default_factory=dict)  # content of rows, and the right answer
     rows_in: int = 0
     considered: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -283,6 +282,21 @@ class Reader:
         if self.considered == self.dropped.total():
             raise BadInput(_nothing_kept(self.opened, self.rows_in, self.dropped))
 
+    def outcome(self) -> Outcome:
+        """What became of the rows that were read."""
+        opened = self.opened
+        return Outcome(
+            opened.request,
+            opened.reading.shape,
+            opened.used(),
+            opened.unused(),
+            self.rows_in,
+            self.considered,
+            dict(sorted(self.dropped.items())),
+            opened.reading.notes,
+            opened.source.commit,
+        )
+
     def _read(self, number: int, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The rows that are kept of what a row says."""
         kept = []
@@ -291,17 +305,21 @@ class Reader:
             if isinstance(row, Dropped):
                 reason = str(row)
                 self.dropped[reason if reason in self.dropped or len(self.dropped) < _REASONS else OTHER_REASONS] += 1
-            elif self._is_new(row):
-                kept.append(row)
+                continue
+            repeats = self._repeats(row)
+            if repeats:
+                self.dropped[repeats] += 1
             else:
-                self.dropped[DUPLICATE] += 1
+                kept.append(row)
         return kept
 
-    def _is_new(self, row: Mapping[str, Any]) -> bool:
-        key = content_key(row)
-        new = key not in self.seen
-        self.seen.add(key)
-        return new
+    def _repeats(self, row: Mapping[str, Any]) -> str | None:
+        """Why a row is one too many, if it is."""
+        key, reference = content_key(row), row.get(detecting.REFERENCE)
+        if key not in self.seen:
+            self.seen[key] = reference
+            return None
+        return DUPLICATE if self.seen[key] == reference else ANOTHER_REFERENCE
 
 
 def content_key(row: Mapping[str, Any]) -> bytes:

@@ -15,6 +15,8 @@ from data.errors import BadInput
 Meaning = Literal["first", "second", "tie", "good", "bad"]
 Coding = Mapping[str, Meaning]  # from a value as text
 
+References = Literal["given", "NaN", "empty"]
+
 VOTES_TIE = "annotators disagree, no majority"
 _STRENGTH = 3  # HelpSteer's scale goes from -3 to 3
 _LABELS_HINT = "Say what the values mean, such as --labels first=0,second=1,tie=2"
@@ -27,6 +29,7 @@ class Notes:
     read: Counter[tuple[str, Meaning]] = field(default_factory=Counter)  # value -> meaning
     left_out: Counter[str] = field(default_factory=Counter)  # candidates of a row, by reason
     repeated: int = 0  # rows whose answers repeated the prompt
+    references: Counter[References] = field(default_factory=Counter)  # right answers that are there, or are none
     vote_pairs: int = 0  # pairs of annotators of one row
     agreeing: int = 0
 

@@ -77,7 +77,9 @@ PROMPT_SHAPES: dict[str, tuple[Row, str]] = {
 def test_prompts_of_every_shape_come_out_as_prompts(tmp_path: Path, shape: str) -> None:
     row, prompt = PROMPT_SHAPES[shape]
     _, rows = imported(tmp_path, [{**row, "id": 7}], "prompts")
-    assert rows == [{"prompt_id": prompt_id(prompt), "source_id": "7", "prompt": prompt, "messages": None}]
+    assert rows == [
+        {"prompt_id": prompt_id(prompt), "source_id": "7", "prompt": prompt, "messages": None, "reference": None}
+    ]
 
 
 NAMED = {"generator_1": "one", "generator_2": "two"}  # AlpacaEval's own columns, whose coding is documented
