@@ -28,8 +28,8 @@ def text(imported: Imported, written: Written) -> str:
 def of_sources(sources: Mapping[str, tuple[Outcome, str]]) -> str:
     """The card of what a run was given: each source by its place in the config, and the digest of a local one."""
     parts = ["# Sources\n"]
-    for place, (outcome, sha256) in sources.items():
-        facts = {**_source(outcome), "SHA-256": sha256}
+    for place, (outcome, digest) in sources.items():
+        facts = {**_source(outcome), "digest": digest}
         parts.append(f"## `{place}`\n\n{_table(('', ''), _said(facts))}")
         rows = [*_rows_in(outcome), ("rows out", f"{outcome.kept:,}"), *_dropped(outcome)]
         parts.append(_table(("", "rows"), rows))

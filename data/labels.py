@@ -5,7 +5,7 @@ A value of unknown meaning is an error, never a guess: to guess could be to trai
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,16 +39,24 @@ def read_labels(words: Collection[str]) -> dict[str, Meaning]:
 
     Raises BadInput for what is no such word, or gives a value two meanings.
     """
-    coding: dict[str, Meaning] = {}
+    meanings: list[tuple[Meaning, str]] = []
     for word in ",".join(words).split(",") if words else []:
         name, separator, value = (part.strip() for part in word.partition("="))
         meaning = _MEANINGS.get(name)
         if not separator or meaning is None:
             raise BadInput(f"--labels {word}: expected {', '.join(_MEANINGS)} with a value, such as first=0.")
-        if value_text(value) in coding:
-            raise BadInput(f"--labels {word}: the value {value} is there twice. Give it one meaning.")
-        coding[value_text(value)] = meaning
-    return coding
+        meanings.append((meaning, value))
+    return coding(meanings)
+
+
+def coding(meanings: Iterable[tuple[Meaning, str]]) -> dict[str, Meaning]:
+    """The meaning of each value. Raises BadInput where a value has two."""
+    by_value: dict[str, Meaning] = {}
+    for meaning, value in meanings:
+        if value_text(value) in by_value:
+            raise BadInput(f"--labels {meaning}={value}: the value {value} is there twice. Give it one meaning.")
+        by_value[value_text(value)] = meaning
+    return by_value
 
 
 _MEANINGS: dict[str, Meaning] = {name: name for name in ("first", "second", "tie", "good", "bad")}

@@ -1,7 +1,8 @@
 """Rows of a kind out of one source, or a mixture of several in given shares."""
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -11,6 +12,7 @@ from data.importing import Outcome, Reader, Request, content_key, open_request
 
 Row = dict[str, Any]  # of the schema `IMPORTED[kind]`
 SHARES = "left out, so that the mixture has the shares of its weights"
+LIMIT = "beyond the limit of all rows"
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,18 @@ class Part:
     weight: float | None = None
 
 
-def read(request: Request) -> tuple[list[Row], Outcome]:
-    """The rows of a source that can be kept, in their order, and what became of the others. Raises BadInput."""
+def read(request: Request, limit: int | None = None) -> tuple[list[Row], Outcome]:
+    """The first so many rows of a source that can be kept, in their order, and what became of the others.
+
+    Raises BadInput.
+    """
     reader = Reader(open_request(request))
-    return list(reader.rows()), reader.outcome()
+    rows = list(reader.rows())
+    return rows[:limit], _without(reader.outcome(), {LIMIT: len(rows) - len(rows[:limit])})
 
 
-def mix(parts: Sequence[Part], seed: int) -> tuple[list[Row], list[Outcome]]:
-    """The rows of a mixture, and what became of those of each part.
+def mix(parts: Sequence[Part], seed: int, limit: int | None = None) -> tuple[list[Row], list[Outcome]]:
+    """The first so many rows of a mixture, and what became of those of each part.
 
     Which rows of a part are taken, and in which order, is drawn by `seed` and what the rows say; so it does not depend
     on the order of the rows in a file. The parts are interleaved: the first rows of a mixture have its shares, too. A
@@ -50,10 +56,12 @@ def mix(parts: Sequence[Part], seed: int) -> tuple[list[Row], list[Outcome]]:
                 f"{part.request.source}: the mixture would have none of its {len(rows):,} rows. Its weight of "
                 f"{part.weight} is too small beside the others: raise it, or leave the source out."
             )
-    order = interleaved(counts)
+    order = interleaved(counts)[:limit]
+    taken = Counter(order)
     iterators = [iter(rows) for rows in drawn]
     return [next(iterators[index]) for index in order], [
-        _without(outcome, len(rows) - count) for outcome, rows, count in zip(outcomes, drawn, counts, strict=True)
+        _without(outcome, {SHARES: len(drawn[index]) - count, LIMIT: count - taken[index]})
+        for index, (outcome, count) in enumerate(zip(outcomes, counts, strict=True))
     ]
 
 
@@ -80,5 +88,6 @@ def _rank(row: Row, seed: int) -> bytes:
     return hashlib.sha256(str(seed).encode() + content_key(row)).digest()
 
 
-def _without(outcome: Outcome, count: int) -> Outcome:
-    return replace(outcome, dropped={**outcome.dropped, SHARES: count}) if count else outcome
+def _without(outcome: Outcome, left_out: Mapping[str, int]) -> Outcome:
+    more = {reason: count for reason, count in left_out.items() if count}
+    return replace(outcome, dropped={**outcome.dropped, **more})

@@ -277,6 +277,40 @@ def _row(raw: dict[str, Any], where: str, key: str) -> Row:
     }
 
 
+def of_imported_prompt(row: Mapping[str, Any]) -> Row:
+    """A prompt as `pco data import` makes it."""
+    return {
+        "prompt_id": row["prompt_id"],
+        "source_id": row["source_id"],
+        "prompt": row["prompt"],
+        "reference": row["reference"],
+        "messages": row["messages"],
+    }
+
+
+def of_imported_preference(row: Mapping[str, Any]) -> UserPreference:
+    """A preference as `pco data import` makes it."""
+    return {
+        "prompt_id": row["prompt_id"],
+        "prompt": row["prompt"],
+        "chosen": row["chosen"],
+        "rejected": row["rejected"],
+        "margin": row["margin"],
+        "messages": row["messages"],
+    }
+
+
+def of_imported_feedback(row: Mapping[str, Any]) -> UserFeedback:
+    """A rated completion as `pco data import` makes it."""
+    return {
+        "prompt_id": row["prompt_id"],
+        "prompt": row["prompt"],
+        "completion": row["completion"],
+        "good": row["good"],
+        "messages": row["messages"],
+    }
+
+
 def is_nan(value: object) -> bool:
     """Whether a right answer is NaN, which is how tables of numbers write that there is none."""
     return isinstance(value, float) and math.isnan(value)
