@@ -102,7 +102,7 @@ class Inputs:
         """What became of the rows of each source, and which right answers are none, a line each."""
         lines = [reading.told_source(place, outcome) for place, outcome in self.sources.items()]
         return lines + [
-            f"prompts.{name}: {count:,} references are NaN, which is none"
+            f"prompts.{name}: references of NaN, which is none: {count:,}"
             for name, count in self.nan_references.items()
         ]
 

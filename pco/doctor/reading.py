@@ -106,4 +106,5 @@ def record(place: str, outcome: Outcome) -> dict[str, Any]:
         "rows_in": outcome.considered,
         "rows_out": outcome.kept,
         "dropped": outcome.dropped,
+        "references": dict(outcome.notes.references),
     }

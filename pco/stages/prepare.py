@@ -65,8 +65,8 @@ def _sources(inputs: checks.Inputs, stage: Stage) -> dict[str, str]:
     if not inputs.sources:
         return {}
     digests = {place: stage.inputs[place].fingerprint for place in inputs.sources if _is_local(stage, place)}
-    card_text = card.of_sources({place: (of, digests.get(place, "")) for place, of in inputs.sources.items()})
-    files.write_text(stage.folder / CARD, card_text)
+    sources = {f"prompts.{place}": (of, digests.get(place, "")) for place, of in inputs.sources.items()}
+    files.write_text(stage.folder / CARD, card.of_sources(sources))
     records = [{**reading.record(place, of), "digest": digests.get(place)} for place, of in inputs.sources.items()]
     return {"sources": json.dumps(records)}
 
