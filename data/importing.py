@@ -277,8 +277,9 @@ class Reader:
             self.rows_in += 1
             yield from self._read(number, raw)
         request, notes = self.opened.request, self.opened.reading.notes
-        if self.opened.reading.shape.name == "output pairs" and not request.coding:
-            labels.refuse_zero_based(notes, where=request.source)
+        shape = self.opened.reading.shape
+        if shape.name == "output pairs" and not request.coding:
+            labels.refuse_zero_based(notes, one_is_first=shape.one_is_first, where=request.source)
         if self.considered == self.dropped.total():
             raise BadInput(_nothing_kept(self.opened, self.rows_in, self.dropped))
 

@@ -199,13 +199,19 @@ def _goodness(value: Any, place: Place) -> Meaning | None:
     return _noted(text, "good" if text in {"true", "1"} else "bad", place)
 
 
-def refuse_zero_based(notes: Notes, *, where: str) -> None:
-    """Refuse a whole file whose preferences are 0 and 1: read as 1 and 2, it would say the opposite of what it means.
+def refuse_zero_based(notes: Notes, *, one_is_first: bool, where: str) -> None:
+    """Refuse a whole file whose preferences may count from 0: read as 1 and 2 they would say the opposite.
 
-    Raises BadInput naming `where`.
+    These are 0 and 1; and 1 alone, unless the columns tell that `one_is_first`. Raises BadInput naming `where`.
     """
-    if {value for value, _ in notes.read} == {"0", "1"}:
+    values = {value for value, _ in notes.read}
+    if values == {"0", "1"}:
         raise BadInput(f"{where}: `preference` is 0 or 1 and never 2, as if it counted from 0. {_LABELS_HINT}.")
+    if values == {"1"} and not one_is_first:
+        raise BadInput(
+            f"{where}: `preference` is always 1: the first output if it counts from 1, the second if from 0. "
+            f"{_LABELS_HINT}."
+        )
 
 
 def number(value: Any, column: str, where: str) -> float | None:

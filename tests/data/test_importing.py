@@ -82,7 +82,7 @@ def test_prompts_of_every_shape_come_out_as_prompts(tmp_path: Path, shape: str) 
     ]
 
 
-NAMED = {"generator_1": "one", "generator_2": "two"}  # AlpacaEval's own columns, whose coding is documented
+NAMED = {"generator_1": "one", "generator_2": "two", "annotator": "judge"}  # AlpacaEval's, whose coding is documented
 HH = f"\n\nHuman: {QUESTION}\n\nAssistant: "
 PAIR_SHAPES: dict[str, Row] = {
     "TRL standard": {"prompt": QUESTION, "chosen": BETTER, "rejected": WORSE},
@@ -320,6 +320,43 @@ def test_preferences_that_count_from_0_are_refused_for_they_would_mean_the_oppos
     rows = [PAIR_SHAPES["AlpacaEval"] | NAMED | {"instruction": str(i), "preference": i % 2} for i in range(4)]
     with pytest.raises(BadInput, match="as if it counted from 0"):
         imported(tmp_path, rows, "preferences")
+
+
+@pytest.mark.parametrize("missing", NAMED)
+def test_a_tie_is_0_only_in_a_file_with_all_columns_of_alpaca_eval(tmp_path: Path, missing: str) -> None:
+    rows = [PAIR_SHAPES["AlpacaEval"] | NAMED | {"instruction": str(i), "preference": i} for i in range(3)]
+    assert imported(tmp_path, rows, "preferences")[0].notes.read == {
+        ("0", "tie"): 1,
+        ("1", "first"): 1,
+        ("2", "second"): 1,
+    }
+    for row in rows:
+        del row[missing]
+    with pytest.raises(BadInput, match="line 1: `preference` is 0. Without --labels"):
+        imported(tmp_path, rows, "preferences")
+
+
+MAPPED = {"which": "preference"}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "column", "names"),
+    [
+        (("response_1", "response_2"), "preference", {}),
+        (("output_1", "output_2"), "which", MAPPED),
+        (("left", "right"), "preference", {"left": "output_1", "right": "output_2"}),
+    ],
+)
+def test_a_preference_that_is_always_1_may_count_from_0(
+    tmp_path: Path, outputs: tuple[str, str], column: str, names: dict[str, str]
+) -> None:
+    row = {"prompt": QUESTION, outputs[0]: BETTER, outputs[1]: WORSE, column: 1}
+    with pytest.raises(BadInput, match="always 1: the first output if it counts from 1, the second if from 0"):
+        imported(tmp_path, [row], "preferences", names=names)
+    done, _ = imported(tmp_path, [row, {**row, "prompt": "a", column: 2}], "preferences", names=names)
+    assert done.notes.read == {("1", "first"): 1, ("2", "second"): 1}
+    _, rows = imported(tmp_path, [row], "preferences", names=names, coding={"1": "second", "0": "first"})
+    assert [row["chosen"] for row in rows] == [WORSE]
 
 
 # Laws.
