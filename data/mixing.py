@@ -11,8 +11,8 @@ from data.errors import BadInput
 from data.importing import Outcome, Reader, Request, content_key, open_request
 
 Row = dict[str, Any]  # of the schema `IMPORTED[kind]`
-SHARES = "left out, so that the mixture has the shares of its weights"
-LIMIT = "beyond the limit of all rows"
+SHARES = "more than its share of the mixture"
+LIMIT = "beyond the limit"
 
 
 @dataclass(frozen=True)

@@ -84,12 +84,14 @@ def told_source(place: str, outcome: Outcome) -> str:
     request = outcome.request
     asked = [request.source, request.split, request.subset and f"subset {request.subset}"]
     commit = f" at commit {outcome.commit}" if outcome.commit else ""
+    if outcome.commit not in {None, request.revision}:
+        commit += ", to which `revision` would pin it"
     dropped = f", dropped {told(outcome.dropped)}" if outcome.dropped else ""
     labels = card.told_read(outcome)
     facts = [*([f"read {labels}"] if labels else []), *card.told_notes(outcome)]
     return (
-        f"prompts.{place}: {', '.join(filter(None, asked))}{commit}: {outcome.kept:,} of {outcome.considered:,} rows"
-        f"{dropped}{''.join(f'; {fact}' for fact in facts)}"
+        f"prompts.{place}: {', '.join(filter(None, asked))}{commit}: {outcome.kept:,} of {outcome.considered:,} rows, "
+        f"from {' + '.join(outcome.used)}{dropped}{''.join(f'; {fact}' for fact in facts)}"
     )
 
 

@@ -73,7 +73,7 @@ def test_rows_that_are_dropped_are_counted_in_manifest_log_and_card(
     assert manifest.rows_in == len(rows) + len(HELDOUT) + 1
     assert (record["setting"], record["rows_in"], record["rows_out"]) == ("prompts.train", 8, 6)
     assert record["digest"] == manifest.inputs["train"] == files.file_digest(path)
-    told = f"prompts.train: {path}: 6 of 8 rows, dropped empty prompt: 1, exact duplicate: 1"
+    told = f"prompts.train: {path}: 6 of 8 rows, from prompt + reference, dropped empty prompt: 1, exact duplicate: 1"
     assert told in capsys.readouterr().out
     text = (builders.prepare_stage(config).folder / prepare.CARD).read_text()
     for part in ("## `prompts.train`", str(path), "question = prompt", "| dropped: empty prompt | 1 |", "7 of 7 rows"):
