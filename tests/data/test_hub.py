@@ -1,0 +1,66 @@
+"""Data sets of the hub, read by the real client from a hub on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import hub_server
+from tests.hub_server import DATA_SET
+
+pytestmark = pytest.mark.process
+
+ROOT = Path(__file__).parents[2]
+NEW, OLD = "1" * 40, "0" * 40
+ROWS = {NEW: [{"question": "the river"}, {"question": "the bridge"}, {"question": ""}], OLD: [{"question": "a boat"}]}
+_READ = """
+import json, sys
+from data import mixing
+from data.errors import BadInput
+from data.importing import Request
+try:
+    rows, outcome = mixing.read(Request(sys.argv[1], "prompts", revision=sys.argv[2] or None, split="train"))
+    print(json.dumps([outcome.commit, [row["prompt"] for row in rows], outcome.dropped]))
+except BadInput as refused:
+    print(json.dumps(str(refused)))
+"""
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    with hub_server.serving(ROWS, {"main": NEW, "v1": OLD}) as address:
+        yield address
+
+
+def read(folder: Path, address: str, revision: str, data_set: str = DATA_SET) -> Any:
+    """What a process of its own reads, as the address of the hub is read when its client is imported."""
+    variables = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder), "PYTHONPATH": str(ROOT)}
+    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    command = [sys.executable, "-P", "-c", _READ, data_set, revision]
+    done = subprocess.run(command, env=kept | variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("revision", "commit"), [("", NEW), ("v1", OLD), (OLD, OLD)])
+def test_a_data_set_is_read_at_its_revision_and_the_commit_is_known(
+    tmp_path: Path, hub: str, revision: str, commit: str
+) -> None:
+    told, prompts, dropped = read(tmp_path, hub, revision)
+    assert told == commit
+    assert prompts == [row["question"] for row in ROWS[commit] if row["question"]]
+    assert dropped == ({"empty prompt": 1} if commit == NEW else {})
+
+
+@pytest.mark.parametrize(("revision", "data_set"), [("v2", DATA_SET), ("", "nobody/nothing")])
+def test_a_revision_or_data_set_that_is_not_there_is_one_clear_line(
+    tmp_path: Path, hub: str, revision: str, data_set: str
+) -> None:
+    refused = read(tmp_path, hub, revision, data_set)
+    assert refused.startswith(f"{data_set}: no such file, and the hub did not give it")
+    assert "\n" not in refused
