@@ -186,6 +186,8 @@ def _nothing_kept(opened: Opened, rows_in: int, dropped: Mapping[str, int]) -> s
     """Why an import kept nothing, and what would help."""
     request = opened.request
     said = f"{request.source}: no row of {rows_in:,} can be kept ({told(dropped)})."
+    if dropped.keys() <= {DUPLICATE, ANOTHER_REFERENCE}:
+        return f"{said} The sources before it have them all: leave this one out."
     if CONTRADICTION in dropped:
         return f"{said} If `{opened.reading.shape.prompt}` is not the prompt: --ignore {opened.reading.shape.prompt}."
     if NO_PROMPT in dropped and opened.unused():

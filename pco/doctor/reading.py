@@ -84,8 +84,6 @@ def told_source(place: str, outcome: Outcome) -> str:
     request = outcome.request
     asked = [request.source, request.split, request.subset and f"subset {request.subset}"]
     commit = f" at commit {outcome.commit}" if outcome.commit else ""
-    if outcome.commit not in {None, request.revision}:
-        commit += ", to which `revision` would pin it"
     dropped = f", dropped {told(outcome.dropped)}" if outcome.dropped else ""
     labels = card.told_read(outcome)
     facts = [*([f"read {labels}"] if labels else []), *card.told_notes(outcome)]
@@ -93,6 +91,11 @@ def told_source(place: str, outcome: Outcome) -> str:
         f"prompts.{place}: {', '.join(filter(None, asked))}{commit}: {outcome.kept:,} of {outcome.considered:,} rows, "
         f"from {' + '.join(outcome.used)}{dropped}{''.join(f'; {fact}' for fact in facts)}"
     )
+
+
+def unpinned(outcome: Outcome) -> bool:
+    """Whether a data set of the hub may have other rows tomorrow: its `revision` is no commit."""
+    return outcome.commit is not None and outcome.commit != outcome.request.revision
 
 
 def record(place: str, outcome: Outcome) -> dict[str, Any]:

@@ -29,6 +29,16 @@ try:
 except BadInput as refused:
     print(json.dumps(str(refused)))
 """
+_EXAMINE = """
+import json, sys
+from pco.config.run import parse
+from pco.doctor import sources
+from pco.doctor.checks import Inputs
+data_set, revision, heldout = sys.argv[1:]
+prompts = {"train": {"dataset": data_set, "revision": revision or None}, "heldout": heldout, "heldout_text": heldout}
+config = parse({"run": "r", "policy": {"model": "m"}, "prompts": prompts}, source="test")
+print(json.dumps(list(sources.examine(Inputs(config)))))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +48,14 @@ def hub() -> Iterator[str]:
 
 
 def read(folder: Path, address: str, revision: str, data_set: str = DATA_SET) -> Any:
-    """What a process of its own reads, as the address of the hub is read when its client is imported."""
+    return run(_READ, folder, address, data_set, revision)
+
+
+def run(code: str, folder: Path, address: str, *words: str) -> Any:
+    """What a process of its own says, since the address of the hub is read when its client is imported."""
     variables = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder), "PYTHONPATH": str(ROOT)}
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    command = [sys.executable, "-P", "-c", _READ, data_set, revision]
+    command = [sys.executable, "-P", "-c", code, *words]
     done = subprocess.run(command, env=kept | variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -55,6 +69,16 @@ def test_a_data_set_is_read_at_its_revision_and_the_commit_is_known(
     assert told == commit
     assert prompts == [row["question"] for row in ROWS[commit] if row["question"]]
     assert dropped == ({"empty prompt": 1} if commit == NEW else {})
+
+
+@pytest.mark.parametrize("revision", ["", "v1", OLD])
+def test_a_config_is_warned_of_rows_that_may_be_others_tomorrow(tmp_path: Path, hub: str, revision: str) -> None:
+    (tmp_path / "heldout.jsonl").write_text('{"prompt": "a grey heron"}')
+    (status, told), *warnings = run(_EXAMINE, tmp_path, hub, DATA_SET, revision, str(tmp_path / "heldout.jsonl"))
+    commit = OLD if revision else NEW
+    assert status == "ok"
+    assert f"prompts.train: {DATA_SET} at commit {commit}: " in told
+    assert [commit in message for _, message in warnings] == ([] if revision == OLD else [True])
 
 
 @pytest.mark.parametrize(("revision", "data_set"), [("v2", DATA_SET), ("", "nobody/nothing")])

@@ -13,6 +13,7 @@ from data.errors import BadInput
 from data.mixing import LIMIT, SHARES
 from data.readers import Row
 from data.store import Manifest
+from pco import doctor
 from pco.config.run import RunConfig, parse
 from pco.doctor import checks
 from pco.rounds import State, inputs_of
@@ -78,6 +79,24 @@ def test_rows_that_are_dropped_are_counted_in_manifest_log_and_card(
     text = (builders.prepare_stage(config).folder / prepare.CARD).read_text()
     for part in ("## `prompts.train`", str(path), "question = prompt", "| dropped: empty prompt | 1 |", "7 of 7 rows"):
         assert part in text
+
+
+def test_the_doctor_tells_what_becomes_of_each_source(config: RunConfig, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "some.jsonl", [{"question": text} for text in [*TRAIN, ""]])
+    mixture = [named(path), named(config.prompts.train, limit=2)]
+    _, warnings = doctor.check(builders.changed(config, prompts__train=[mixture[0]]))
+    assert "sources" not in {warning.name for warning in warnings}
+    found = list(doctor.examine(builders.changed(config, prompts__train=mixture), quick=True))
+    assert [finding.message for finding in found if finding.status == "fault"] == [
+        f"prompts.train: {config.prompts.train}: no row of 2 can be kept (exact duplicate: 2). The sources before it "
+        "have them all: leave this one out."
+    ]
+    found = list(doctor.examine(builders.changed(config, prompts__train=mixture[:1]), quick=True))
+    (told,) = [finding for finding in found if finding.name == "sources"]
+    assert (told.status, told.message) == (
+        "ok",
+        f"prompts.train.0: {path}: 6 of 7 rows, from question, dropped empty prompt: 1",
+    )
 
 
 def test_a_mixture_is_frozen_with_the_counts_of_each_source(config: RunConfig, tmp_path: Path) -> None:
