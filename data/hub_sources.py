@@ -56,6 +56,7 @@ def _errors(source: str) -> Iterator[None]:
 def _load(source: str, subset: str | None, revision: str | None) -> tuple[Any, str | None]:
     """A data set of the hub, or a folder of files or of `save_to_disk`, as an iterable of rows, and its commit."""
     import datasets
+    from datasets.packaged_modules.cache.cache import Cache
 
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
@@ -70,7 +71,14 @@ def _load(source: str, subset: str | None, revision: str | None) -> tuple[Any, s
             raise BadInput(f"{source}: a folder of `save_to_disk` has no subset. Leave `{subset}` out.")
         return datasets.load_from_disk(source), None
     builder = datasets.load_dataset_builder(source, subset, revision=revision)
-    return builder.as_streaming_dataset(), None if folder.is_dir() else builder.hash
+    if folder.is_dir():
+        return builder.as_streaming_dataset(), None
+    if isinstance(builder, Cache) and revision not in {None, builder.hash}:
+        raise BadInput(
+            f"{source}: the hub cannot be reached, and the cache holds commit {builder.hash}, which may not be "
+            f"{revision}. Name that commit, or fetch the data set."
+        )
+    return builder.as_streaming_dataset(), builder.hash
 
 
 def _choose(source: str, loaded: Any, split: str | None) -> Any:

@@ -53,7 +53,8 @@ def read(folder: Path, address: str, revision: str, data_set: str = DATA_SET) ->
 
 def run(code: str, folder: Path, address: str, *words: str) -> Any:
     """What a process of its own says, since the address of the hub is read when its client is imported."""
-    variables = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder), "PYTHONPATH": str(ROOT)}
+    offline = "0" if address else "1"
+    variables = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": offline, "HF_HOME": str(folder), "PYTHONPATH": str(ROOT)}
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     command = [sys.executable, "-P", "-c", code, *words]
     done = subprocess.run(command, env=kept | variables, capture_output=True, text=True, check=False)
@@ -79,6 +80,14 @@ def test_a_config_is_warned_of_rows_that_may_be_others_tomorrow(tmp_path: Path, 
     assert status == "ok"
     assert f"prompts.train: {DATA_SET} at commit {commit}: " in told
     assert [commit in message for _, message in warnings] == ([] if revision == OLD else [True])
+
+
+def test_a_cache_is_read_without_the_hub_but_not_for_another_revision(tmp_path: Path, hub: str) -> None:
+    assert run("import datasets, sys; print(len(datasets.load_dataset(sys.argv[1])))", tmp_path, hub, DATA_SET) == 1
+    for revision in ("", NEW):
+        assert read(tmp_path, "", revision)[0] == NEW
+    for revision in ("v1", OLD):
+        assert f"the cache holds commit {NEW}, which may not be {revision}" in read(tmp_path, "", revision)
 
 
 @pytest.mark.parametrize(("revision", "data_set"), [("v2", DATA_SET), ("", "nobody/nothing")])
