@@ -1,11 +1,12 @@
 """A data card: what a file holds, where it came from and what was left out, in Markdown beside it."""
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from data import files
-from data.importing import Imported, Written
+from data.importing import Imported, Outcome, Written
+from data.labels import Notes
 
 _QUANTILES = (("min", 0.0), ("10 %", 0.1), ("median", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("max", 1.0))
 
@@ -24,43 +25,67 @@ def text(imported: Imported, written: Written) -> str:
     return "\n".join([f"# {written.path.name}\n", *parts])
 
 
-def _origin(imported: Imported, written: Written) -> str:
-    request = imported.request
-    facts = {
+def of_sources(sources: Mapping[str, tuple[Outcome, str]]) -> str:
+    """The card of what a run was given: each source by its place in the config, and the digest of a local one."""
+    parts = ["# Sources\n"]
+    for place, (outcome, digest) in sources.items():
+        facts = {**_source(outcome), "digest": digest}
+        parts.append(f"## `{place}`\n\n{_table(('', ''), _said(facts))}")
+        rows = [*_rows_in(outcome), ("rows out", f"{outcome.kept:,}"), *_dropped(outcome)]
+        parts.append(_table(("", "rows"), rows))
+    return "\n".join(parts)
+
+
+def _source(outcome: Outcome) -> dict[str, str]:
+    request = outcome.request
+    return {
         "source": f"`{request.source}`",
         "split, subset": " ".join(filter(None, (request.split, request.subset))),
+        "revision": request.revision or "",
+        "commit": outcome.commit or "",
         "only the first rows": f"{request.limit:,}" if request.limit else "",
         "kind": request.kind,
-        "shape": f"{imported.shape.name}, from {', '.join(imported.used)}",
+        "shape": f"{outcome.shape.name}, from {', '.join(outcome.used)}",
         "columns mapped": ", ".join(f"{column} = {name}" for column, name in request.names.items()),
-        "columns not used": ", ".join(imported.unused),
+        "columns not used": ", ".join(outcome.unused),
         "columns ignored": ", ".join(request.ignored),
         "labels given": ", ".join(f"{meaning} = {value}" for value, meaning in request.coding.items()),
-        "labels read": told_read(imported),
-        "pairs": request.pairs if imported.shape.name == "ranked answers" else "",
-        "agreement of annotators": told_agreement(imported),
+        "labels read": told_read(outcome),
+        "pairs": request.pairs if outcome.shape.name == "ranked answers" else "",
+        "agreement of annotators": told_agreement(outcome),
+        "references": told_references(outcome.notes) if outcome.notes.references else "",
         "conversations": request.turns,
+    }
+
+
+def _said(facts: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(name, fact) for name, fact in facts.items() if fact]
+
+
+def _origin(imported: Imported, written: Written) -> str:
+    facts = {
+        **_source(imported),
         "side of the split": _side(imported, written),
         "rows here": f"{written.rows:,}",
         "different prompts here": f"{len(written.prompts):,} (case and whitespace aside)",
         "longer answer chosen": told_longer(written),
     }
-    return _table(("", ""), [(name, fact) for name, fact in facts.items() if fact])
+    return _table(("", ""), _said(facts))
 
 
-def told_read(imported: Imported) -> str:
+def told_read(outcome: Outcome) -> str:
     """Which values of a label were read as what, and how often; empty where there are no labels."""
-    _, *outputs = imported.shape.needs if imported.shape.kind == "preferences" else ("",)
+    _, *outputs = outcome.shape.needs if outcome.shape.kind == "preferences" else ("",)
     names = {"first": outputs[0], "second": outputs[1]} if len(outputs) > 1 else {}
-    read = imported.notes.read
+    read = outcome.notes.read
     return ", ".join(
         f"{value} -> {names.get(meaning, meaning)}: {read[value, meaning]:,}" for value, meaning in sorted(read)
     )
 
 
-def told_agreement(imported: Imported) -> str:
+def told_agreement(outcome: Outcome) -> str:
     """How often two annotators of a row say the same; empty where there is one."""
-    notes = imported.notes
+    notes = outcome.notes
     if not notes.vote_pairs:
         return ""
     return (
@@ -68,15 +93,24 @@ def told_agreement(imported: Imported) -> str:
     )
 
 
-def told_notes(imported: Imported) -> list[str]:
+def told_notes(outcome: Outcome) -> list[str]:
     """What else was done with the rows, a line each."""
-    notes = imported.notes
+    notes = outcome.notes
     facts = [f"Answers left out {reason}: {count:,}" for reason, count in sorted(notes.left_out.items())]
     if notes.repeated:
         facts.append(f"Rows whose answers repeated the prompt, which was removed from both: {notes.repeated:,}")
     if notes.vote_pairs:
-        facts.append(f"Agreement of annotators: {told_agreement(imported)}")
+        facts.append(f"Agreement of annotators: {told_agreement(outcome)}")
+    if notes.references:
+        facts.append(f"References: {told_references(notes)}")
     return facts
+
+
+def told_references(notes: Notes) -> str:
+    """How many right answers are there, and how many are none."""
+    none = [f"{name}: {notes.references[name]:,}" for name in ("NaN", "empty") if notes.references[name]]
+    given = f"{notes.references['given']:,} of {notes.references.total():,} rows"
+    return f"{given}; none where {', '.join(none)}" if none else given
 
 
 def _side(imported: Imported, written: Written) -> str:
@@ -95,16 +129,24 @@ def told_longer(written: Written) -> str:
 
 
 def _counts(imported: Imported) -> str:
-    notes = imported.notes
-    rows = [("rows in", f"{imported.rows_in:,}")]
-    if imported.considered != imported.rows_in:
-        rows.append(("pairs that they give, or rows without any", f"{imported.considered:,}"))
+    outputs = [(str(written.path.name), f"{written.rows:,}") for written in imported.outputs]
+    rows = [*_rows_in(imported), *outputs, *_dropped(imported)]
+    return "## The import\n\n" + _table(("", "rows"), rows)
+
+
+def _rows_in(outcome: Outcome) -> list[tuple[str, str]]:
+    notes = outcome.notes
+    rows = [("rows in", f"{outcome.rows_in:,}")]
+    if outcome.considered != outcome.rows_in:
+        rows.append(("pairs that they give, or rows without any", f"{outcome.considered:,}"))
     rows += [(f"answers left out {reason}", f"{count:,}") for reason, count in sorted(notes.left_out.items())]
     if notes.repeated:
         rows.append(("prompt removed from both answers", f"{notes.repeated:,}"))
-    rows += [(str(written.path.name), f"{written.rows:,}") for written in imported.outputs]
-    rows += [(f"dropped: {reason}", f"{count:,}") for reason, count in imported.dropped.items()]
-    return "## The import\n\n" + _table(("", "rows"), rows)
+    return rows
+
+
+def _dropped(outcome: Outcome) -> list[tuple[str, str]]:
+    return [(f"dropped: {reason}", f"{count:,}") for reason, count in outcome.dropped.items()]
 
 
 def _lengths(written: Written) -> str:

@@ -28,6 +28,7 @@ IDS = ("source_id", "id", "prompt_id")
 MARGINS = ("margin", "score_chosen", "score_rejected")
 GENERATORS = ("chosen_generator", "rejected_generator")
 SYSTEMS = ("system", "system_prompt")
+REFERENCE = "reference"  # the right answer to a prompt
 MEDIA_COLUMNS = ("images", "image", "videos", "audios")
 _BESIDE = (*SYSTEMS, "history", "tools", *MEDIA_COLUMNS)  # columns that belong to any prompt
 
@@ -64,7 +65,8 @@ class Shape:
     prompt: str | None  # the column that holds the prompt; None: the answers bring it
     needs: tuple[str, ...]  # columns that every row must have
     takes: tuple[str, ...] = ()  # columns that are used where they are there
-    zero_is_tie: bool = False  # of a preference, documented by other columns
+    zero_is_tie: bool = False  # of a preference: the columns are AlpacaEval's, which documents it
+    one_is_first: bool = False  # of a preference: the columns are AlpacaFarm's, which documents it
 
     @cached_property
     def uses(self) -> tuple[str, ...]:
@@ -87,7 +89,7 @@ def known_names() -> set[str]:
         "rejected",
         *outputs,
     }
-    names |= {"preference", *_STRENGTHS, "generator_1", "generator_2", *MARGINS, *GENERATORS, *IDS}
+    names |= {REFERENCE, "preference", *_STRENGTHS, "generator_1", "generator_2", *MARGINS, *GENERATORS, *IDS}
     return names | {*ranking.ANSWERS, *ranking.SCORES, *ranking.RANKS, *_COMPLETIONS, *_LABELS}
 
 
@@ -119,7 +121,7 @@ def _prompts(columns: Collection[str], mapped: Collection[str], where: str) -> S
     if prompt is None:
         return None
     names: dict[str, Name] = {"instruction": "instruction", "turns": "turns", **dict.fromkeys(MESSAGES, "messages")}
-    return Shape("prompts", names.get(prompt, "prompt"), prompt, (prompt,), _beside(prompt))
+    return Shape("prompts", names.get(prompt, "prompt"), prompt, (prompt,), (*_beside(prompt), REFERENCE))
 
 
 def _preferences(columns: Collection[str], mapped: Collection[str], where: str) -> Shape | None:
@@ -135,9 +137,10 @@ def _preferences(columns: Collection[str], mapped: Collection[str], where: str) 
     strength = _one_of(_STRENGTHS, columns, mapped, where)
     if outputs and "preference" in columns:
         generators = ("generator_1", "generator_2")
-        documented = set(generators) <= set(columns) and outputs == _OUTPUTS[0] and not set(mapped) & {"preference"}
-        needs = (prompt, *outputs, "preference")
-        return Shape("preferences", "output pairs", prompt, needs, (*beside, *generators), zero_is_tie=documented)
+        farm = outputs == _OUTPUTS[0] and not set(mapped) & {*outputs, "preference"}
+        alpaca_eval = farm and {*generators, "annotator"} <= set(columns)
+        needs, takes = (prompt, *outputs, "preference"), (*beside, *generators)
+        return Shape("preferences", "output pairs", prompt, needs, takes, zero_is_tie=alpaca_eval, one_is_first=farm)
     if outputs and strength:
         return Shape("preferences", "strengths", prompt, (prompt, *outputs, strength), beside)
     if answers:

@@ -66,7 +66,9 @@ def _of_any_kind(request: Request) -> Opened:
 def _shown(row: Mapping[str, Any]) -> dict[str, str]:
     """The texts and what goes with them, as JSON; a conversation as its messages."""
     said = {**row, "prompt": prompts.asked(row)}
-    return {column: _cut(said[column]) for column in (*TEXTS, "good", "margin") if said.get(column) is not None}
+    return {
+        column: _cut(said[column]) for column in (*TEXTS, "good", "margin", "reference") if said.get(column) is not None
+    }
 
 
 def _cut(value: Any) -> str:

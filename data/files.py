@@ -33,6 +33,16 @@ def folder_digest(folder: Path) -> str:
     return digest({path.name: file_digest(path) for path in files})
 
 
+def tree_digest(folder: Path) -> str:
+    """Hash of the names and contents of all files in a folder, at any depth. Raises BadInput when one is unreadable."""
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    visible = {name: path for name, path in files.items() if not any(part.startswith(".") for part in name.parts)}
+    try:
+        return digest({name.as_posix(): file_digest(path) for name, path in sorted(visible.items())})
+    except OSError as error:
+        raise BadInput(f"{error.filename}: could not be read ({error.strerror}). Give this user the right.") from error
+
+
 def exists(path: Path) -> bool:
     """Whether there is a file or folder at this path that this user may see."""
     try:

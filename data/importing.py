@@ -27,6 +27,7 @@ from data.schemas import IMPORTED
 from data.shapes import Reading
 
 DUPLICATE = "exact duplicate"
+ANOTHER_REFERENCE = "the same prompt as before, with another reference"
 TEXTS = ("prompt", "chosen", "rejected", "completion")
 _BATCH = 1000  # rows in memory before they are written
 _PEEKED = 100  # rows whose columns tell the shape; the first of a JSONL file may lack some
@@ -36,17 +37,18 @@ OTHER_REASONS = "malformed in yet other ways"
 
 @dataclass(frozen=True)
 class Request:
-    """What to import, how, and where to."""
+    """What to read, how, and for an import where to."""
 
     source: str
     kind: Kind
-    out: Path
+    out: Path | None = None
     names: Mapping[str, str] = field(default_factory=dict)  # column of the source -> name that a shape knows
     ignored: Sequence[str] = ()  # columns of the source that are not looked at
     coding: Mapping[str, Meaning] = field(default_factory=dict)  # value of a label -> what it means
     pairs: Pairs = "best_worst"  # of several answers with scores
     split: str | None = None  # of a hub data set
     subset: str | None = None  # of a hub data set: its config's name
+    revision: str | None = None  # of a hub data set: branch, tag or commit
     limit: int | None = None  # rows to read at most
     turns: Turns = "messages"
     heldout_share: float | None = None  # of the prompts, about
@@ -77,8 +79,8 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Imported:
-    """What an import did: `considered == sum of the outputs' rows + sum(dropped.values())`."""
+class Outcome:
+    """What became of the rows of a source: `considered == kept + sum(dropped.values())`."""
 
     request: Request
     shape: Shape
@@ -88,6 +90,18 @@ class Imported:
     considered: int  # rows that the rows in gave or could have given: as many, but where several answers make pairs
     dropped: dict[str, int]
     notes: Notes
+    commit: str | None  # of a hub data set
+
+    @property
+    def kept(self) -> int:
+        """Rows that came out."""
+        return self.considered - sum(self.dropped.values())
+
+
+@dataclass(frozen=True)
+class Imported(Outcome):
+    """What an import did."""
+
     outputs: tuple[Written, ...]  # the file, and the held-out one if there is one
 
 
@@ -103,29 +117,12 @@ def import_data(request: Request) -> Imported:
 
     Raises BadInput for a request or source that cannot work, and when no row is left.
     """
-    _check(request)
-    opened = open_request(request)
-    paths = [request.out] if request.heldout_out is None else [request.out, request.heldout_out]
-    reader = _Reader(opened)
+    paths = _checked_outputs(request)
+    reader = Reader(open_request(request))
     with ExitStack() as stack:
         sinks = [stack.enter_context(_opened(path, request.kind)) for path in paths]
-        rows_in = _pour(request, reader, sinks)
-        if opened.reading.shape.name == "output pairs" and not request.coding:
-            labels.refuse_zero_based(opened.reading.notes, where=request.source)
-        if reader.considered == reader.dropped.total():
-            raise BadInput(_nothing_kept(opened, rows_in, reader.dropped))
-    written = tuple(sink.written for sink in sinks)
-    return Imported(
-        request,
-        opened.reading.shape,
-        opened.used(),
-        opened.unused(),
-        rows_in,
-        reader.considered,
-        dict(sorted(reader.dropped.items())),
-        opened.reading.notes,
-        written,
-    )
+        _pour(request, reader, sinks)
+    return Imported(**vars(reader.outcome()), outputs=tuple(sink.written for sink in sinks))
 
 
 @dataclass
@@ -167,7 +164,7 @@ class Opened:
 
 def open_request(request: Request) -> Opened:
     """Open the source, and tell its shape by the columns of its first rows. Raises BadInput."""
-    source = sources.open_source(request.source, split=request.split, subset=request.subset)
+    source = sources.open_source(request.source, split=request.split, subset=request.subset, revision=request.revision)
     limited = islice(source.rows, request.limit)
     first = list(islice(limited, _PEEKED))
     if not first:
@@ -189,6 +186,8 @@ def _nothing_kept(opened: Opened, rows_in: int, dropped: Mapping[str, int]) -> s
     """Why an import kept nothing, and what would help."""
     request = opened.request
     said = f"{request.source}: no row of {rows_in:,} can be kept ({told(dropped)})."
+    if dropped.keys() <= {DUPLICATE, ANOTHER_REFERENCE}:
+        return f"{said} The sources before it have them all: leave this one out."
     if CONTRADICTION in dropped:
         return f"{said} If `{opened.reading.shape.prompt}` is not the prompt: --ignore {opened.reading.shape.prompt}."
     if NO_PROMPT in dropped and opened.unused():
@@ -201,14 +200,14 @@ def told(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{reason}: {count:,}" for reason, count in sorted(dropped.items())) or "none"
 
 
-def _check(request: Request) -> None:
-    """Refuse before anything is read. Raises BadInput."""
+def _checked_outputs(request: Request) -> list[Path]:
+    """The files to write, checked before anything is read. Raises BadInput."""
     share, heldout = request.heldout_share, request.heldout_out
     if (share is None) != (heldout is None):
         raise BadInput("--heldout-share and --heldout-out belong together: give both or neither.")
     if share is not None and not 0 < share < 1:
         raise BadInput(f"--heldout-share {share}: expected a share between 0 and 1, such as 0.1.")
-    outs = [request.out] if heldout is None else [request.out, heldout]
+    outs = [out for out in (request.out, heldout) if out is not None]
     for out in outs:
         if out.suffix != ".parquet":
             raise BadInput(f"{out}: the output is Parquet. Name it so: {out.with_suffix('.parquet')}.")
@@ -216,6 +215,7 @@ def _check(request: Request) -> None:
     files = [path.resolve() for path in (Path(request.source), *outs)]
     if len(set(files)) < len(files):
         raise BadInput(f"{request.out}: source and outputs must be different files. Name another output.")
+    return outs
 
 
 def _check_writable(out: Path) -> None:
@@ -257,15 +257,50 @@ def _opened(path: Path, kind: Kind) -> Iterator[_Sink]:
 
 
 @dataclass
-class _Reader:
-    """What turns raw rows into rows of the schema, or counts why not."""
+class Reader:
+    """What turns raw rows into rows of the schema, or counts why not.
+
+    `considered == rows that `rows` gave + sum(dropped.values())`. Readers that share `seen` drop each other's rows as
+    duplicates.
+    """
 
     opened: Opened
+    seen: dict[bytes, str | None] = field(default_factory=dict)  # content of rows, and the right answer
+    rows_in: int = 0
     considered: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    seen: set[bytes] = field(default_factory=set)
 
-    def read(self, number: int, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows that are kept, as of the schema `IMPORTED[kind]`, to be read once.
+
+        Raises BadInput at the end when none is, or when labels can only be read the other way.
+        """
+        for number, raw in self.opened.rows:
+            self.rows_in += 1
+            yield from self._read(number, raw)
+        request, notes = self.opened.request, self.opened.reading.notes
+        shape = self.opened.reading.shape
+        if shape.name == "output pairs" and not request.coding:
+            labels.refuse_zero_based(notes, one_is_first=shape.one_is_first, where=request.source)
+        if self.considered == self.dropped.total():
+            raise BadInput(_nothing_kept(self.opened, self.rows_in, self.dropped))
+
+    def outcome(self) -> Outcome:
+        """What became of the rows that were read."""
+        opened = self.opened
+        return Outcome(
+            opened.request,
+            opened.reading.shape,
+            opened.used(),
+            opened.unused(),
+            self.rows_in,
+            self.considered,
+            dict(sorted(self.dropped.items())),
+            opened.reading.notes,
+            opened.source.commit,
+        )
+
+    def _read(self, number: int, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The rows that are kept of what a row says."""
         kept = []
         for row in self.opened.extract(number, raw):
@@ -273,17 +308,21 @@ class _Reader:
             if isinstance(row, Dropped):
                 reason = str(row)
                 self.dropped[reason if reason in self.dropped or len(self.dropped) < _REASONS else OTHER_REASONS] += 1
-            elif self._is_new(row):
-                kept.append(row)
+                continue
+            repeats = self._repeats(row)
+            if repeats:
+                self.dropped[repeats] += 1
             else:
-                self.dropped[DUPLICATE] += 1
+                kept.append(row)
         return kept
 
-    def _is_new(self, row: Mapping[str, Any]) -> bool:
-        key = content_key(row)
-        new = key not in self.seen
-        self.seen.add(key)
-        return new
+    def _repeats(self, row: Mapping[str, Any]) -> str | None:
+        """Why a row is one too many, if it is."""
+        key, reference = content_key(row), row.get(detecting.REFERENCE)
+        if key not in self.seen:
+            self.seen[key] = reference
+            return None
+        return DUPLICATE if self.seen[key] == reference else ANOTHER_REFERENCE
 
 
 def content_key(row: Mapping[str, Any]) -> bytes:
@@ -292,13 +331,9 @@ def content_key(row: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(json.dumps(said).encode()).digest()[:16]
 
 
-def _pour(request: Request, reader: _Reader, sinks: Sequence[_Sink]) -> int:
-    """Every row into its file; returns how many came in."""
-    rows_in = 0
-    for number, raw in reader.opened.rows:
-        rows_in += 1
-        for row in reader.read(number, raw):
-            share = request.heldout_share
-            side = share is not None and is_heldout(prompt_key(prompts.asked(row)), share)
-            sinks[side].add(row)
-    return rows_in
+def _pour(request: Request, reader: Reader, sinks: Sequence[_Sink]) -> None:
+    """Every row into its file."""
+    share = request.heldout_share
+    for row in reader.rows():
+        side = share is not None and is_heldout(prompt_key(prompts.asked(row)), share)
+        sinks[side].add(row)

@@ -5,7 +5,7 @@ A value of unknown meaning is an error, never a guess: to guess could be to trai
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +14,8 @@ from data.errors import BadInput
 
 Meaning = Literal["first", "second", "tie", "good", "bad"]
 Coding = Mapping[str, Meaning]  # from a value as text
+
+References = Literal["given", "NaN", "empty"]
 
 VOTES_TIE = "annotators disagree, no majority"
 _STRENGTH = 3  # HelpSteer's scale goes from -3 to 3
@@ -27,6 +29,7 @@ class Notes:
     read: Counter[tuple[str, Meaning]] = field(default_factory=Counter)  # value -> meaning
     left_out: Counter[str] = field(default_factory=Counter)  # candidates of a row, by reason
     repeated: int = 0  # rows whose answers repeated the prompt
+    references: Counter[References] = field(default_factory=Counter)  # right answers that are there, or are none
     vote_pairs: int = 0  # pairs of annotators of one row
     agreeing: int = 0
 
@@ -36,16 +39,24 @@ def read_labels(words: Collection[str]) -> dict[str, Meaning]:
 
     Raises BadInput for what is no such word, or gives a value two meanings.
     """
-    coding: dict[str, Meaning] = {}
+    meanings: list[tuple[Meaning, str]] = []
     for word in ",".join(words).split(",") if words else []:
         name, separator, value = (part.strip() for part in word.partition("="))
         meaning = _MEANINGS.get(name)
         if not separator or meaning is None:
             raise BadInput(f"--labels {word}: expected {', '.join(_MEANINGS)} with a value, such as first=0.")
-        if value_text(value) in coding:
-            raise BadInput(f"--labels {word}: the value {value} is there twice. Give it one meaning.")
-        coding[value_text(value)] = meaning
-    return coding
+        meanings.append((meaning, value))
+    return coding(meanings)
+
+
+def coding(meanings: Iterable[tuple[Meaning, str]]) -> dict[str, Meaning]:
+    """The meaning of each value. Raises BadInput where a value has two."""
+    by_value: dict[str, Meaning] = {}
+    for meaning, value in meanings:
+        if value_text(value) in by_value:
+            raise BadInput(f"--labels {meaning}={value}: the value {value} is there twice. Give it one meaning.")
+        by_value[value_text(value)] = meaning
+    return by_value
 
 
 _MEANINGS: dict[str, Meaning] = {name: name for name in ("first", "second", "tie", "good", "bad")}
@@ -188,13 +199,19 @@ def _goodness(value: Any, place: Place) -> Meaning | None:
     return _noted(text, "good" if text in {"true", "1"} else "bad", place)
 
 
-def refuse_zero_based(notes: Notes, *, where: str) -> None:
-    """Refuse a whole file whose preferences are 0 and 1: read as 1 and 2, it would say the opposite of what it means.
+def refuse_zero_based(notes: Notes, *, one_is_first: bool, where: str) -> None:
+    """Refuse a whole file whose preferences may count from 0: read as 1 and 2 they would say the opposite.
 
-    Raises BadInput naming `where`.
+    These are 0 and 1; and 1 alone, unless the columns tell that `one_is_first`. Raises BadInput naming `where`.
     """
-    if {value for value, _ in notes.read} == {"0", "1"}:
+    values = {value for value, _ in notes.read}
+    if values == {"0", "1"}:
         raise BadInput(f"{where}: `preference` is 0 or 1 and never 2, as if it counted from 0. {_LABELS_HINT}.")
+    if values == {"1"} and not one_is_first:
+        raise BadInput(
+            f"{where}: `preference` is always 1: the first output if it counts from 1, the second if from 0. "
+            f"{_LABELS_HINT}."
+        )
 
 
 def number(value: Any, column: str, where: str) -> float | None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -11,6 +12,7 @@ from data import prompts
 from data.answering import compared
 from data.conversations import SAME_ANSWERS, Cell, Dropped, conversation, is_nothing, read, rendered
 from data.errors import BadInput
+from data.labels import References
 from data.prompts import Prompt
 from data.rows import Message, UserFeedback, UserPreference
 from data.sources import open_file
@@ -49,14 +51,17 @@ def _content(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
 
 
-def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
+def read_jsonl(
+    path: Path, *, key: str, limit: int | None = None, references: Counter[References] | None = None
+) -> list[Row]:
     """Read rows `{key: text, "id": optional, "reference": optional}`; a `prompt` may also be a list of messages.
 
     Returns prompt_id, source_id, the prompt as text and, of a conversation, as messages, and the reference: the right
     answer, a text or a number.
 
     `limit` keeps the first so many, after all lines were checked. Blank lines are skipped. Other formats have the same
-    columns (the id may be called `source_id`) and the same checks. A reference of NaN is none.
+    columns (the id may be called `source_id`) and the same checks. A reference of NaN is none, and counted in
+    `references` with those that are given.
 
     Raises BadInput naming the file and line (or row) for whatever is malformed, empty, or there twice.
     """
@@ -71,6 +76,8 @@ def read_jsonl(path: Path, *, key: str, limit: int | None = None) -> list[Row]:
             if earlier != place:
                 raise BadInput(f"{path}, {place}: the same `{name}` as in {earlier}. Remove one of the two.")
         rows.append(row)
+        if references is not None and raw.get("reference") is not None:
+            references["NaN" if is_nan(raw["reference"]) else "given"] += 1
     if not rows:
         raise BadInput(f'{path}: holds no rows. Expected one JSON object a line, such as {{"{key}": "..."}}.')
     return rows[:limit]
@@ -267,6 +274,40 @@ def _row(raw: dict[str, Any], where: str, key: str) -> Row:
         "source_id": None if source is None else str(source),
         **prompts.columns(prompt),
         "reference": reference(raw.get("reference"), where),
+    }
+
+
+def of_imported_prompt(row: Mapping[str, Any]) -> Row:
+    """A prompt as `pco data import` makes it."""
+    return {
+        "prompt_id": row["prompt_id"],
+        "source_id": row["source_id"],
+        "prompt": row["prompt"],
+        "reference": row["reference"],
+        "messages": row["messages"],
+    }
+
+
+def of_imported_preference(row: Mapping[str, Any]) -> UserPreference:
+    """A preference as `pco data import` makes it."""
+    return {
+        "prompt_id": row["prompt_id"],
+        "prompt": row["prompt"],
+        "chosen": row["chosen"],
+        "rejected": row["rejected"],
+        "margin": row["margin"],
+        "messages": row["messages"],
+    }
+
+
+def of_imported_feedback(row: Mapping[str, Any]) -> UserFeedback:
+    """A rated completion as `pco data import` makes it."""
+    return {
+        "prompt_id": row["prompt_id"],
+        "prompt": row["prompt"],
+        "completion": row["completion"],
+        "good": row["good"],
+        "messages": row["messages"],
     }
 
 

@@ -186,7 +186,8 @@ IMPORTED: dict[str, pa.Schema] = {
         ("source_id", pa.string()),  # the id in the source
         ("prompt", pa.string()),  # a conversation as a readable dialogue
         ("messages", _MESSAGES),  # of a conversation; empty where the prompt is a text
-        nullable=("source_id", "messages"),
+        ("reference", pa.string()),  # the right answer, if the source gives one
+        nullable=("source_id", "messages", "reference"),
     ),
     "preferences": _schema(
         ("prompt_id", pa.string()),

@@ -26,12 +26,12 @@ from data.conversations import (
     rendered_answer,
     with_system,
 )
-from data.detecting import GENERATORS, IDS, MEDIA_COLUMNS, MESSAGES, PARTS, SYSTEMS, Shape
+from data.detecting import GENERATORS, IDS, MEDIA_COLUMNS, MESSAGES, PARTS, REFERENCE, SYSTEMS, Shape
 from data.errors import BadInput
 from data.labels import Coding, Notes, Place
 from data.prompts import Prompt
 from data.ranking import Pairs
-from data.readers import as_imported, prompt_id
+from data.readers import as_imported, is_nan, prompt_id, reference
 
 Extracted = list[dict[str, Any] | Dropped]
 
@@ -62,8 +62,8 @@ def extract(reading: Reading, raw: Mapping[str, Any], *, where: str) -> Extracte
                 raise Dropped(f"malformed: no `{column}`")
         match shape.kind:
             case "prompts":
-                asked = _prompt(shape, raw, where)
-                return [_with_ids(raw, rendered(asked, reading.turns))]
+                prompt = rendered(_prompt(shape, raw, where), reading.turns)
+                return [{**_with_ids(raw, prompt), REFERENCE: _reference(raw, reading.notes)}]
             case "preferences":
                 return _preferences(reading, raw, where)
             case _:
@@ -85,6 +85,22 @@ def _with_ids(raw: Mapping[str, Any], prompt: Prompt) -> dict[str, Any]:
         "source_id": None if source is None else str(source),
         **prompts.columns(prompt),
     }
+
+
+def _reference(raw: Mapping[str, Any], notes: Notes) -> str | None:
+    """The right answer of a row, a number as the source gives it; NaN and nothing are none, and counted."""
+    if REFERENCE not in raw:
+        return None
+    value = raw[REFERENCE]
+    if is_nothing(value) or (isinstance(value, str) and not value.strip()):
+        notes.references["NaN" if is_nan(value) else "empty"] += 1
+        return None
+    try:
+        text = reference(value, "")
+    except BadInput:
+        raise malformed(Cell(REFERENCE, value), "a text or a finite number") from None
+    notes.references["given"] += 1
+    return text
 
 
 def _prompt(shape: Shape, raw: Mapping[str, Any], where: str) -> Question:

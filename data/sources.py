@@ -39,25 +39,32 @@ class Source:
     name: str
     unit: str
     rows: Numbered
+    commit: str | None = None  # of a hub data set: that of its repository
 
     def where(self, number: int) -> str:
         """The place of a row, for messages."""
         return f"{self.name}, {self.unit} {number}"
 
 
-def open_source(source: str, *, split: str | None = None, subset: str | None = None) -> Source:
+def open_source(
+    source: str, *, split: str | None = None, subset: str | None = None, revision: str | None = None
+) -> Source:
     """The rows of a file, of a folder that `datasets` can load, or of a hub data set, in their order.
 
-    Nothing is read yet but what tells the format. `split` and `subset` belong to folders and hub data sets.
+    Nothing is read yet but what tells the format. `split` and `subset` belong to folders and hub data sets, `revision`
+    (branch, tag or commit) to the latter.
 
     Raises BadInput, here or while the rows are read, naming the file and line of whatever cannot be read.
     """
     path = Path(source)
-    if not path.is_file() and not _looks_like_file(source):
-        rows = ((number, decoded(row)) for number, row in hub_sources.rows(source, split, subset))
-        return Source(source, "row", rows)
-    if split or subset:
-        raise BadInput(f"{source}: --split and --subset choose within a hub data set or a folder; a file has none.")
+    if not path.is_file() and not looks_like_file(source):
+        opened = hub_sources.open_data_set(source, split=split, subset=subset, revision=revision)
+        rows = ((number, decoded(row)) for number, row in opened.rows)
+        return Source(source, "row", rows, opened.commit)
+    if split or subset or revision:
+        raise BadInput(
+            f"{source}: split, subset and revision choose within a hub data set or a folder; a file has none."
+        )
     return open_file(path)
 
 
@@ -83,7 +90,8 @@ def open_file(path: Path, *, fallback: str | None = None) -> Source:
             return Source(str(path), "line", _json_lines(path))
 
 
-def _looks_like_file(source: str) -> bool:
+def looks_like_file(source: str) -> bool:
+    """Whether a name can be nothing but that of a file, there or not: no folder, and no data set of the hub."""
     path = Path(source)
     if path.is_dir():
         return False

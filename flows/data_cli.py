@@ -68,6 +68,9 @@ def import_(
     ] = "best_worst",
     split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
     subset: Annotated[str | None, typer.Option(help="Subset (config) of a hub data set.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub data set. The card names the commit.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only so many rows.")] = None,
     turns: Annotated[
         Turns,
@@ -106,13 +109,14 @@ def import_(
         request = Request(
             source,
             kind or "prompts",
-            out or Path("unnamed.parquet"),
+            out,
             names=columns.read_map(names or [], detecting.known_names()),
             ignored=tuple(ignored or ()),
             coding=labels.read_labels(codes or []),
             pairs=pairs,
             split=split,
             subset=subset,
+            revision=revision,
             limit=limit,
             turns=turns,
             heldout_share=heldout_share,

@@ -36,7 +36,9 @@ class PolicyChoice(Section):
 
 
 class PromptFiles(Section):
-    """JSONL or Parquet files on the worker's machine. Empty: the preset's."""
+    """JSONL or Parquet files on the worker's machine. Empty: the preset's. For data of the hub or a mixture, write
+    `prompts.train={dataset: owner/name, split: train}` into the overrides.
+    """
 
     train: str = ""
     """Prompts that candidates are generated for in every round."""

@@ -25,6 +25,8 @@ def dry_run(config: RunConfig) -> None:
 
     private_server.check()
     inputs, warnings = doctor.check(config)
+    for line in inputs.told():
+        say(f"{line}.")
     say(f"Checked: {inputs.summary()}.")
     say(f"{doctor.power(len(inputs.heldout))}.")
     for warning in warnings:

@@ -11,10 +11,11 @@ from pathlib import Path
 from data import store
 from data.store import Manifest
 from pco import rewards
+from pco.config.prompts import FILES
 from pco.config.run import RunConfig
 from pco.evaluation.decision import Decision
 from pco.pairing import replay
-from pco.stage import Artifact, Stage, StageName, file_fingerprint, stages_of
+from pco.stage import Artifact, Stage, StageName, file_fingerprint, source_fingerprint, stages_of
 from pco.training import user_loss
 
 
@@ -98,14 +99,19 @@ def _of_judging(stage: Stage, prompts: Artifact) -> dict[str, Artifact]:
 
 
 def _user_files(prepare: Stage) -> dict[str, Artifact]:
-    """The user's files, by content. One that is gone since it was frozen into the run counts as unchanged."""
+    """The user's files and sources, by content. One that is gone since it was frozen into the run is unchanged."""
     prompts = prepare.config.prompts
     frozen = store.read_manifest(prepare.folder)
-    inputs = {}
-    for name in ("train", "heldout", "heldout_text", "preferences", "feedback"):
-        if (path := getattr(prompts, name)) is not None:
-            recorded = frozen.inputs.get(name) if frozen else None
-            inputs[name] = Artifact(Path(path), file_fingerprint(Path(path), recorded, key=f"prompts.{name}"))
+    recorded = frozen.inputs if frozen else {}
+    named, inputs = prompts.named(), {}
+    for name in FILES:
+        path = getattr(prompts, name)
+        if isinstance(path, str):
+            fingerprint = file_fingerprint(Path(path), recorded.get(name), key=f"prompts.{name}")
+            inputs[name] = Artifact(Path(path), fingerprint)
+        for place, source in named.get(name, {}).items():
+            fingerprint = source_fingerprint(source, recorded.get(place), key=f"prompts.{place}")
+            inputs[place] = Artifact(Path(source.dataset), fingerprint)
     return inputs
 
 

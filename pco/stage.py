@@ -18,6 +18,7 @@ from data import files, store
 from data.errors import BadInput, RunConflict
 from pco.config import reward as reward_config
 from pco.config import reward_training
+from pco.config.prompts import DataSource
 from pco.config.reward_training import RewardTraining
 from pco.config.run import RunConfig
 from pco.config.section import settings_of
@@ -88,6 +89,13 @@ def _prepare(config: RunConfig) -> dict[str, Any]:
         "train_limit": prompts.train_limit,
         "heldout_limit": prompts.heldout_limit,
     }
+    named = prompts.named()
+    if named:
+        settings["sources"] = {
+            place: source.settings for sources in named.values() for place, source in sources.items()
+        }
+    if any(isinstance(value, list) for value in (prompts.train, prompts.preferences)):
+        settings["seed"] = config.seed  # which rows a mixture takes
     # How the user's completions are rendered decides their tokens; prompts are rendered where they are used.
     if prompts.preferences or prompts.feedback:
         settings["rendering"] = _rendering(config)
@@ -395,6 +403,19 @@ def stages_of(config: RunConfig, number: int) -> list[StageName]:
 def round_folder(config: RunConfig | RewardTraining, number: int) -> Path:
     """The folder of a round; a reward training has none, and is its own."""
     return config.folder if isinstance(config, RewardTraining) else config.folder / f"round-{number:02d}"
+
+
+def source_fingerprint(source: DataSource, recorded: str | None, *, key: str) -> str:
+    """Hash of a source's content, or what was recorded of it if it is gone; of a hub data set, of how it is named.
+
+    Raises BadInput when it cannot be read.
+    """
+    path = Path(source.dataset)
+    if not source.is_local:
+        return files.digest(source.settings)
+    if path.is_dir():
+        return files.tree_digest(path)
+    return file_fingerprint(path, recorded, key=key)
 
 
 def file_fingerprint(path: Path, recorded: str | None, *, key: str) -> str:

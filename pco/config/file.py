@@ -72,12 +72,13 @@ def _sections(kind: type[BaseModel], loc: tuple[str | int, ...]) -> list[type[Ba
     """The sections that a fault's place leads to; a step is a field's name, a place in a list, or a choice's kind."""
     found: list[type[BaseModel]] = [kind]
     for step in loc:
-        if len(found) > 1:
+        if len(found) > 1 and all(typed.is_choice(section) for section in found):
             found = [section for section in found if section.model_fields["kind"].default == step]
         elif isinstance(step, str):
             fields = [section.model_fields[step] for section in found if step in section.model_fields]
             # A step that is no field is a name of the user's own, as the measures under `gate.guards`.
-            found = [inner for field in fields for inner in models_in(field.annotation)] or found
+            inner = dict.fromkeys(one for field in fields for one in models_in(field.annotation))
+            found = list(inner) or found
     return found
 
 

@@ -73,9 +73,16 @@ class JsonSchemaReward(Section):
 
 
 class ExactAnswerReward(Section):
-    """1 for a completion whose last answer equals the prompt's `reference`, white space around it aside; else 0."""
+    """1 for a completion whose last answer equals the prompt's `reference`, white space around it aside; else 0.
+
+    Runs that were made before `numbers` was there compare texts (`as_it_was`): to compare otherwise from some round on
+    would look like progress. A new version of the stages could not tell the two apart, since a round may begin after
+    it; the setting stands in the run's config.
+    """
 
     kind: Literal["exact_answer"] = "exact_answer"
+    numbers: bool = True
+    """Two numbers are equal if their values are: 4.0 and 4, 1,000 and 1000, .5 and 0.5, $18 and 18. false: texts."""
     pattern: str
     r"""Python regular expression whose one group is the answer, e.g. `answer is (\S+)`; its last match counts."""
 
@@ -256,7 +263,24 @@ def settings(reward: RewardConfig) -> dict[str, Any]:
     for part in (dump, *(member["reward"] for member in dump.get("members", []))):
         for name in _HOW_SCORING_RUNS:
             part.pop(name, None)
+        if part["kind"] == "exact_answer" and not part["numbers"]:
+            del part["numbers"]  # how it was before there was a choice
     return dump
+
+
+def as_it_was(raw: Any) -> Any:
+    """A reward as it stands in the config of a run, with what settings meant that were not there yet."""
+    if not isinstance(raw, dict):
+        return raw
+    if raw.get("kind") == "exact_answer":
+        return {"numbers": False, **raw}
+    if isinstance(raw.get("members"), list):
+        return {**raw, "members": [_member_as_it_was(member) for member in raw["members"]]}
+    return raw
+
+
+def _member_as_it_was(raw: Any) -> Any:
+    return {**raw, "reward": as_it_was(raw.get("reward"))} if isinstance(raw, dict) else raw
 
 
 def absolute(reward: RewardConfig) -> RewardConfig:

@@ -6,10 +6,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from data import files, packaged
+from data import files
 from pco.config import file as config_file
 from pco.config.gate import Gate
 from pco.config.metrics import TASK
+from pco.config.prompts import Prompts
 from pco.config.reward import (
     RepetitionReward,
     RewardConfig,
@@ -53,30 +54,6 @@ class Policy(Section):
         if self.system is not None and self.prompt_format == "raw":
             raise ValueError("`system` needs prompt_format: chat; raw prompts have no place for it")
         return self
-
-
-class Prompts(Section):
-    """JSONL or Parquet files with a `prompt` in each row and, if you like, an `id` and a `reference` (right answer).
-
-    A prompt is a text or a list of messages; docs/conversations.md.
-
-    `package:quickstart/train_prompts.jsonl` names a file that comes with pco.
-    """
-
-    train: str
-    """Prompts that candidates are generated for in every round."""
-    heldout: str
-    """Prompts that only the evaluation sees."""
-    heldout_text: str
-    """Human prose (`text` on each line) on which the policy's perplexity is watched."""
-    preferences: str | None = None
-    """Preference pairs to begin with: `prompt`, `chosen`, `rejected` a row. `replay` mixes them in, as of a round 0."""
-    feedback: str | None = None
-    """Unpaired feedback to train on beside the pairs: `prompt`, `completion`, `good` (true or false) a line."""
-    train_limit: int | None = Field(None, ge=1)
-    """Use only the first so many training prompts."""
-    heldout_limit: int | None = Field(None, ge=1)
-    """Use only the first so many held-out prompts and texts."""
 
 
 class Generate(Section):
@@ -281,7 +258,6 @@ def parse(raw: dict[str, Any], *, source: str) -> RunConfig:
 
 def _absolute(config: RunConfig) -> RunConfig:
     """Stage processes and Prefect workers have other working directories, so no path may stay relative."""
-    prompts = config.prompts
     model = Path(config.policy.model).expanduser()
     return config.model_copy(
         update={
@@ -296,12 +272,6 @@ def _absolute(config: RunConfig) -> RunConfig:
                     "second_reward": None if (second := config.evaluate.second_reward) is None else absolute(second)
                 }
             ),
-            "prompts": prompts.model_copy(
-                update={
-                    name: str(packaged.absolute(path))
-                    for name in ("train", "heldout", "heldout_text", "preferences", "feedback")
-                    if (path := getattr(prompts, name)) is not None
-                }
-            ),
+            "prompts": config.prompts.absolute(),
         }
     )

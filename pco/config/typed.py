@@ -47,10 +47,12 @@ def document(text: str, allowed: Types) -> Any:
 def value(text: str, allowed: Types) -> Any:
     """The value of `key=value`: the text itself where the field takes nothing but a text, else YAML.
 
-    Quotes around a whole text are YAML's and are removed. Nothing at all is null, and so is `null` where a field may be
-    null. Raises yaml.YAMLError.
+    Where it takes a list or a section as well, a value that begins with `[` or `{` is one. Quotes around a whole text
+    are YAML's and are removed. Nothing at all is null, and so is `null` where a field may be null. Raises
+    yaml.YAMLError.
     """
-    if not _is_text(allowed) or any(_is_container(option) for option in allowed):
+    is_container = text.lstrip()[:1] in ("[", "{") and any(map(_is_container, allowed))
+    if not _is_text(allowed) or is_container:
         return document(text, allowed)
     if not text.strip() or (text.strip() in _NULLS and types.NoneType in allowed):
         return None

@@ -13,12 +13,16 @@ from typing import Any
 
 from data import files, readers
 from data.errors import BadInput
+from data.importing import Outcome
 from data.prompts import asked
 from data.rows import UserFeedback, UserPreference
 from pco import rewards
+from pco.config.prompts import told
 from pco.config.run import RunConfig
 from pco.config.trackers import check_installed
 from pco.config.train import PairwiseCringe, PythonLoss
+from pco.doctor import reading
+from pco.doctor.reading import Read
 from pco.evaluation import lm_eval_tasks
 from pco.execution import machine
 from pco.models import hub, weights
@@ -36,17 +40,23 @@ class Inputs:
 
     config: RunConfig
 
-    @cached_property
+    @property
     def train(self) -> list[readers.Row]:
         """The training prompts."""
-        prompts = self.config.prompts
-        return readers.read_jsonl(Path(prompts.train), key="prompt", limit=prompts.train_limit)
+        return self._train.rows
 
-    @cached_property
+    @property
     def heldout(self) -> list[readers.Row]:
         """The held-out prompts."""
-        prompts = self.config.prompts
-        return readers.read_jsonl(Path(prompts.heldout), key="prompt", limit=prompts.heldout_limit)
+        return self._heldout.rows
+
+    @cached_property
+    def _train(self) -> Read[readers.Row]:
+        return reading.prompts(self.config, "train", limit=self.config.prompts.train_limit)
+
+    @cached_property
+    def _heldout(self) -> Read[readers.Row]:
+        return reading.prompts(self.config, "heldout", limit=self.config.prompts.heldout_limit)
 
     @cached_property
     def heldout_text(self) -> list[readers.Row]:
@@ -54,17 +64,47 @@ class Inputs:
         prompts = self.config.prompts
         return readers.read_jsonl(Path(prompts.heldout_text), key="text", limit=prompts.heldout_limit)
 
-    @cached_property
+    @property
     def preferences(self) -> list[UserPreference]:
         """The seed preferences."""
-        path = self.config.prompts.preferences
-        return readers.read_preferences(Path(path)) if path else []
+        return self._preferences.rows
 
-    @cached_property
+    @property
     def feedback(self) -> list[UserFeedback]:
         """The unpaired feedback."""
-        path = self.config.prompts.feedback
-        return readers.read_feedback(Path(path)) if path else []
+        return self._feedback.rows
+
+    @cached_property
+    def _preferences(self) -> Read[UserPreference]:
+        return reading.preferences(self.config)
+
+    @cached_property
+    def _feedback(self) -> Read[UserFeedback]:
+        return reading.feedback(self.config)
+
+    @property
+    def sources(self) -> dict[str, Outcome]:
+        """By its place in the config, what became of the rows of each source that is no path."""
+        return {
+            **self._train.sources,
+            **self._heldout.sources,
+            **self._preferences.sources,
+            **self._feedback.sources,
+        }
+
+    @property
+    def nan_references(self) -> dict[str, int]:
+        """How many right answers of each file of prompts are NaN, which is none; files without such are left out."""
+        read = {"train": self._train, "heldout": self._heldout}
+        return {name: one.references["NaN"] for name, one in read.items() if one.references.get("NaN")}
+
+    def told(self) -> list[str]:
+        """What became of the rows of each source, and which right answers are none, a line each."""
+        lines = [reading.told_source(place, outcome) for place, outcome in self.sources.items()]
+        return lines + [
+            f"prompts.{name}: references of NaN, which is none: {count:,}"
+            for name, count in self.nan_references.items()
+        ]
 
     @cached_property
     def model(self) -> Path:
@@ -155,8 +195,8 @@ def _folder(inputs: Inputs) -> str:
 def _prompts(inputs: Inputs) -> str:
     if inputs.config.pair.strategy == "reference_worst" and all(row["reference"] is None for row in inputs.train):
         raise BadInput(
-            f"{inputs.config.prompts.train}: no prompt has a `reference`, and pair.strategy reference_worst takes "
-            "that as the chosen text. Put it into the lines, or choose another strategy."
+            f"{told(inputs.config.prompts.train)}: no prompt has a `reference`, and pair.strategy reference_worst "
+            "takes that as the chosen text. Put it into the lines, or choose another strategy."
         )
     return inputs.counted()
 
@@ -168,8 +208,8 @@ def _leakage(inputs: Inputs) -> str:
     for row in inputs.heldout:
         if readers.prompt_key(asked(row)) in seen:
             raise BadInput(
-                f"{prompts.heldout}: prompt {row['source_id'] or row['prompt_id']} is also trained on "
-                f"({prompts.train}, preferences or feedback; case and white space aside). Evaluation on "
+                f"{told(prompts.heldout)}: prompt {row['source_id'] or row['prompt_id']} is also trained on "
+                f"({told(prompts.train)}, preferences or feedback; case and white space aside). Evaluation on "
                 "training prompts proves nothing: remove it from one file."
             )
     return f"none of {len(inputs.heldout)} held-out prompts is trained on, ignoring case and white space"
@@ -177,11 +217,12 @@ def _leakage(inputs: Inputs) -> str:
 
 def _reward(inputs: Inputs) -> str:
     prompts, config = inputs.config.prompts, inputs.config.reward
-    rewards.check(config, {prompts.train: inputs.train, prompts.heldout: inputs.heldout})
+    train, heldout = told(prompts.train), told(prompts.heldout)
+    rewards.check(config, {train: inputs.train, heldout: inputs.heldout})
     second = inputs.config.evaluate.second_reward
     if second is None:
         return f"`{config.kind}` has what it needs"
-    rewards.check(second, {prompts.heldout: inputs.heldout})
+    rewards.check(second, {heldout: inputs.heldout})
     return f"`{config.kind}` and `{second.kind}` have what they need"
 
 
@@ -280,7 +321,7 @@ def _check_k(config: RunConfig, vocabulary: int) -> None:
 def _lengths(inputs: Inputs) -> str:
     """Check that every prompt plus its completion, and every text plus a token, fits the context."""
     prompts, room = inputs.config.prompts, inputs.config.generate.max_tokens
-    places = [prompts.train] * len(inputs.train) + [prompts.heldout] * len(inputs.heldout)
+    places = [told(prompts.train)] * len(inputs.train) + [told(prompts.heldout)] * len(inputs.heldout)
     for where, row, length in zip(places, [*inputs.train, *inputs.heldout], inputs.lengths, strict=True):
         _check_fits(where, row, length, room, inputs.context)
     rows = weights.embedding_rows(inputs.model)

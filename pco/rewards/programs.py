@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Protocol
 
@@ -52,7 +53,36 @@ def exact_answer(row: Candidate, config: ExactAnswerReward) -> float:
     answers = re.findall(config.pattern, row["completion"])
     reference = row["reference"]
     assert reference is not None  # `rewards.check` refuses prompts without one
-    return float(bool(answers) and answers[-1].strip() == reference.strip())
+    if not answers:
+        return 0.0
+    return float(same_answer(answers[-1], reference) if config.numbers else answers[-1].strip() == reference.strip())
+
+
+# As lm-eval's gsm8k: without thousands separators, a dollar sign before and a full stop after.
+_NUMBER = re.compile(
+    r"(?P<sign>[+-]?)\$?(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
+    r"(?P<exponent>[eE][+-]?[0-9]{1,4})?\.?"
+)
+
+
+def same_answer(answer: str, reference: str) -> bool:
+    """Whether two answers are the same: numbers by their value, other texts by their characters.
+
+    White space around them is left aside. A number is written in decimal digits, with a sign, a point and an exponent
+    if any; commas only between groups of three digits. A dollar sign before it and a full stop after it are left aside.
+    """
+    one, other = number(answer), number(reference)
+    if one is not None and other is not None:
+        return one == other
+    return answer.strip() == reference.strip()
+
+
+def number(text: str) -> Decimal | None:
+    """The exact value of a text that is a number; None of any other."""
+    found = _NUMBER.fullmatch(text.strip())
+    if found is None:
+        return None
+    return Decimal(f"{found['sign']}{found['digits'].replace(',', '')}{found['exponent'] or ''}")
 
 
 def json_schema(config: JsonSchemaReward) -> Callable[[Candidate], float]:

@@ -17,7 +17,7 @@ from data import files
 from data.errors import BadInput, RunConflict
 from pco.config.file import validated
 from pco.config.overrides import overridden
-from pco.config.reward import settings
+from pco.config.reward import as_it_was, settings
 from pco.config.reward_training import RewardTraining
 from pco.config.run import RunConfig, parse
 from pco.config.train import HOW_TRAINING_RUNS
@@ -243,4 +243,9 @@ def _raw(folder: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: the run's config could not be read ({error}). Restore it from a copy.") from error
     if not isinstance(raw, dict):
         raise BadInput(f"{path}: holds no config. Restore it from a copy, or write it again with the run's settings.")
-    return {**raw, "runs_dir": str(folder.parent)}
+    raw = {**raw, "runs_dir": str(folder.parent)}
+    if "reward" in raw:
+        raw["reward"] = as_it_was(raw["reward"])
+    if isinstance(raw.get("evaluate"), dict):
+        raw["evaluate"] = {**raw["evaluate"], "second_reward": as_it_was(raw["evaluate"].get("second_reward"))}
+    return raw

@@ -1,15 +1,19 @@
 """Stage `prepare`: check everything, then freeze the prompts and name the starting policy by its digest."""
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from data import files, schemas, store
+from data import card, files, schemas, store
 from data.prompts import asked
 from data.rows import FeedbackRow, PreferenceRow
 from pco import doctor
 from pco.config.run import RunConfig
-from pco.doctor import checks
+from pco.doctor import checks, reading
 from pco.models.rendering import load_tokenizer, render, written
 from pco.stage import Stage
+
+CARD = "sources.md"
 
 
 def run(stage: Stage) -> store.Manifest:
@@ -21,6 +25,8 @@ def run(stage: Stage) -> store.Manifest:
     inputs, warnings = doctor.check(stage.config)
     for warning in warnings:
         print(f"warning: {warning.name}: {warning.message}.", flush=True)
+    for line in inputs.told():
+        print(f"{line}.", flush=True)
     print(f"{doctor.power(len(inputs.heldout))}.", flush=True)
     splits = {"train": inputs.train, "heldout": inputs.heldout, "text": inputs.heldout_text}
     rows: list[dict[str, object]] = []
@@ -36,19 +42,45 @@ def run(stage: Stage) -> store.Manifest:
         if more:
             store.write_part(stage.folder, table, 0, schemas.build(table, more), stage.fingerprint)
         count += len(more)
+    dropped: Counter[str] = Counter()
+    for place, outcome in inputs.sources.items():
+        dropped.update({f"{place.partition('.')[0]}: {reason}": many for reason, many in outcome.dropped.items()})
     return stage.finish(
         unit="prompts and texts" if count == len(rows) else "prompts, texts and pieces of feedback",
-        rows_in=count,
+        rows_in=count + dropped.total(),
         rows_out=count,
-        dropped={},
+        dropped=dict(dropped),
         started=started,
-        outputs={"policy": files.folder_digest(inputs.model), "policy_folder": str(inputs.model)},
+        outputs={
+            "policy": files.folder_digest(inputs.model),
+            "policy_folder": str(inputs.model),
+            **_sources(inputs, stage),
+        },
+        metrics={f"nan_references_{name}": many for name, many in inputs.nan_references.items()},
     )
+
+
+def _sources(inputs: checks.Inputs, stage: Stage) -> dict[str, str]:
+    """What became of the rows of each source, as JSON for the manifest; beside it a data card tells it to people."""
+    if not inputs.sources:
+        return {}
+    digests = {place: stage.inputs[place].fingerprint for place in inputs.sources if _is_local(stage, place)}
+    sources = {f"prompts.{place}": (of, digests.get(place, "")) for place, of in inputs.sources.items()}
+    files.write_text(stage.folder / CARD, card.of_sources(sources))
+    records = [{**reading.record(place, of), "digest": digests.get(place)} for place, of in inputs.sources.items()]
+    return {"sources": json.dumps(records)}
+
+
+def _is_local(stage: Stage, place: str) -> bool:
+    """Whether the digest of a source is that of its content."""
+    return stage.config.prompts.named()[place.partition(".")[0]][place].is_local
 
 
 def _preferences(inputs: checks.Inputs, stage: Stage) -> list[PreferenceRow]:
     """Seed preferences as pairs, as if the policy had sampled them. Their places in the file number the samples."""
     tokenizer = load_tokenizer(inputs.model)
+    digests = [file.fingerprint for name, file in stage.inputs.items() if name.partition(".")[0] == "preferences"]
+    made_by = digests[0] if len(digests) == 1 else files.digest(digests)
     rows: list[PreferenceRow] = []
     for i, row in enumerate(inputs.preferences):
         rendered = render(tokenizer, asked(row), stage.config.policy)
@@ -66,7 +98,7 @@ def _preferences(inputs: checks.Inputs, stage: Stage) -> list[PreferenceRow]:
                 "rejected_sample": 2 * i + 1,
                 "chosen_reward": None,
                 "rejected_reward": None,
-                "policy": stage.inputs["preferences"].fingerprint,
+                "policy": made_by,
                 "messages": row["messages"],
             }
         )

@@ -77,10 +77,12 @@ PROMPT_SHAPES: dict[str, tuple[Row, str]] = {
 def test_prompts_of_every_shape_come_out_as_prompts(tmp_path: Path, shape: str) -> None:
     row, prompt = PROMPT_SHAPES[shape]
     _, rows = imported(tmp_path, [{**row, "id": 7}], "prompts")
-    assert rows == [{"prompt_id": prompt_id(prompt), "source_id": "7", "prompt": prompt, "messages": None}]
+    assert rows == [
+        {"prompt_id": prompt_id(prompt), "source_id": "7", "prompt": prompt, "messages": None, "reference": None}
+    ]
 
 
-NAMED = {"generator_1": "one", "generator_2": "two"}  # AlpacaEval's own columns, whose coding is documented
+NAMED = {"generator_1": "one", "generator_2": "two", "annotator": "judge"}  # AlpacaEval's, whose coding is documented
 HH = f"\n\nHuman: {QUESTION}\n\nAssistant: "
 PAIR_SHAPES: dict[str, Row] = {
     "TRL standard": {"prompt": QUESTION, "chosen": BETTER, "rejected": WORSE},
@@ -320,6 +322,43 @@ def test_preferences_that_count_from_0_are_refused_for_they_would_mean_the_oppos
         imported(tmp_path, rows, "preferences")
 
 
+@pytest.mark.parametrize("missing", NAMED)
+def test_a_tie_is_0_only_in_a_file_with_all_columns_of_alpaca_eval(tmp_path: Path, missing: str) -> None:
+    rows = [PAIR_SHAPES["AlpacaEval"] | NAMED | {"instruction": str(i), "preference": i} for i in range(3)]
+    assert imported(tmp_path, rows, "preferences")[0].notes.read == {
+        ("0", "tie"): 1,
+        ("1", "first"): 1,
+        ("2", "second"): 1,
+    }
+    for row in rows:
+        del row[missing]
+    with pytest.raises(BadInput, match="line 1: `preference` is 0. Without --labels"):
+        imported(tmp_path, rows, "preferences")
+
+
+MAPPED = {"which": "preference"}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "column", "names"),
+    [
+        (("response_1", "response_2"), "preference", {}),
+        (("output_1", "output_2"), "which", MAPPED),
+        (("left", "right"), "preference", {"left": "output_1", "right": "output_2"}),
+    ],
+)
+def test_a_preference_that_is_always_1_may_count_from_0(
+    tmp_path: Path, outputs: tuple[str, str], column: str, names: dict[str, str]
+) -> None:
+    row = {"prompt": QUESTION, outputs[0]: BETTER, outputs[1]: WORSE, column: 1}
+    with pytest.raises(BadInput, match="always 1: the first output if it counts from 1, the second if from 0"):
+        imported(tmp_path, [row], "preferences", names=names)
+    done, _ = imported(tmp_path, [row, {**row, "prompt": "a", column: 2}], "preferences", names=names)
+    assert done.notes.read == {("1", "first"): 1, ("2", "second"): 1}
+    _, rows = imported(tmp_path, [row], "preferences", names=names, coding={"1": "second", "0": "first"})
+    assert [row["chosen"] for row in rows] == [WORSE]
+
+
 # Laws.
 
 words = st.sampled_from(["", " ", "a", "A", "b", "a  b", "A b", "é", "\u2028"])
@@ -447,7 +486,8 @@ def test_a_fault_early_in_a_large_array_does_not_pull_all_of_it_into_memory(tmp_
 
 
 def test_data_sets_of_the_hubs_library_are_read_from_its_folders(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     rows = datasets.Dataset.from_list([PAIR_SHAPES["ultrafeedback_binarized"]])
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
     (tmp_path / "repository" / "data").mkdir(parents=True)
@@ -461,7 +501,6 @@ def test_data_sets_of_the_hubs_library_are_read_from_its_folders(tmp_path: Path)
 
 
 def test_a_folder_that_holds_no_data_set_is_one_clear_line(tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match=r"empty: `datasets` cannot load this folder \(") as caught:
         import_data(Request(str(tmp_path / "empty"), "prompts", tmp_path / "out.parquet"))
@@ -469,7 +508,6 @@ def test_a_folder_that_holds_no_data_set_is_one_clear_line(tmp_path: Path) -> No
 
 
 def test_a_data_set_that_the_hub_does_not_give_is_one_clear_line(tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
     with pytest.raises(BadInput, match="nobody/nothing: no such file, and the hub did not give it") as caught:
         import_data(Request("nobody/nothing", "prompts", tmp_path / "out.parquet"))
     assert "\n" not in str(caught.value)

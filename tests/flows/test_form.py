@@ -13,6 +13,7 @@ from data.errors import BadInput
 from flows.comparison import compare_policies, evaluate_policies
 from flows.form import Extent, Learning, Preset, next_round, preset_file, sets, start, train_reward
 from pco.config import reward_training
+from pco.config.prompts import DataSource
 from pco.config.run import RunConfig, load
 from pco.runs.folder import opened
 from tests import builders
@@ -37,6 +38,13 @@ def test_what_a_form_leaves_empty_is_the_preset_s() -> None:
 
 def test_overrides_have_the_last_word() -> None:
     assert configured("quickstart", {"run": "mine", "seed": 1}, "\n seed=2 \n").seed == 2
+
+
+def test_a_field_is_a_path_and_an_override_may_be_a_source() -> None:
+    said = {"run": "mine", "policy.model": "m", "prompts.heldout": "{dataset: a/b}"}
+    config = configured("quickstart", said, "prompts.train={dataset: someone/data, split: train, labels: {first: 0}}")
+    assert config.prompts.heldout == str(Path("{dataset: a/b}").resolve())
+    assert config.prompts.train == DataSource(dataset="someone/data", split="train", labels={"first": "0"})
 
 
 def test_a_name_that_looks_like_a_number_stays_a_name() -> None:

@@ -15,6 +15,7 @@ from data.errors import BadInput
 from pco.config import run as config
 from pco.config.file import models_in
 from pco.config.gate import Guard, Requirement
+from pco.config.prompts import DataSource
 from pco.config.reward import (
     ExactAnswerReward,
     JsonSchemaReward,
@@ -36,7 +37,7 @@ def sections(model: type[BaseModel] = RunConfig, path: Keys = ()) -> Iterator[tu
     """Every section of the config with the keys that lead to it; one for each kind where there is a choice."""
     yield path, model
     for name, field in model.model_fields.items():
-        for inner in models_in(field.annotation):
+        for inner in dict.fromkeys(models_in(field.annotation)):
             # A rule of the gate stands under the name of its measure.
             yield from sections(inner, (*path, name, "length") if inner in {Guard, Requirement} else (*path, name))
 
@@ -46,7 +47,7 @@ FIELDS = [(path, model, name) for path, model in SECTIONS for name in model.mode
 VALUES = [
     (path, model, name)
     for path, model, name in FIELDS
-    if not list(models_in(model.model_fields[name].annotation)) and name != "inline"  # which is any mapping
+    if not list(models_in(model.model_fields[name].annotation)) and name not in {"inline", "map", "labels"}  # mappings
 ]
 
 # What a section cannot do without.
@@ -59,6 +60,7 @@ REQUIRED: dict[type[BaseModel], dict[str, Any]] = {
     PythonReward: {"function": "module:function"},
     ModelReward: {"model": "some/model"},
     PythonLoss: {"module": "my_loss"},
+    DataSource: {"dataset": "some/data"},
 }
 
 
@@ -76,7 +78,9 @@ def raw_with(path: Keys, section_model: type[BaseModel], /, **keys: Any) -> dict
             section["members"] = [{"reward": {"kind": "repetition"}}, {"reward": {"kind": "repetition"}}]
             section = section["members"][0]
         else:
-            section = section.setdefault(name, {})
+            if not isinstance(section.get(name), dict):  # a path may stand in the place of a section
+                section[name] = {}
+            section = section[name]
     section.update(REQUIRED.get(section_model, {}))
     if "kind" in section_model.model_fields:
         section["kind"] = section_model.model_fields["kind"].default

@@ -187,3 +187,26 @@ def test_every_text_of_the_config_is_taken_for_one() -> None:
     for key in ("run", "runs_dir"):
         assert typed.value("012", typed.below([RunConfig], key)) == "012"
     assert typed.value("012", typed.below([RunConfig], "seed")) == 10
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if text.strip()[0] not in "[{"])
+def test_a_path_where_a_source_may_stand_is_that_text(text: str) -> None:
+    assert with_set(f"prompts.train={text}")["prompts"]["train"] == text
+
+
+@pytest.mark.parametrize("text", NAMES)
+def test_a_path_of_a_file_where_a_source_may_stand_is_that_text(tmp_path: Path, text: str) -> None:
+    prompts = f"prompts: {{train: {text}, heldout: a, heldout_text: b}}\n"
+    if text != "null":
+        assert from_file(tmp_path, prompts).prompts.train == str(Path(text).resolve())
+
+
+def test_a_source_and_a_mixture_can_be_set() -> None:
+    source = "{dataset: a/b, split: 012, labels: {first: 0, second: true}}"
+    raw = with_set(f"prompts.train={source}", "prompts.heldout='[a]'")
+    labels = {"first": "0", "second": "true"}
+    assert raw["prompts"]["train"] == {"dataset": "a/b", "split": "012", "labels": labels}
+    assert raw["prompts"]["heldout"] == "[a]"
+    raw = with_set("prompts.train.limit=5", "prompts.preferences=[a.jsonl, {dataset: b, weight: 2}]", raw=raw)
+    assert raw["prompts"]["train"]["limit"] == 5
+    assert raw["prompts"]["preferences"] == ["a.jsonl", {"dataset": "b", "weight": 2}]

@@ -4,6 +4,8 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from decimal import Decimal
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from data import files, store
-from data.errors import BadInput, CorruptArtifact
+from data.errors import BadInput, CorruptArtifact, RunConflict
 from data.readers import prompt_id
 from pco import rewards
 from pco.config.file import models_in
@@ -22,8 +24,9 @@ from pco.config.reward import EnsembleReward, RepetitionReward, RewardConfig, se
 from pco.config.run import parse
 from pco.rewards import Reward, Score
 from pco.rewards.ensemble import combine
-from pco.rewards.programs import repeated_share
+from pco.rewards.programs import number, repeated_share, same_answer
 from pco.rounds import walk
+from pco.runs import folder as run_folder
 from pco.stage import Stage
 from pco.stages import score
 from tests import builders
@@ -164,6 +167,91 @@ def test_the_last_answer_counts_and_must_be_the_reference(answer: int, others: l
     text = "".join(f"= {other}. Or " for other in others) + f"= {answer} "
     assert values(config, said(text, f"{answer}", reference=f" {answer}\n")) == [1, 0]
     assert values(config, said(text, reference=f"{answer + 1}")) == [0]
+
+
+@given(
+    value=st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**12), max_value=10**12, places=3),
+    other=st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**12), max_value=10**12, places=3),
+)
+def test_numbers_are_the_same_answer_if_their_values_are(value: Decimal, other: Decimal) -> None:
+    forms = [
+        f"{value:f}",
+        f"{value:,f}",
+        f"{value:f}00",
+        f"{value:e}",
+        f" {value:f}.\n",
+        re.sub(r"^(-?)0\.", r"\1.", f"{value:f}"),
+    ]
+    for one, two in product(forms, repeat=2):
+        assert same_answer(one, two)
+    assert same_answer(forms[0], f"{other:,f}") == (value == other)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "same"),
+    [
+        ("4.0", "4", True),
+        ("1,000", "1000", True),
+        (".5", "0.5", True),
+        ("-.5", "-0.50", True),
+        ("+7", "7", True),
+        ("1e3", "1000", True),
+        ("1,234,567.5", "1234567.50", True),
+        ("$18", "18", True),
+        ("-$18.00.", "-18", True),
+        ("42.", "42", True),
+        ("9007199254740993", "9007199254740992", False),
+        ("0.1", "0.1000000000000000055511151231257827", False),
+        ("1,00", "100", False),
+        ("10,000,00", "1000000", False),
+        ("1 000", "1000", False),
+        ("50%", "50", False),
+        ("1/2", "0.5", False),
+        ("four", "4", False),
+        ("Four", "four", False),
+        ("nan", "NaN", False),
+        (".", "", False),
+        ("\u0664", "4", False),
+        (" Paris ", "Paris", True),
+    ],
+)
+def test_what_is_a_number_and_what_a_text(answer: str, reference: str, same: bool) -> None:
+    assert same_answer(answer, reference) is same_answer(reference, answer) is same
+    config = configured("exact_answer", pattern="(?s)<(.*)>")
+    assert values(config, said(f"<{answer}>", reference=reference)) == [same]
+
+
+@given(text=st.text(), other=st.text())
+def test_texts_are_the_same_answer_if_their_characters_are(text: str, other: str) -> None:
+    assert same_answer(text, f" {text}\n")
+    if number(text) is None or number(other) is None:
+        assert same_answer(text, other) == (text.strip() == other.strip())
+
+
+def test_numbers_can_be_compared_as_texts_and_that_is_as_it_was_before() -> None:
+    config = configured("exact_answer", pattern="(.+)", numbers=False)
+    assert values(config, said("4", "4.0", reference="4")) == [1, 0]
+    assert settings(config) == {"kind": "exact_answer", "pattern": "(.+)"}
+    assert settings(configured("exact_answer", pattern="(.+)"))["numbers"] is True
+
+
+@pytest.mark.parametrize("inside", ["reward", "second_reward", "ensemble"])
+def test_a_run_that_was_made_before_compares_texts_to_its_end(tmp_path: Path, inside: str) -> None:
+    exact = {"kind": "exact_answer", "pattern": "(.+)"}
+    ensemble = {"kind": "ensemble", "members": [{"reward": exact}, {"reward": {"kind": "length", "max_tokens": 9}}]}
+    place = {"second_reward": "evaluate__second_reward"}.get(inside, "reward")
+    config = builders.config(tmp_path, **{place: ensemble if inside == "ensemble" else exact})
+    run_folder.write_config(config, config.folder)
+    path = config.folder / run_folder.CONFIG
+    assert run_folder.read_config(config.folder) == parse(config.model_dump(mode="json"), source="test")
+    text = path.read_text()
+    assert text.count("numbers: true") == 1
+    path.write_text(re.sub(" *numbers: true\n", "", text))
+    before = run_folder.read_config(config.folder)
+    assert "numbers=False" in repr(before)
+    with pytest.raises(RunConflict, match="numbers"):
+        run_folder.check_same(config)
+    run_folder.check_same(before)
 
 
 def test_exact_answers_need_a_reference_for_every_prompt() -> None:
