@@ -121,8 +121,7 @@ def _keep(stage: Stage, manifest: Manifest, state: State) -> None:
     policies, evaluations = state.policies, state.evaluations
     match stage.name:
         case "prepare":
-            start = Artifact(Path(manifest.outputs["policy_folder"]), manifest.outputs["policy"])
-            policies |= dict.fromkeys(("start", "trained", "current", "best"), start)
+            policies |= dict.fromkeys(("start", "trained", "current", "best"), stage.starting_policy(manifest))
             if stage.config.prompts.preferences is not None:
                 state.pairs[0] = result
         case "pair":

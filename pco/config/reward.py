@@ -103,7 +103,7 @@ class ModelReward(Section):
 
     kind: Literal["model"] = "model"
     model: str
-    """A local Hugging Face folder or a hub id."""
+    """A local Hugging Face folder or a hub id, also of a LoRA adapter."""
     revision: str | None = None
     """Commit, tag or branch of a hub model; only a commit stands for the same weights forever."""
     system: str | None = None

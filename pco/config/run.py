@@ -28,7 +28,8 @@ class Policy(Section):
     """The model to improve."""
 
     model: str
-    """A local Hugging Face folder or a hub id, e.g. `HuggingFaceTB/SmolLM2-135M-Instruct`."""
+    """A local Hugging Face folder or a hub id, e.g. `HuggingFaceTB/SmolLM2-135M-Instruct`; also of a LoRA adapter, which
+    is merged into its base when the run begins."""
     revision: str | None = None
     """Commit, tag or branch of a hub model."""
     prompt_format: Literal["raw", "chat"] = "chat"

@@ -21,7 +21,7 @@ from pco.config.trackers import check_installed
 from pco.config.train import PairwiseCringe, PythonLoss
 from pco.evaluation import lm_eval_tasks
 from pco.execution import machine
-from pco.models import hub, weights
+from pco.models import adapters, hub, weights
 from pco.models.protocols import Tokenizer
 from pco.models.rendering import load_tokenizer, render
 from pco.training import user_loss
@@ -67,9 +67,23 @@ class Inputs:
         return readers.read_feedback(Path(path)) if path else []
 
     @cached_property
+    def found(self) -> hub.Found:
+        """The starting policy; an adapter is not merged yet."""
+        policy = self.config.policy
+        return hub.find(policy.model, policy.revision, task="CAUSAL_LM", key="policy.model")
+
+    @property
     def model(self) -> Path:
-        """The folder of the starting policy."""
-        return hub.find_model(self.config.policy.model, self.config.policy.revision, key="policy.model")
+        """The folder of the starting policy, or of the model that it is an adapter of."""
+        return self.found.folder
+
+    def merged_into(self, folder: Path) -> Path:
+        """The folder of the starting policy as a whole model: an adapter is merged now, into `folder`."""
+        found = self.found
+        if found.adapter is None:
+            return found.folder
+        adapters.write(found.folder, found.adapter, found.tokenizer, folder)
+        return folder
 
     @cached_property
     def shape(self) -> dict[str, Any]:
@@ -84,7 +98,7 @@ class Inputs:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The policy's tokenizer."""
-        tokenizer = load_tokenizer(self.model)
+        tokenizer = load_tokenizer(self.found.tokenizer)
         if self.config.policy.prompt_format == "chat" and not tokenizer.chat_template:
             raise BadInput(f"{self.model}: its tokenizer has no chat template. Set policy.prompt_format: raw.")
         return tokenizer
@@ -113,7 +127,11 @@ class Inputs:
 
     def summary(self) -> str:
         """One line for people."""
-        return f"{self.counted()}; longest prompt {max(self.lengths)} of {self.context} tokens; model {self.model}"
+        adapter = (
+            "" if self.found.adapter is None else f" with adapter {self.found.adapter}, merged when the run begins"
+        )
+        longest = f"longest prompt {max(self.lengths)} of {self.context} tokens"
+        return f"{self.counted()}; {longest}; model {self.model}{adapter}"
 
 
 def _machine(_: Inputs) -> str:

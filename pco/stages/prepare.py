@@ -8,7 +8,7 @@ from data.rows import FeedbackRow, PreferenceRow
 from pco import doctor
 from pco.config.run import RunConfig
 from pco.doctor import checks
-from pco.models.rendering import load_tokenizer, render, written
+from pco.models.rendering import render, written
 from pco.stage import Stage
 
 
@@ -42,13 +42,24 @@ def run(stage: Stage) -> store.Manifest:
         rows_out=count,
         dropped={},
         started=started,
-        outputs={"policy": files.folder_digest(inputs.model), "policy_folder": str(inputs.model)},
+        outputs=_starting_policy(inputs, stage),
     )
+
+
+def _starting_policy(inputs: checks.Inputs, stage: Stage) -> dict[str, str]:
+    """The starting policy's digest and folder; with those of adapter and base where it is merged now, into the run."""
+    model = inputs.merged_into(stage.model_folder)
+    named = {"policy": files.folder_digest(model), "policy_folder": str(model)}
+    if inputs.found.adapter is None:
+        return named
+    print(f"merged the adapter {inputs.found.adapter} into {inputs.model}.", flush=True)
+    digests = {"adapter": files.folder_digest(inputs.found.adapter), "base": files.folder_digest(inputs.model)}
+    return {**named, "policy_folder": model.name, **digests}
 
 
 def _preferences(inputs: checks.Inputs, stage: Stage) -> list[PreferenceRow]:
     """Seed preferences as pairs, as if the policy had sampled them. Their places in the file number the samples."""
-    tokenizer = load_tokenizer(inputs.model)
+    tokenizer = inputs.tokenizer
     rows: list[PreferenceRow] = []
     for i, row in enumerate(inputs.preferences):
         rendered = render(tokenizer, asked(row), stage.config.policy)
@@ -74,7 +85,7 @@ def _preferences(inputs: checks.Inputs, stage: Stage) -> list[PreferenceRow]:
 
 
 def _feedback(inputs: checks.Inputs, config: RunConfig) -> list[FeedbackRow]:
-    tokenizer = load_tokenizer(inputs.model)
+    tokenizer = inputs.tokenizer
     rows: list[FeedbackRow] = []
     for row in inputs.feedback:
         rendered = render(tokenizer, asked(row), config.policy)

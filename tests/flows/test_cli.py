@@ -231,7 +231,7 @@ def test_a_run_is_verified_on_demand(finished: RunConfig) -> None:
     (finished.folder / "round-02/policy/model.safetensors").write_text("other")
     result = runner.invoke(app, ["status", str(finished.folder), "--verify"])
     assert result.exit_code == 2
-    assert "round-02/policy: its files are not those that were trained" in result.output
+    assert "round-02/policy: its files are not those that were saved" in result.output
 
 
 def test_a_fork_says_what_it_shares_what_it_takes_as_it_is_and_how_to_go_on(finished: RunConfig) -> None:
