@@ -10,14 +10,12 @@ from pco.config.reward import ModelReward, parts
 from pco.doctor.checks import Inputs
 from pco.doctor.finding import Result
 from pco.doctor.tokens import bare
-from pco.models.protocols import Tokenizer
-from pco.models.rendering import dialogue, messages_of, render
+from pco.models.rendering import messages_of, render, writes_date
 from pco.rewards import model as reward_model
 
 _PROMPT = "Name three rivers of Europe."
 _THOUGHT = "I think of maps."
 _ANSWER = f"<think>{_THOUGHT}</think>The Rhine, the Loire and the Po."
-_DAYS = ("2001-02-03", "2024-11-30")
 
 
 def policy(inputs: Inputs) -> Iterator[Result]:
@@ -27,12 +25,12 @@ def policy(inputs: Inputs) -> Iterator[Result]:
     for prompt in conversations:
         text = render(inputs.tokenizer, prompt, config).text
         lost.update({turn["role"] for turn in prompt if turn["content"].strip() not in text})
-    dated = config.prompt_format == "chat" and _is_dated(inputs.tokenizer, messages_of(_PROMPT, config))
-    if dated and config.template_date is None:
+    dated = is_dated(inputs)
+    if dated:
         yield (
-            "fault",
-            "the chat template writes today's date, so prompts would change at midnight within a run. Set "
-            "policy.template_date to the date that it is to write, such as 2026-01-31",
+            "warning",
+            "the chat template writes today's date. So that prompts do not change at midnight, a run keeps the date of "
+            "its start; policy.template_date names another, such as 2026-01-31",
         )
     for role, count in sorted(lost.items()):
         yield (
@@ -40,7 +38,7 @@ def policy(inputs: Inputs) -> Iterator[Result]:
             f"the chat template leaves out turns of the {role}, or parts of them, in {count:,} of "
             f"{len(conversations):,} conversations{_reasoning(role)}",
         )
-    if not lost and not (dated and config.template_date is None):
+    if not lost and not dated:
         yield (
             "ok",
             f"the chat template writes {len(conversations):,} conversations whole"
@@ -60,10 +58,18 @@ def _conversations(inputs: Inputs) -> list[list[Message]]:
     return [row["messages"] for row in rows if row["messages"] is not None]
 
 
-def _is_dated(tokenizer: Tokenizer, messages: list[Message]) -> bool:
-    """Whether the chat template writes other text on another day."""
-    first, second = (dialogue(tokenizer, messages, today=day) for day in _DAYS)
-    return first != second
+def is_dated(inputs: Inputs) -> bool:
+    """Whether the policy's template writes today's date and is told no other."""
+    config = inputs.config.policy
+    if config.prompt_format != "chat" or config.template_date is not None:
+        return False
+    prompts = [_PROMPT, *_kinds(inputs).values()]
+    return writes_date(inputs.tokenizer, [messages_of(prompt, config) for prompt in prompts])
+
+
+def _kinds(inputs: Inputs) -> dict[tuple[str, ...], Prompt]:
+    """One conversation of each kind: a template looks at who speaks in which order."""
+    return {tuple(turn["role"] for turn in prompt): prompt for prompt in _conversations(inputs)}
 
 
 def reward(inputs: Inputs) -> Iterator[Result]:
@@ -76,16 +82,16 @@ def reward(inputs: Inputs) -> Iterator[Result]:
 
 
 def _reads(inputs: Inputs, config: ModelReward) -> Iterator[Result]:
-    # A template looks at who speaks in which order; one conversation of each kind tells.
-    kinds: dict[tuple[str, ...], Prompt] = {
-        tuple(turn["role"] for turn in prompt): prompt for prompt in _conversations(inputs)
-    }
+    kinds = _kinds(inputs)
     for prompt in kinds.values():
         reward_model.reads(config, prompt, _ANSWER)
     tokenizer, tokens = reward_model.reads(config, _PROMPT, _ANSWER)
     faults = []
-    if tokenizer.chat_template and _is_dated(tokenizer, [{"role": "user", "content": _PROMPT}]):
-        faults.append("writes today's date: rewards of one text differ from day to day. Write a date into it")
+    if reward_model.is_dated(config):
+        faults.append(
+            "writes today's date. So that rewards do not change at midnight, a run keeps the date of its start; "
+            "reward.template_date names another"
+        )
     if bare(_THOUGHT) not in bare(tokenizer.decode(tokens)):
         faults.append("drops the `<think>` part of an answer, which the reward then never sees")
     for fault in faults:

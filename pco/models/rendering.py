@@ -1,6 +1,6 @@
 """How a prompt becomes the tokens that the policy reads: one function for every stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -108,6 +108,18 @@ def dialogue(
             f"{tokenizer.name_or_path}: its chat template refused a dialogue of {roles} ({type(error).__name__}: "
             f"{error}). {_advice(roles, system)}"
         ) from error
+
+
+_DAYS = ("2001-02-03", "2024-11-30")
+
+
+def writes_date(tokenizer: Tokenizer, dialogues: Iterable[list[Message]]) -> bool:
+    """Whether the chat template writes another text of one of these dialogues on another day."""
+    for messages in dialogues:
+        first, second = (dialogue(tokenizer, messages, today=day) for day in _DAYS)
+        if first != second:
+            return True
+    return False
 
 
 def _check_default(tokenizer: Tokenizer) -> None:

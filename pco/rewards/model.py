@@ -19,7 +19,7 @@ from pco.config.reward import ModelReward
 from pco.models import adapters, hub, weights
 from pco.models.hub import Found
 from pco.models.protocols import Classifier, ModelConfig, Tokenizer
-from pco.models.rendering import dialogue, load_tokenizer
+from pco.models.rendering import dialogue, load_tokenizer, writes_date
 from pco.rewards import pooling
 from pco.rewards.scores import Candidate, Candidates, Score, Scorer
 
@@ -131,6 +131,18 @@ def reads(config: ModelReward, prompt: Prompt, completion: str) -> tuple[Tokeniz
     """
     tokenizer = _checked_tokenizer(found(config), config)
     return tokenizer, rendered(tokenizer, prompt, completion, config)
+
+
+def is_dated(config: ModelReward) -> bool:
+    """Whether its chat template writes today's date and is told no other.
+
+    Raises BadInput.
+    """
+    if config.template_date is not None:
+        return False
+    tokenizer = load_tokenizer(found(config).tokenizer)
+    messages = prompts.as_messages("a prompt", config.system)
+    return bool(tokenizer.chat_template) and writes_date(tokenizer, [messages])
 
 
 def scorer(config: ModelReward) -> Scorer:
@@ -272,7 +284,8 @@ def rendered(tokenizer: Tokenizer, prompt: Prompt, completion: str, config: Mode
     """
     if tokenizer.chat_template:
         messages = prompts.as_messages(prompt, config.system)
-        tokens = _chat(tokenizer, [*messages, {"role": "assistant", "content": completion}])
+        answered: list[Message] = [*messages, {"role": "assistant", "content": completion}]
+        tokens = _chat(tokenizer, answered, config.template_date)
     elif not isinstance(prompt, str):
         raise BadInput(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template, so it cannot read a prompt of "
@@ -288,8 +301,8 @@ def rendered(tokenizer: Tokenizer, prompt: Prompt, completion: str, config: Mode
     return tokens
 
 
-def _chat(tokenizer: Tokenizer, messages: list[Message]) -> Tokens:
-    text = dialogue(tokenizer, messages, system="reward.system")
+def _chat(tokenizer: Tokenizer, messages: list[Message], today: str | None) -> Tokens:
+    text = dialogue(tokenizer, messages, system="reward.system", today=today)
     return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
 

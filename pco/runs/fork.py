@@ -10,7 +10,7 @@ from pathlib import Path
 from data import files, store
 from data.errors import BadInput, RunConflict
 from pco.config.run import RunConfig
-from pco.rounds import walk
+from pco.rounds import as_begun, walk
 from pco.runs import retention
 from pco.runs.folder import write_config
 from pco.runs.status import Point, points
@@ -59,12 +59,12 @@ def _planned(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
     if at is not None:
         check_point(new, at)
         _check_beginning(origin, at)
-    plan = Fork()
+    plan, begun = Fork(), as_begun(origin)
 
     def take_over(stage: Stage) -> store.Manifest:
         if (stage.round, stage.name) == at:
             raise _Stop
-        source = _source(stage, origin)
+        source = _source(stage, begun)
         manifest = store.read_manifest(source.folder)
         changes = [] if manifest is None else _changes(stage, source, manifest)
         if at is None and (manifest is None or changes):

@@ -29,7 +29,7 @@ def settings(config: Path | None, policies: list[str], runs_dir: Path, overrides
         return load(config, overrides)
     if not _is_of_a_run(policies[0]):
         raise BadInput(f"config: there is none, and {policies[0]} is not RUN:ROUND, whose config could be used.")
-    return find(policies[0].rpartition(":")[0], runs_dir, overrides)
+    return rounds.as_begun(find(policies[0].rpartition(":")[0], runs_dir, overrides))
 
 
 def plans(

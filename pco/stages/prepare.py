@@ -1,14 +1,18 @@
 """Stage `prepare`: check everything, then freeze the prompts and name the starting policy by its digest."""
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 
 from data import files, schemas, store
 from data.prompts import asked
 from data.rows import FeedbackRow, PreferenceRow
 from pco import doctor
-from pco.config.run import RunConfig
-from pco.doctor import checks
+from pco.config.reward import ModelReward
+from pco.config.run import Policy
+from pco.doctor import checks, conversations
 from pco.models.rendering import render, written
+from pco.rewards import content, model
+from pco.rounds import TEMPLATE_DATE, dated
 from pco.stage import Stage
 
 
@@ -22,15 +26,17 @@ def run(stage: Stage) -> store.Manifest:
     for warning in warnings:
         print(f"warning: {warning.name}: {warning.message}.", flush=True)
     print(f"{doctor.power(len(inputs.heldout))}.", flush=True)
+    dates = _dates(inputs, started)
     splits = {"train": inputs.train, "heldout": inputs.heldout, "text": inputs.heldout_text}
     rows: list[dict[str, object]] = []
     for split, split_rows in splits.items():
         rows += [{"split": split, **row} for row in split_rows]
     store.write_part(stage.folder, "prompts", 0, schemas.build("prompts", rows), stage.fingerprint)
     count = len(rows)
+    rendering = dated(stage.config, dates).policy
     user_rows: dict[str, Sequence[Mapping[str, object]]] = {
-        "preferences": _preferences(inputs, stage),
-        "feedback": _feedback(inputs, stage.config),
+        "preferences": _preferences(inputs, stage, rendering),
+        "feedback": _feedback(inputs, rendering),
     }
     for table, more in user_rows.items():
         if more:
@@ -42,27 +48,39 @@ def run(stage: Stage) -> store.Manifest:
         rows_out=count,
         dropped={},
         started=started,
-        outputs=_starting_policy(inputs, stage),
+        outputs={**_starting_policy(inputs, stage), **dates},
     )
+
+
+def _dates(inputs: checks.Inputs, started: float) -> dict[str, str]:
+    """The date of the run's start, for each chat template that writes today's, as `rounds.dated` reads them."""
+    config, today = inputs.config, date.fromtimestamp(started).isoformat()
+    second = config.evaluate.second_reward
+    models = content.named(config.reward) | (content.named(second, "second_reward") if second else {})
+    dated = ["policy"] if conversations.is_dated(inputs) else []
+    dated += [name for name, part in models.items() if isinstance(part, ModelReward) and model.is_dated(part)]
+    if dated:
+        print(f"the chat templates of {', '.join(dated)} write {today}, the date of this start, in all rounds.")
+    return {f"{name}{TEMPLATE_DATE}": today for name in dated}
 
 
 def _starting_policy(inputs: checks.Inputs, stage: Stage) -> dict[str, str]:
     """The starting policy's digest and folder; with those of adapter and base where it is merged now, into the run."""
-    model = inputs.merged_into(stage.model_folder)
-    named = {"policy": files.folder_digest(model), "policy_folder": str(model)}
+    folder = inputs.merged_into(stage.model_folder)
+    named = {"policy": files.folder_digest(folder), "policy_folder": str(folder)}
     if inputs.found.adapter is None:
         return named
     print(f"merged the adapter {inputs.found.adapter} into {inputs.model}.", flush=True)
     digests = {"adapter": files.folder_digest(inputs.found.adapter), "base": files.folder_digest(inputs.model)}
-    return {**named, "policy_folder": model.name, **digests}
+    return {**named, "policy_folder": folder.name, **digests}
 
 
-def _preferences(inputs: checks.Inputs, stage: Stage) -> list[PreferenceRow]:
+def _preferences(inputs: checks.Inputs, stage: Stage, rendering: Policy) -> list[PreferenceRow]:
     """Seed preferences as pairs, as if the policy had sampled them. Their places in the file number the samples."""
     tokenizer = inputs.tokenizer
     rows: list[PreferenceRow] = []
     for i, row in enumerate(inputs.preferences):
-        rendered = render(tokenizer, asked(row), stage.config.policy)
+        rendered = render(tokenizer, asked(row), rendering)
         rows.append(
             {
                 "prompt_id": row["prompt_id"],
@@ -84,11 +102,11 @@ def _preferences(inputs: checks.Inputs, stage: Stage) -> list[PreferenceRow]:
     return rows
 
 
-def _feedback(inputs: checks.Inputs, config: RunConfig) -> list[FeedbackRow]:
+def _feedback(inputs: checks.Inputs, rendering: Policy) -> list[FeedbackRow]:
     tokenizer = inputs.tokenizer
     rows: list[FeedbackRow] = []
     for row in inputs.feedback:
-        rendered = render(tokenizer, asked(row), config.policy)
+        rendered = render(tokenizer, asked(row), rendering)
         tokens = written(tokenizer, row["completion"])
         rows.append({**row, "prompt": rendered.text, "prompt_token_ids": rendered.token_ids, "token_ids": tokens})
     return rows

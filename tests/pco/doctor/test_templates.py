@@ -79,12 +79,13 @@ def test_no_template_and_several_without_a_default_are_at_fault(config: RunConfi
     assert not told(config, "fault", policy__model=str(model))
 
 
-def test_a_template_that_writes_todays_date_is_at_fault_until_it_is_told_a_date(config: RunConfig, model: Path) -> None:
+def test_a_template_that_writes_todays_date_is_told_of_unless_it_is_told_a_date(config: RunConfig, model: Path) -> None:
     edit_template(model, "{{ bos_token }}", "{{ bos_token }}{{ strftime_now('%d %b %Y') }}")
     settings = {"policy__model": str(model)}
-    assert "today's date" in told(config, "fault", **settings)["conversations"]
+    assert "today's date" in told(config, "warning", **settings)["conversations"]
     dated = builders.changed(config, **settings, policy__template_date="2026-01-31")
     assert not told(dated, "fault")
+    assert "conversations" not in told(dated, "warning")
     assert render(load_tokenizer(model), "hi", dated.policy).text == "<s>31 Jan 2026<|user|>hi</s><|assistant|>"
 
 
@@ -113,8 +114,9 @@ def test_a_reward_models_template_is_looked_at_as_well(config: RunConfig, tmp_pa
     reward = {"kind": "model", "model": str(judge)}
     talking(config, CHAT)
     assert "takes conversations of 1 kinds" in told(config, "ok", reward=reward)["reward's conversations"]
+    edit_template(judge, "{{ bos_token }}", "{{ bos_token }}{{ strftime_now('%d %b %Y') }}")
+    assert "reward.template_date names another" in told(config, "warning", reward=reward)["reward's conversations"]
     edit_template(judge, "m['content']", "m['content'].split('</think>')[-1]")
     assert "drops the `<think>` part" in told(config, "warning", reward=reward)["reward's conversations"]
-    edit_template(judge, "{{ bos_token }}", "{{ bos_token }}{{ strftime_now('%d %b %Y') }}")
     refuses(judge, "loop.length > 2", "one question, one answer")
     assert "(TemplateError: one question, one answer)" in told(config, "fault", reward=reward)["reward's conversations"]
