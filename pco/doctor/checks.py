@@ -219,7 +219,7 @@ def _tasks(inputs: Inputs) -> str:
 
 def _model(inputs: Inputs) -> str:
     _check_plain_logits(inputs)
-    _check_not_quantised(inputs)
+    weights.check_not_quantised(inputs.model, "policy.model")
     _check_k(inputs.config, inputs.shape["vocab_size"])
     _check_embedding(inputs)
     return f"{inputs.model}: {inputs.shape['vocab_size']:,} tokens of vocabulary, {inputs.context:,} of context"
@@ -251,16 +251,6 @@ def _check_plain_logits(inputs: Inputs) -> None:
                 f"{inputs.model / 'config.json'}: `{key}` is {value}: this model changes its logits after the head, "
                 "and training would optimise other log-probabilities than generation samples from. Not supported yet."
             )
-
-
-def _check_not_quantised(inputs: Inputs) -> None:
-    quantised = inputs.shape.get("quantization_config") or inputs.shape.get("compression_config")
-    if quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-        raise BadInput(
-            f"{inputs.model / 'config.json'}: its weights are quantised ({method}), and those cannot be trained "
-            "(`policy.model`). Name the model that they were made from; a LoRA of it (`train.lora`) saves memory."
-        )
 
 
 def _check_embedding(inputs: Inputs) -> None:

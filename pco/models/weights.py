@@ -47,6 +47,22 @@ def embedding_rows(model: Path) -> int | None:
     return None
 
 
+def check_not_quantised(model: Path, key: str) -> None:
+    """Raise BadInput where a model that is to be trained has quantised weights, by its config."""
+    try:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        settings = {**config, **config.get("text_config", {})}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise BadInput(f"{model / 'config.json'}: not a model's config ({error!r}).") from error
+    quantised = settings.get("quantization_config") or settings.get("compression_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise BadInput(
+            f"{model / 'config.json'}: its weights are quantised ({method}), and those cannot be trained (`{key}`). "
+            "Name the model that they were made from; a LoRA of it (`train.lora`) saves memory."
+        )
+
+
 def check_embedding(model: Path, tokenizer: Any, key: str) -> None:
     """Raise BadInput where the tokenizer may write a token that the weights have no embedding of.
 
