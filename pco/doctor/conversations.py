@@ -4,18 +4,19 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 
-from data.prompts import Prompt
+from data.prompts import Prompt, asked
 from data.rows import Message
 from pco.config.reward import ModelReward, parts
 from pco.doctor.checks import Inputs
 from pco.doctor.finding import Result
 from pco.doctor.tokens import bare
-from pco.models.rendering import messages_of, render, writes_date
+from pco.models.rendering import dialogue, messages_of, render, writes_date
 from pco.rewards import model as reward_model
 
 _PROMPT = "Name three rivers of Europe."
 _THOUGHT = "I think of maps."
-_ANSWER = f"<think>{_THOUGHT}</think>The Rhine, the Loire and the Po."
+_PLAIN_ANSWER = "The Rhine, the Loire and the Po."
+_ANSWER = f"<think>{_THOUGHT}</think>{_PLAIN_ANSWER}"
 
 
 def policy(inputs: Inputs) -> Iterator[Result]:
@@ -72,6 +73,57 @@ def _kinds(inputs: Inputs) -> dict[tuple[str, ...], Prompt]:
     return {tuple(turn["role"] for turn in prompt): prompt for prompt in _conversations(inputs)}
 
 
+# Answers that some templates change, by what of them they cut.
+_CUT = {
+    "white space around an answer": f"\n\n  {_PLAIN_ANSWER}  \n\n",
+    "the `<think>` part of an answer": _ANSWER,
+}
+
+
+def answers(inputs: Inputs) -> Iterator[Result]:
+    """Whether the policy's template writes an answer as it is.
+
+    Training takes the tokens that were sampled, and never a template's text of an answer, so what is trained on is what
+    was generated whatever the template does. But the user's own answers may have what the template never writes.
+    """
+    if inputs.config.policy.prompt_format == "raw":
+        yield "ok", "raw prompts have no template that could change an answer"
+        return
+    if not _writes(inputs, _PROMPT, _PLAIN_ANSWER):
+        yield (
+            "warning",
+            f"the chat template writes an answer as another text: {_PLAIN_ANSWER!r} is not in the whole dialogue. "
+            "Answers are sampled and trained on as they are; whatever renders them with this template reads something "
+            "else. Correct the template",
+        )
+        return
+    cut = [what for what, answer in _CUT.items() if not _writes(inputs, _PROMPT, answer)]
+    if not cut:
+        yield "ok", "the chat template writes answers as they are"
+        return
+    own = [(asked(row), str(row[side])) for row in inputs.preferences for side in ("chosen", "rejected")]
+    own += [(asked(row), str(row["completion"])) for row in inputs.feedback]
+    changed = sum(not _writes(inputs, prompt, answer) for prompt, answer in own)
+    if changed:
+        yield (
+            "warning",
+            f"the chat template cuts {' and '.join(cut)}, and {changed:,} of {len(own):,} answers of "
+            "prompts.preferences and prompts.feedback have such: they are trained on as they are. Take it out of the "
+            "files if the policy is not to write it",
+        )
+    else:
+        yield "ok", f"the chat template cuts {' and '.join(cut)}; what is sampled is trained on as it is"
+
+
+def _writes(inputs: Inputs, prompt: Prompt, answer: str) -> bool:
+    """Whether the whole dialogue in the policy's template goes on, after the prompt, with the answer as it is."""
+    config = inputs.config.policy
+    messages: list[Message] = [*messages_of(prompt, config), {"role": "assistant", "content": answer}]
+    whole = dialogue(inputs.tokenizer, messages, today=config.template_date)
+    prompted = render(inputs.tokenizer, prompt, config).text
+    return answer in (whole[len(prompted) :] if whole.startswith(prompted) else whole)
+
+
 def reward(inputs: Inputs) -> Iterator[Result]:
     """Whether each reward model's template takes the conversations, and reads the same of an answer every day."""
     models = [part for part in parts(inputs.config.reward) if isinstance(part, ModelReward)]
@@ -97,4 +149,7 @@ def _reads(inputs: Inputs, config: ModelReward) -> Iterator[Result]:
     for fault in faults:
         yield "warning", f"the chat template of {config.model} {fault}"
     if not faults:
-        yield "ok", f"{config.model} takes conversations of {len(kinds)} kinds beside single prompts"
+        _, plain = reward_model.reads(config, _PROMPT, _PLAIN_ANSWER)
+        _, spaced = reward_model.reads(config, _PROMPT, f"\n\n  {_PLAIN_ANSWER}  \n\n")
+        blind = "; it does not read white space around an answer" if plain == spaced else ""
+        yield "ok", f"{config.model} takes conversations of {len(kinds)} kinds beside single prompts{blind}"
