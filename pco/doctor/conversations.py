@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 
-from data.prompts import Prompt, asked
+from data.prompts import TOOLS, Prompt, asked, schemas_of, tool_name
 from data.rows import Message
 from pco.config.reward import ModelReward, parts
 from pco.doctor.checks import Inputs
@@ -25,7 +25,7 @@ def policy(inputs: Inputs) -> Iterator[Result]:
     lost = Counter[str]()
     for prompt in conversations:
         text = render(inputs.tokenizer, prompt, config).text
-        lost.update({turn["role"] for turn in prompt if turn["content"].strip() not in text})
+        lost.update({turn["role"] for turn in prompt if not _is_in(turn, text)})
     dated = is_dated(inputs)
     if dated:
         yield (
@@ -36,8 +36,8 @@ def policy(inputs: Inputs) -> Iterator[Result]:
     for role, count in sorted(lost.items()):
         yield (
             "warning" if role == "assistant" else "fault",
-            f"the chat template leaves out turns of the {role}, or parts of them, in {count:,} of "
-            f"{len(conversations):,} conversations{_reasoning(role)}",
+            f"the chat template leaves out {'the tools' if role == TOOLS else f'turns of the {role}'}, or parts of "
+            f"them, in {count:,} of {len(conversations):,} conversations{_advice(role)}",
         )
     if not lost and not dated:
         yield (
@@ -48,7 +48,16 @@ def policy(inputs: Inputs) -> Iterator[Result]:
         )
 
 
-def _reasoning(role: str) -> str:
+def _is_in(turn: Message, text: str) -> bool:
+    """Whether a turn is in what the policy reads; of tools, which templates write each in their own way, the names."""
+    if turn["role"] != TOOLS:
+        return turn["content"].strip() in text
+    return all(str(tool_name(schema)) in text for schema in schemas_of(turn["content"]))
+
+
+def _advice(role: str) -> str:
+    if role == TOOLS:
+        return ". Correct the template, or leave the tools out (`pco data import --ignore tools`)"
     if role == "assistant":
         return ": many templates leave `<think>` parts of earlier turns out. The policy does not read them then"
     return ". Correct the template, or leave such turns out"

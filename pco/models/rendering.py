@@ -63,9 +63,10 @@ def messages_of(prompt: Prompt, policy: Policy) -> list[Message]:
 
 def merged(messages: list[Message]) -> list[Message]:
     """Messages with the system message at the beginning of the first user turn, a blank line between."""
-    match messages:
+    tools, turns = prompts.without_tools(messages)
+    match turns:
         case [{"role": "system", "content": system}, {"role": "user", "content": text}, *rest]:
-            return [{"role": "user", "content": f"{system}\n\n{text}"}, *rest]
+            return [*tools, {"role": "user", "content": f"{system}\n\n{text}"}, *rest]
     return messages
 
 
@@ -89,13 +90,15 @@ def dialogue(
     as 2026-01-31.
     """
     _check_default(tokenizer)
+    tools, turns = prompts.without_tools(messages)
     # A template asks for the date by this function; one that is handed over comes before its own.
     frozen: dict[str, Callable[[str], str]] = (
         {} if today is None else {"strftime_now": date.fromisoformat(today).strftime}
     )
     try:
         return tokenizer.apply_chat_template(
-            messages,
+            turns,
+            tools=prompts.schemas_of(tools[0]["content"]) if tools else None,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=False,
