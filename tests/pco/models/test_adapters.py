@@ -232,6 +232,27 @@ def test_a_base_named_by_a_path_from_some_folder_is_refused(
     assert f"may be a hub id or the folder {base}" in refused(lambda: found(folder))
 
 
+def test_an_adapter_and_its_base_are_found_in_the_hubs_cache(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cached(folder: Path, name: str) -> None:
+        place = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        shutil.copytree(folder, place / "snapshots" / "abc")
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text("abc")
+
+    folder = adapter(base, tmp_path / "adapter")
+    edit(folder / adapters.CONFIG, base_model_name_or_path="some/base")
+    cached(folder, "some/adapter")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(BadInput, match=r"its base cannot be used.*some/base.*the hub did not give it"):
+        found(Path("some/adapter"))
+    cached(base, "some/base")
+    named = found(Path("some/adapter"))
+    assert named.folder.parent.parent.name == "models--some--base"
+    assert named.adapter is not None and named.adapter.parent.parent.name == "models--some--adapter"
+
+
 def test_an_adapter_of_an_adapter_is_refused(base: Path, tmp_path: Path) -> None:
     first = adapter(base, tmp_path / "first")
     second = adapter(base, tmp_path / "second")
