@@ -29,7 +29,7 @@ _SPEAKERS = {
     "chatgpt": "assistant",
     "tool": "tool",
 }
-_TOOL_SPEAKERS = {"tools", "function", "function_call", "observation", "ipython"}
+_TOOL_SPEAKERS = {prompts.TOOLS, "function", "function_call", "observation", "ipython"}
 _TOOL_KEYS = ("tool_calls", "function_call")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -148,6 +148,8 @@ def _message(cell: Cell, item: Any) -> Message:
     if any(item.get(key) for key in _REASONING_KEYS):
         raise Dropped(REASONING)
     names = [str(item[key]).lower() for key in ("role", "from") if item.get(key) is not None]
+    if names == [prompts.TOOLS] and (schemas := tools_in(Cell(prompts.TOOLS, item.get("content")))):
+        return prompts.TOOLS, schemas
     if any(item.get(key) for key in _TOOL_KEYS) or set(names) & _TOOL_SPEAKERS:
         raise Dropped(TOOLS)
     if not names:
@@ -214,11 +216,58 @@ def with_system(asked: Question, system: Cell | None) -> Question:
     if not isinstance(system.value, str):
         raise malformed(system, "a text")
     turns = [("user", asked)] if isinstance(asked, str) else asked
-    if turns and turns[0][0] == "system":
-        if turns[0][1].strip() != system.value.strip():
+    tools = [turn for turn in turns[:1] if turn[0] == prompts.TOOLS]
+    said = turns[len(tools) :]
+    if said and said[0][0] == "system":
+        if said[0][1].strip() != system.value.strip():
             raise Dropped(f"`{system.column}` contradicts the system message of the conversation")
         return turns
-    return [("system", system.value), *turns] if system.value.strip() else asked
+    return [*tools, ("system", system.value), *said] if system.value.strip() else asked
+
+
+def tools_in(cell: Cell) -> str | None:
+    """The schemas of tools as JSON, from a list of them or its JSON text; None where there are none. Raises Dropped."""
+    value = cell.value
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise malformed(cell, "a JSON list of tools") from None
+    if is_nothing(value) or value in ([], {}) or (isinstance(value, str) and not value.strip()):
+        return None
+    named = isinstance(value, list) and all(isinstance(tool, dict) and prompts.tool_name(tool) for tool in value)
+    if not named:
+        raise malformed(cell, "a list of tools, each with a name")
+    if any(map(_has_empty_parameters, value)):
+        raise Dropped(
+            f"malformed: `{cell.column}` has parameters that are null, as a typed column fills them in; write the "
+            "tools as JSON text"
+        )
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _has_empty_parameters(schema: Any) -> bool:
+    """Whether a schema names a parameter that is null: no schema is, but a column of one type for all rows makes it."""
+    if isinstance(schema, list):
+        return any(map(_has_empty_parameters, schema))
+    if not isinstance(schema, dict):
+        return False
+    properties = schema.get("properties")
+    empty = isinstance(properties, dict) and None in properties.values()
+    return empty or any(map(_has_empty_parameters, schema.values()))
+
+
+def with_tools(asked: Question, cell: Cell) -> Question:
+    """A question with the tools of a column of their own. Raises Dropped when other ones are there."""
+    tools = tools_in(cell)
+    turns = [("user", asked)] if isinstance(asked, str) else asked
+    if tools is None or not turns:
+        return asked
+    if turns[0][0] == prompts.TOOLS:
+        if turns[0][1] != tools:
+            raise Dropped(f"`{cell.column}` contradicts the tools of the conversation")
+        return turns
+    return [(prompts.TOOLS, tools), *turns]
 
 
 def rendered(asked: Question, turns: Turns) -> Prompt:
@@ -235,7 +284,8 @@ def rendered(asked: Question, turns: Turns) -> Prompt:
 
 
 def _of_turns(asked: list[Message], turns: Turns) -> Prompt:
-    if turns != "messages" and any(speaker == "tool" for speaker, _ in asked):
+    speakers = [speaker for speaker, _ in asked]
+    if prompts.TOOLS in speakers[1:] or (turns != "messages" and {"tool", prompts.TOOLS} & set(speakers)):
         raise Dropped(TOOLS)
     if asked[-1][0] not in prompts.ASKING:
         raise Dropped("malformed: the last turn before the answer is not the user's")

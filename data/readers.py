@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 from data import prompts
 from data.answering import compared
-from data.conversations import SAME_ANSWERS, Cell, Dropped, conversation, is_nothing, read, rendered
+from data.conversations import SAME_ANSWERS, Cell, Dropped, conversation, is_nothing, read, rendered, with_tools
 from data.errors import BadInput
 from data.labels import References
 from data.prompts import Prompt
@@ -142,7 +142,8 @@ def _conversations(raw: Mapping[str, Any], where: str) -> tuple[Prompt, str, str
         pair = compared(None if is_nothing(cells[0].value) else cells[0], cells[1], cells[2])
         if pair.chosen == pair.rejected:
             raise Dropped(SAME_ANSWERS)
-        return rendered(pair.question, "messages"), pair.chosen, pair.rejected
+        prompt = _with_tools(rendered(pair.question, "messages"), raw, where)
+        return prompt, pair.chosen, pair.rejected
     except Dropped as fault:
         raise BadInput(
             f"{where}: {fault}. Expected two conversations that differ in their last turn alone, the assistant's. "
@@ -151,7 +152,23 @@ def _conversations(raw: Mapping[str, Any], where: str) -> tuple[Prompt, str, str
 
 
 def prompt_of(raw: Mapping[str, Any], where: str) -> Prompt:
-    """The prompt of a row: a text, or messages that end with a user's or a tool's turn. Raises BadInput."""
+    """The prompt of a row: a text, or messages that end with a user's or a tool's turn. Raises BadInput.
+
+    `tools` beside it, a list of schemas or its JSON text, make it a conversation.
+    """
+    return _with_tools(_prompt_alone(raw, where), raw, where)
+
+
+def _with_tools(prompt: Prompt, raw: Mapping[str, Any], where: str) -> Prompt:
+    asked = prompt if isinstance(prompt, str) else [(turn["role"], turn["content"]) for turn in prompt]
+    try:
+        turns = with_tools(asked, Cell(prompts.TOOLS, raw.get(prompts.TOOLS)))
+    except Dropped as fault:
+        raise BadInput(f"{where}: {fault}. Correct the row, or leave the column out.") from None
+    return turns if isinstance(turns, str) else prompts.of_turns(turns)
+
+
+def _prompt_alone(raw: Mapping[str, Any], where: str) -> Prompt:
     value = as_imported(raw).get("prompt")
     if isinstance(value, str) and value.strip():
         refuse_conversation(value, "prompt", where)

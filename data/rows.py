@@ -7,7 +7,7 @@ from typing import NotRequired, TypedDict
 
 
 class Message(TypedDict):
-    """One turn of a conversation; the role is system, user, assistant or tool."""
+    """One turn of a conversation; the role is system, user, assistant or tool, or tools for a list of their schemas."""
 
     role: str
     content: str

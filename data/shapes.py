@@ -12,7 +12,6 @@ from data.conversations import (
     NO_PREFERENCE,
     SAME_ANSWERS,
     SEVERAL_TURNS,
-    TOOLS,
     Cell,
     Dropped,
     Message,
@@ -25,6 +24,7 @@ from data.conversations import (
     rendered,
     rendered_answer,
     with_system,
+    with_tools,
 )
 from data.detecting import GENERATORS, IDS, MEDIA_COLUMNS, MESSAGES, PARTS, REFERENCE, SYSTEMS, Shape
 from data.errors import BadInput
@@ -174,14 +174,12 @@ def _agreed(shape: Shape, asked: Question, raw: Mapping[str, Any]) -> Question:
 
 
 def _whole(asked: Question, raw: Mapping[str, Any]) -> Question:
-    """A question with the earlier turns and the system message of columns of their own.
+    """A question with the earlier turns, the system message and the tools of columns of their own.
 
-    Raises Dropped for tools and pictures, which no table holds.
+    Raises Dropped for pictures, which no table holds.
     """
     if any(not is_nothing(raw.get(column)) and raw[column] not in ([], "[]") for column in MEDIA_COLUMNS):
         raise Dropped(MEDIA)
-    if not is_nothing(raw.get("tools")) and raw["tools"] not in ([], "[]", {}, "{}"):
-        raise Dropped(TOOLS)
     earlier = _history(Cell("history", raw.get("history")))
     turns = [("user", asked)] if isinstance(asked, str) else asked
     if earlier and turns[: len(earlier)] != earlier:
@@ -190,7 +188,7 @@ def _whole(asked: Question, raw: Mapping[str, Any]) -> Question:
         asked = [*earlier, *turns]
     for column in SYSTEMS:
         asked = with_system(asked, Cell(column, raw[column]) if column in raw else None)
-    return asked
+    return with_tools(asked, Cell(prompts.TOOLS, raw.get(prompts.TOOLS)))
 
 
 def _history(cell: Cell) -> list[Message]:

@@ -33,22 +33,35 @@ def begin(in_terminal: bool) -> None:
     Raises BadInput when the one that is named does not answer, or a folder that is needed cannot be written; PCOError
     when the private one does not start.
     """
-    check()
+    _check_machine()
     end_orphaned_servers()
     _set_defaults(in_terminal)
-    _check_address(os.environ.get(_URL, ""))
-    from prefect.settings import PREFECT_API_URL
-
-    if url := PREFECT_API_URL.value():
-        check_answers(url)
-    else:
+    if not _named_answers():
         _start()
 
 
 def check() -> None:
-    """Raises BadInput where what this machine must offer is missing; asks no server."""
+    """Raises BadInput where what this machine must offer is missing, or no server answers where one is named."""
+    _check_machine()
+    # Else none is named, and Prefect, which makes its folder when it is imported, need not be.
+    if os.environ.get(_URL) or files.exists(_home() / "profiles.toml"):
+        _named_answers()
+
+
+def _check_machine() -> None:
     machine.check()
     machine.check_writable(_home(), "Prefect's settings and database", _home_variable())
+
+
+def _named_answers() -> bool:
+    """Whether a server is named; raises BadInput where that does not answer."""
+    _check_address(os.environ.get(_URL, ""))
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if url:
+        check_answers(url)
+    return bool(url)
 
 
 def _home_variable() -> str:

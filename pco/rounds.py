@@ -4,19 +4,22 @@ The only place that knows it. A flow runs the stages, `pco status` looks at them
 `walk` what to do with a stage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data import store
 from data.store import Manifest
 from pco import rewards
+from pco.config import reward as reward_config
 from pco.config.prompts import FILES
 from pco.config.run import RunConfig
 from pco.evaluation.decision import Decision
 from pco.pairing import replay
 from pco.stage import Artifact, Stage, StageName, file_fingerprint, source_fingerprint, stages_of
 from pco.training import user_loss
+
+TEMPLATE_DATE = ".template_date"  # after a model's name, in the outputs of `prepare`
 
 
 @dataclass
@@ -48,12 +51,42 @@ def walk(
     while True:
         for name in stages_of(config, state.round):
             stage = Stage(name, state.round, _config_of(name, config, state), inputs_of(name, config, state))
-            _keep(stage, do(stage), state)
+            manifest = do(stage)
+            _keep(stage, manifest, state)
+            if name == "prepare":
+                config = dated(config, manifest.outputs)
         if state.round:
             decided(state.round, state.policies["best"])
         if is_over(config, state.promoted):
             return
         state.round += 1
+
+
+def dated(config: RunConfig, outputs: Mapping[str, str]) -> RunConfig:
+    """The config with the dates that its chat templates are told, as `prepare` put them into its `outputs`.
+
+    Only templates that write today's date have one there, where the config names none. So a run writes the date of its
+    start in all rounds, and is the same run whenever its config is read.
+    """
+    dates = {name.removesuffix(TEMPLATE_DATE): day for name, day in outputs.items() if name.endswith(TEMPLATE_DATE)}
+    if not dates:
+        return config
+    second = config.evaluate.second_reward
+    update: dict[str, object] = {
+        "reward": reward_config.dated(config.reward, dates, "reward"),
+        "evaluate": config.evaluate.model_copy(
+            update={"second_reward": second and reward_config.dated(second, dates, "second_reward")}
+        ),
+    }
+    if "policy" in dates:
+        update["policy"] = config.policy.model_copy(update={"template_date": dates["policy"]})
+    return config.model_copy(update=update)
+
+
+def as_begun(config: RunConfig) -> RunConfig:
+    """The config of a run with the dates that it began with, if it has begun."""
+    prepared = store.read_manifest(Stage("prepare", 0, config).folder)
+    return config if prepared is None else dated(config, prepared.outputs)
 
 
 def inputs_of(name: StageName, config: RunConfig, state: State) -> dict[str, Artifact]:
@@ -127,8 +160,7 @@ def _keep(stage: Stage, manifest: Manifest, state: State) -> None:
     policies, evaluations = state.policies, state.evaluations
     match stage.name:
         case "prepare":
-            start = Artifact(Path(manifest.outputs["policy_folder"]), manifest.outputs["policy"])
-            policies |= dict.fromkeys(("start", "trained", "current", "best"), start)
+            policies |= dict.fromkeys(("start", "trained", "current", "best"), stage.starting_policy(manifest))
             if stage.config.prompts.preferences is not None:
                 state.pairs[0] = result
         case "pair":

@@ -64,6 +64,8 @@ class StageSpec:
     """Whether it runs as one process per rank under DeepSpeed's launcher."""
     model: str = ""
     """The folder, in that of its round, of the model that it saves; also the `outputs` key of the model's digest."""
+    merged: str = ""
+    """As `model`, of the whole model that it makes where it is given an adapter of one."""
     begins_with: str = ""
     """The input that holds the weights which it trains."""
     out_of_memory: str = _FREE_MEMORY
@@ -145,7 +147,7 @@ SPECS: dict[StageName | RewardStageName, StageSpec] = {
     spec.name: spec
     for spec in (
         # Of a run, in the order of a round.
-        StageSpec("prepare", "prompts", _prepare, in_start=True, in_round=lambda _: False),
+        StageSpec("prepare", "prompts", _prepare, merged="policy", in_start=True, in_round=lambda _: False),
         StageSpec("generate", "candidates", _generate, out_of_memory=_LESS_FOR_ENGINE),
         StageSpec("score", "scores", _score, out_of_memory=_LESS_FOR_REWARD),
         StageSpec("pair", "pairs", _pair, out_of_memory=_LESS_FOR_REWARD),
@@ -214,12 +216,12 @@ class Stage(Generic[Config]):
     @property
     def folder(self) -> Path:
         """Where its parts and manifest lie."""
-        return round_folder(self.config, self.round) / self.spec.folder
+        return self._round_folder / self.spec.folder
 
     @property
     def model_folder(self) -> Path:
-        """Where the model lies that it saves."""
-        return round_folder(self.config, self.round) / self.spec.model
+        """Where the model lies that it saves, or makes of an adapter."""
+        return self._round_folder / (self.spec.model or self.spec.merged)
 
     @property
     def stage_file(self) -> Path:
@@ -237,7 +239,11 @@ class Stage(Generic[Config]):
         return self._log("error")
 
     def _log(self, suffix: str) -> Path:
-        return round_folder(self.config, self.round) / "logs" / f"{self.name}.{suffix}"
+        return self._round_folder / "logs" / f"{self.name}.{suffix}"
+
+    @property
+    def _round_folder(self) -> Path:
+        return round_folder(self.config, self.round)
 
     @property
     def title(self) -> str:
@@ -294,6 +300,19 @@ class Stage(Generic[Config]):
                 f"never overwritten. Restore what changed; {self._ways_on}"
             )
         return manifest
+
+    def starting_policy(self, manifest: store.Manifest) -> Artifact:
+        """The policy that a run begins with, as `prepare` found it, or merged it into its round's folder."""
+        folder = self._round_folder / manifest.outputs["policy_folder"]  # an absolute path stays what it is
+        return Artifact(folder, manifest.outputs["policy"])
+
+    def own_model(self, manifest: store.Manifest) -> Artifact | None:
+        """The model that it wrote into its round's folder, which may be removed since; None where it wrote none."""
+        if self.spec.model:
+            return self.saved_model(manifest)
+        if self.spec.merged and manifest.outputs[f"{self.spec.merged}_folder"] == self.spec.merged:
+            return Artifact(self.model_folder, manifest.outputs[self.spec.merged])
+        return None
 
     @property
     def _ways_on(self) -> str:

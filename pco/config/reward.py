@@ -1,6 +1,7 @@
 """The rewards a config may choose from, by `kind`; docs/rewards.md has an example of each."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -8,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from data import files, packaged
-from pco.config.section import Section
+from pco.config.section import Section, added, iso_date, settings_of
 
 
 class RepetitionReward(Section):
@@ -110,11 +111,13 @@ class ModelReward(Section):
 
     kind: Literal["model"] = "model"
     model: str
-    """A local Hugging Face folder or a hub id."""
+    """A local Hugging Face folder or a hub id, also of a LoRA adapter."""
     revision: str | None = None
     """Commit, tag or branch of a hub model; only a commit stands for the same weights forever."""
     system: str | None = None
     """System message that the reward model is shown; the policy's own is not passed on."""
+    template_date: str | None = added(None)
+    """As `policy.template_date`, for the reward model's own chat template."""
     append_eos: bool = True
     """End the text with the tokenizer's end-of-text token where no other special token ends it."""
     max_tokens: int | None = Field(None, ge=1)
@@ -126,6 +129,8 @@ class ModelReward(Section):
     backend: Literal["auto", "vllm", "transformers"] = "auto"
     """What runs the model: changes speed, and the result by rounding alone. `auto` is vLLM on a CPU where it is known
     to score with such a model as transformers does, else transformers."""
+
+    _date_is_one = field_validator("template_date", mode="before")(iso_date)
 
 
 class JudgeReward(Section):
@@ -259,7 +264,9 @@ _HOW_SCORING_RUNS = (
 
 def settings(reward: RewardConfig) -> dict[str, Any]:
     """What decides a reward's results, and no other settings."""
-    dump: dict[str, Any] = reward.model_dump(mode="json")
+    dump = settings_of(reward)
+    if isinstance(reward, EnsembleReward):
+        dump["members"] = [settings_of(member) for member in reward.members]
     for part in (dump, *(member["reward"] for member in dump.get("members", []))):
         for name in _HOW_SCORING_RUNS:
             part.pop(name, None)
@@ -281,6 +288,21 @@ def as_it_was(raw: Any) -> Any:
 
 def _member_as_it_was(raw: Any) -> Any:
     return {**raw, "reward": as_it_was(raw.get("reward"))} if isinstance(raw, dict) else raw
+
+
+def dated(reward: RewardConfig, dates: Mapping[str, str], name: str) -> RewardConfig:
+    """The reward with the dates that its models' templates are told, by the models' names in the config."""
+    match reward:
+        case EnsembleReward():
+            members = [
+                member.model_copy(update={"reward": dated(member.reward, dates, f"{name}.members.{i}")})
+                for i, member in enumerate(reward.members)
+            ]
+            return reward.model_copy(update={"members": members})
+        case ModelReward() if name in dates:
+            return reward.model_copy(update={"template_date": dates[name]})
+        case _:
+            return reward
 
 
 def absolute(reward: RewardConfig) -> RewardConfig:

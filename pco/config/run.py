@@ -1,6 +1,5 @@
 """The one config of a run. Every field's description is its documentation; unknown keys are refused by name."""
 
-from datetime import date
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -20,7 +19,7 @@ from pco.config.reward import (
     parts,
     settings,
 )
-from pco.config.section import Section, added
+from pco.config.section import Section, added, iso_date
 from pco.config.trackers import Tracker
 from pco.config.train import Train, absolute_loss
 
@@ -29,7 +28,8 @@ class Policy(Section):
     """The model to improve."""
 
     model: str
-    """A local Hugging Face folder or a hub id, e.g. `HuggingFaceTB/SmolLM2-135M-Instruct`."""
+    """A local Hugging Face folder or a hub id, e.g. `HuggingFaceTB/SmolLM2-135M-Instruct`; also of a LoRA adapter,
+    which is merged into its base when the run begins."""
     revision: str | None = None
     """Commit, tag or branch of a hub model."""
     prompt_format: Literal["raw", "chat"] = "chat"
@@ -40,14 +40,10 @@ class Policy(Section):
     system_role: Literal["own", "merge"] = added("own")
     """`merge` puts system messages at the beginning of the first user turn, for chat templates that refuse the role."""
     template_date: str | None = added(None)
-    """The date that the chat template is told instead of today's, for one that writes it, such as `2026-01-31`."""
+    """The date that the chat template is told, for one that writes today's, such as `2026-01-31`; by default that of
+    the run's start, in all its rounds."""
 
-    @field_validator("template_date", mode="before")
-    @classmethod
-    def _date_is_one(cls, value: object) -> object:
-        if isinstance(value, str):
-            date.fromisoformat(value)
-        return value.isoformat() if isinstance(value, date) else value  # YAML reads dates itself
+    _date_is_one = field_validator("template_date", mode="before")(iso_date)
 
     @model_validator(mode="after")
     def _system_needs_chat(self) -> "Policy":

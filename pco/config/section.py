@@ -1,6 +1,7 @@
 """What every section of the config has in common."""
 
 import math
+from datetime import date
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -17,6 +18,13 @@ class Section(BaseModel):
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"`{name}` is not a number")
         return self
+
+
+def iso_date(value: object) -> object:
+    """A date as text, such as 2026-01-31: YAML reads dates itself. Raises ValueError for a text that is none."""
+    if isinstance(value, str):
+        date.fromisoformat(value)
+    return value.isoformat() if isinstance(value, date) else value
 
 
 def added(default: Any, **constraints: Any) -> Any:

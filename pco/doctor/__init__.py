@@ -21,6 +21,7 @@ _QUICK: dict[str, Examination] = {
     "policy's tokens": tokens.policy,
     "reward's tokens": tokens.reward,
     "conversations": conversations.policy,
+    "policy's answers": conversations.answers,
     "reward's conversations": conversations.reward,
     "tied weights": resources.tied_weights,
     "number formats": resources.number_formats,

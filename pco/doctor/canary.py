@@ -52,7 +52,8 @@ def run_canary(inputs: Inputs, folder: Path, executor: Executor) -> CanaryResult
     """Train without learning, sample from the saved policy, and compute the samples' log-probabilities."""
     config = _small(inputs.config, folder)
     config.folder.mkdir()
-    start = Artifact(inputs.model, files.folder_digest(inputs.model))
+    model = inputs.merged_into(folder / "merged")
+    start = Artifact(model, files.folder_digest(model))
     prompt_rows = [{"split": "train", **row} for row in inputs.train[:_PROMPTS]]
     prompts = _write_rows(Stage("prepare", 0, config, {}), "prompts", prompt_rows)
     training_pairs = _write_rows(Stage("pair", 1, config, {}), "pairs", [_training_pair(inputs)])

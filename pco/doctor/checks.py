@@ -25,7 +25,7 @@ from pco.doctor import reading
 from pco.doctor.reading import Read
 from pco.evaluation import lm_eval_tasks
 from pco.execution import machine
-from pco.models import hub, weights
+from pco.models import adapters, hub, weights
 from pco.models.protocols import Tokenizer
 from pco.models.rendering import load_tokenizer, render
 from pco.training import user_loss
@@ -107,9 +107,23 @@ class Inputs:
         ]
 
     @cached_property
+    def found(self) -> hub.Found:
+        """The starting policy; an adapter is not merged yet."""
+        policy = self.config.policy
+        return hub.find(policy.model, policy.revision, task="CAUSAL_LM", key="policy.model")
+
+    @property
     def model(self) -> Path:
-        """The folder of the starting policy."""
-        return hub.find_model(self.config.policy.model, self.config.policy.revision, key="policy.model")
+        """The folder of the starting policy, or of the model that it is an adapter of."""
+        return self.found.folder
+
+    def merged_into(self, folder: Path) -> Path:
+        """The folder of the starting policy as a whole model: an adapter is merged now, into `folder`."""
+        found = self.found
+        if found.adapter is None:
+            return found.folder
+        adapters.write(found.folder, found.adapter, found.tokenizer, folder)
+        return folder
 
     @cached_property
     def shape(self) -> dict[str, Any]:
@@ -124,7 +138,7 @@ class Inputs:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The policy's tokenizer."""
-        tokenizer = load_tokenizer(self.model)
+        tokenizer = load_tokenizer(self.found.tokenizer)
         if self.config.policy.prompt_format == "chat" and not tokenizer.chat_template:
             raise BadInput(f"{self.model}: its tokenizer has no chat template. Set policy.prompt_format: raw.")
         return tokenizer
@@ -153,7 +167,11 @@ class Inputs:
 
     def summary(self) -> str:
         """One line for people."""
-        return f"{self.counted()}; longest prompt {max(self.lengths)} of {self.context} tokens; model {self.model}"
+        adapter = (
+            "" if self.found.adapter is None else f" with adapter {self.found.adapter}, merged when the run begins"
+        )
+        longest = f"longest prompt {max(self.lengths)} of {self.context} tokens"
+        return f"{self.counted()}; {longest}; model {self.model}{adapter}"
 
 
 def _machine(_: Inputs) -> str:
@@ -242,7 +260,7 @@ def _tasks(inputs: Inputs) -> str:
 
 def _model(inputs: Inputs) -> str:
     _check_plain_logits(inputs)
-    _check_not_quantised(inputs)
+    weights.check_not_quantised(inputs.model, "policy.model")
     _check_k(inputs.config, inputs.shape["vocab_size"])
     _check_embedding(inputs)
     return f"{inputs.model}: {inputs.shape['vocab_size']:,} tokens of vocabulary, {inputs.context:,} of context"
@@ -274,16 +292,6 @@ def _check_plain_logits(inputs: Inputs) -> None:
                 f"{inputs.model / 'config.json'}: `{key}` is {value}: this model changes its logits after the head, "
                 "and training would optimise other log-probabilities than generation samples from. Not supported yet."
             )
-
-
-def _check_not_quantised(inputs: Inputs) -> None:
-    quantised = inputs.shape.get("quantization_config") or inputs.shape.get("compression_config")
-    if quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-        raise BadInput(
-            f"{inputs.model / 'config.json'}: its weights are quantised ({method}), and those cannot be trained "
-            "(`policy.model`). Name the model that they were made from; a LoRA of it (`train.lora`) saves memory."
-        )
 
 
 def _check_embedding(inputs: Inputs) -> None:

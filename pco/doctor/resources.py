@@ -127,7 +127,7 @@ def disk(inputs: Inputs) -> Iterator[Result]:
     """Policies of all rounds, a training's checkpoints, and tables, against what is free."""
     config = inputs.config
     policy, checkpoints = disk_space.of_training(weights.parameters(inputs.model), config.train, _pairs_at_most(inputs))
-    everything = _policies_at_most(config) * policy + config.rounds * _tables(inputs) + checkpoints
+    everything = _policies_at_most(config) * policy + config.rounds * _tables(inputs) + checkpoints + _merged(inputs)
     free = shutil.disk_usage(existing_folder(inputs)).free
     message = (
         f"{config.rounds} round(s) take about {everything / _GIB:,.2f} GiB (a policy {policy / _GIB:,.2f}, a "
@@ -139,6 +139,13 @@ def disk(inputs: Inputs) -> Iterator[Result]:
         yield "warning", f"{message}. The run will stop in a later round unless you make room"
     else:
         yield "fault", f"{message}. Not even one round fits: make room, or raise train.checkpoint_steps"
+
+
+def _merged(inputs: Inputs) -> int:
+    """Bytes of the whole model that is made of an adapter: as many as of its base."""
+    if inputs.found.adapter is None:
+        return 0
+    return sum(tensor.end - tensor.begin for tensor in weights.tensors(inputs.model).values())
 
 
 def _policies_at_most(config: RunConfig) -> int:

@@ -9,13 +9,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from data import files, store
 from data.errors import PCOError, StageFailed
 from pco import progress
 from pco.execution import disk_space, process_group
+from pco.models import hub
 from pco.progress import Failure, Progress
 from pco.stage import LAUNCHED, PARENT, Stage
 from pco.training import checkpoints
@@ -131,7 +131,7 @@ def _environment(stage: Stage[Any]) -> dict[str, str]:
     environment = {**ENVIRONMENT, **os.environ, LAUNCHED: repr(time.time()), PARENT: str(os.getpid())}
     environment[process_group.STAGE_FILE] = str(stage.stage_file)
     asks_hub = stage.name == "evaluate" and stage.config.evaluate.tasks  # for their data
-    if not asks_hub and all(Path(model).is_dir() for model in stage.config.models):
+    if not asks_hub and not any(hub.needs_hub(model) for model in stage.config.models):
         environment.setdefault("HF_HUB_OFFLINE", "1")
     if shutil.which(os.environ.get("CXX", "g++")) is None:  # vLLM compiles small functions even where it is told not to
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")

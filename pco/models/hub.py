@@ -1,27 +1,102 @@
 """Models by name: from a local folder or a hub id to a folder that holds a whole model."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from data import files
 from data.errors import BadInput
-from pco.models import weights
+from pco.models import adapters, weights
+from pco.models.adapters import Task
 
-_ADAPTER = "adapter_config.json"
 _SINGLE = "model.safetensors"
 _MODEL_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
-def find_model(name: str, revision: str | None, *, key: str) -> Path:
-    """The folder of a model; a hub id is fetched (or found in the hub's cache). `key` is the setting that names it.
+@dataclass(frozen=True)
+class Found:
+    """A model by its files: the folder of a whole one and, if an adapter of it was named, the adapter's folder."""
 
-    Raises BadInput when it is neither, when it is an adapter, or when its weights are missing or cut short.
+    folder: Path
+    adapter: Path | None = None
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder that its tokenizer is loaded from: an adapter may bring one of its own."""
+        own = self.adapter is not None and files.exists(self.adapter / "tokenizer_config.json")
+        return self.adapter if self.adapter is not None and own else self.folder
+
+
+def find(name: str, revision: str | None, *, task: Task, key: str) -> Found:
+    """A model, or an adapter and its base; hub ids are fetched (or found in the hub's cache). `key` is the setting.
+
+    Raises BadInput when it is neither, when an adapter and its base do not fit for such a `task`, or when weights are
+    missing or cut short.
     """
-    folder = Path(name)
-    if not files.exists(folder):
-        folder = _download(name, revision, key)
-    if files.exists(folder / _ADAPTER):
+    folder = _folder(name, revision, key)
+    if not adapters.is_adapter(folder):
+        return Found(_whole(folder, name, key))
+    if not files.exists(folder / adapters.WEIGHTS):
+        raise BadInput(
+            f"{name}: holds an adapter ({adapters.CONFIG}), but no {adapters.WEIGHTS} (`{key}`). Save it with "
+            "`save_pretrained`, or copy what is missing."
+        )
+    if whole := sorted(path.name for path in folder.glob("*.safetensors") if path.name != adapters.WEIGHTS):
+        raise BadInput(
+            f"{name}: holds both an adapter ({adapters.WEIGHTS}) and other weights ({whole[0]}) (`{key}`). Remove the "
+            f"ones that are not meant; with an adapter that is merged already, remove {adapters.CONFIG} too."
+        )
+    _check_whole(folder / adapters.WEIGHTS)
+    found = Found(_base(folder, key), folder)
+    adapters.check(found.folder, folder, task=task, key=key)
+    return found
+
+
+def _base(adapter: Path, key: str) -> Path:
+    base = adapters.base_of(adapter, key)
+    try:
+        folder = _folder(base.name, base.revision, key)
+        if adapters.is_adapter(folder):
+            raise BadInput(f"{base.name}: is an adapter itself. Merge that one first, and name the result.")
+        return _whole(folder, base.name, key)
+    except BadInput as error:
+        raise BadInput(
+            f"{adapter}: its base cannot be used (`base_model_name_or_path` in its {adapters.CONFIG}; write the "
+            f"absolute path of a folder there, or a hub id): {error}"
+        ) from error
+
+
+def find_model(name: str, revision: str | None, *, key: str) -> Path:
+    """The folder of a whole model, as `find`, where an adapter cannot be taken.
+
+    Raises BadInput for an adapter, too.
+    """
+    folder = _folder(name, revision, key)
+    if adapters.is_adapter(folder):
         raise BadInput(_adapter(folder, name, key))
+    return _whole(folder, name, key)
+
+
+def needs_hub(name: str) -> bool:
+    """Whether a model, or the base of an adapter, is a hub id."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return True
+    if not adapters.is_adapter(folder):
+        return False
+    try:
+        return not Path(adapters.base_of(folder, "model").name).is_dir()
+    except BadInput:  # told where the model is looked for
+        return False
+
+
+def _folder(name: str, revision: str | None, key: str) -> Path:
+    folder = Path(name)
+    return folder if files.exists(folder) else _download(name, revision, key)
+
+
+def _whole(folder: Path, name: str, key: str) -> Path:
+    """The folder, if it holds a whole model."""
     if not files.exists(folder / "config.json"):
         raise BadInput(f"{name}: has no config.json, so it is not a Hugging Face model folder (`{key}`).")
     weight_files = sorted(folder.glob("*.safetensors"))
@@ -34,17 +109,12 @@ def find_model(name: str, revision: str | None, *, key: str) -> Path:
 
 
 def _adapter(folder: Path, name: str, key: str) -> str:
-    """Loaders differ in what they make of one: some take the base model alone, even where a config.json lies beside."""
-    try:
-        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):  # it is refused all the same
-        base = "its base model"
-    kind = "SequenceClassification" if key.startswith("reward") else "CausalLM"
-    merged = f"{folder.name}-merged"
+    base, merged = adapters.base_of(folder, key).name, f"{folder.name}-merged"
     return (
-        f"{name}: holds an adapter of {base} ({_ADAPTER}), not a whole model (`{key}`). Merge it and name the result:\n"
-        f"  from peft import AutoPeftModelFor{kind}; from transformers import AutoTokenizer\n"
-        f"  AutoPeftModelFor{kind}.from_pretrained({name!r}).merge_and_unload().save_pretrained({merged!r})\n"
+        f"{name}: holds an adapter of {base} ({adapters.CONFIG}), not a whole model (`{key}`). Merge it and name the "
+        "result:\n"
+        "  from peft import AutoPeftModelForCausalLM; from transformers import AutoTokenizer\n"
+        f"  AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained({merged!r})\n"
         f"  AutoTokenizer.from_pretrained({name!r}).save_pretrained({merged!r})"
     )
 

@@ -40,6 +40,7 @@ class Tokenizer(Protocol):
         self,
         conversation: Sequence[Message],
         *,
+        tools: Sequence[Mapping[str, object]] | None = None,
         tokenize: Literal[False],
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,

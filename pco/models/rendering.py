@@ -1,6 +1,6 @@
 """How a prompt becomes the tokens that the policy reads: one function for every stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -63,9 +63,10 @@ def messages_of(prompt: Prompt, policy: Policy) -> list[Message]:
 
 def merged(messages: list[Message]) -> list[Message]:
     """Messages with the system message at the beginning of the first user turn, a blank line between."""
-    match messages:
+    tools, turns = prompts.without_tools(messages)
+    match turns:
         case [{"role": "system", "content": system}, {"role": "user", "content": text}, *rest]:
-            return [{"role": "user", "content": f"{system}\n\n{text}"}, *rest]
+            return [*tools, {"role": "user", "content": f"{system}\n\n{text}"}, *rest]
     return messages
 
 
@@ -89,13 +90,15 @@ def dialogue(
     as 2026-01-31.
     """
     _check_default(tokenizer)
+    tools, turns = prompts.without_tools(messages)
     # A template asks for the date by this function; one that is handed over comes before its own.
     frozen: dict[str, Callable[[str], str]] = (
         {} if today is None else {"strftime_now": date.fromisoformat(today).strftime}
     )
     try:
         return tokenizer.apply_chat_template(
-            messages,
+            turns,
+            tools=prompts.schemas_of(tools[0]["content"]) if tools else None,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=False,
@@ -108,6 +111,18 @@ def dialogue(
             f"{tokenizer.name_or_path}: its chat template refused a dialogue of {roles} ({type(error).__name__}: "
             f"{error}). {_advice(roles, system)}"
         ) from error
+
+
+_DAYS = ("2001-02-03", "2024-11-30")
+
+
+def writes_date(tokenizer: Tokenizer, dialogues: Iterable[list[Message]]) -> bool:
+    """Whether the chat template writes another text of one of these dialogues on another day."""
+    for messages in dialogues:
+        first, second = (dialogue(tokenizer, messages, today=day) for day in _DAYS)
+        if first != second:
+            return True
+    return False
 
 
 def _check_default(tokenizer: Tokenizer) -> None:

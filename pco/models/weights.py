@@ -31,7 +31,7 @@ def tensors(model: Path) -> dict[str, Tensor]:
     """The tensors of a model folder by name, from the headers alone."""
     by_name: dict[str, Tensor] = {}
     for path in _weight_files(model):
-        by_name |= _header(path)
+        by_name |= header(path)
     return by_name
 
 
@@ -45,6 +45,22 @@ def embedding_rows(model: Path) -> int | None:
         if name.endswith(tuple(f"{known}.weight" for known in _EMBEDDINGS)) and len(tensor.shape) == 2:
             return tensor.shape[0]
     return None
+
+
+def check_not_quantised(model: Path, key: str) -> None:
+    """Raise BadInput where a model that is to be trained has quantised weights, by its config."""
+    try:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        settings = {**config, **config.get("text_config", {})}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise BadInput(f"{model / 'config.json'}: not a model's config ({error!r}).") from error
+    quantised = settings.get("quantization_config") or settings.get("compression_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise BadInput(
+            f"{model / 'config.json'}: its weights are quantised ({method}), and those cannot be trained (`{key}`). "
+            "Name the model that they were made from; a LoRA of it (`train.lora`) saves memory."
+        )
 
 
 def check_embedding(model: Path, tokenizer: Any, key: str) -> None:
@@ -80,8 +96,11 @@ def _weight_files(model: Path) -> list[Path]:
         return sorted(model.glob("*.safetensors"))
 
 
-def _header(path: Path) -> dict[str, Tensor]:
-    """The header: its length in 8 bytes, then JSON. Offsets count from its end (the safetensors format)."""
+def header(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, {} where it is damaged.
+
+    Its header is a length in 8 bytes, then JSON; offsets count from its end (the safetensors format).
+    """
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -94,3 +113,13 @@ def _header(path: Path) -> dict[str, Tensor]:
         return by_name
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # damaged: the stage itself reports it in more detail
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write a model of transformers into a folder; raises OSError where the system refuses it."""
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # its name for what the system refused, such as a full disk
+        raise OSError(0, str(error)) from error

@@ -12,7 +12,7 @@ from data.readers import prompt_key, read_preferences
 from data.rows import RewardPairRow, UserPreference
 from pco.config.reward import ModelReward
 from pco.config.reward_training import RewardTraining
-from pco.models import hub
+from pco.models import hub, weights
 from pco.models.protocols import ModelConfig, Tokenizer
 from pco.models.rendering import load_tokenizer
 from pco.rewards import model
@@ -53,7 +53,9 @@ def check(config: RewardTraining, on_progress: Callable[[int, int], None] = lamb
     """
     folder = hub.find_model(config.model, config.revision, key="model")
     settings = _checked_settings(folder)
+    weights.check_not_quantised(folder, "model")
     tokenizer = load_tokenizer(folder)
+    weights.check_embedding(folder, tokenizer, "model")
     padding(settings, tokenizer, folder)
     trained, heldout = _split(config)
     _check_margins(config, trained)

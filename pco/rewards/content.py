@@ -14,7 +14,7 @@ from pco.config.reward import (
     RewardConfig,
     Single,
 )
-from pco.models import user_code
+from pco.models import adapters, user_code
 from pco.rewards import functions, model
 
 
@@ -46,12 +46,21 @@ def digest(part: Single) -> str | None:
     if isinstance(part, PythonReward):
         return user_code.digest(functions.named(part))
     path = place(part)
-    return None if path is None else _of(path)
+    if not isinstance(part, ModelReward) or path is None or not adapters.is_adapter(path):
+        return None if path is None else _of(path)
+    base = adapters.base_of(path, "reward.model")
+    identity = _of(Path(base.name)) if Path(base.name).is_dir() else [base.name, base.revision]
+    return files.digest({"adapter": _of(path), "base": identity})
 
 
 def loaded_digest(part: Single) -> str | None:
     """As `digest`, with the files of a hub model, which are downloaded if they are not in the cache."""
-    return _of(model.folder(part)) if isinstance(part, ModelReward) else digest(part)
+    if not isinstance(part, ModelReward):
+        return digest(part)
+    found = model.found(part)
+    if found.adapter is None:
+        return _of(found.folder)
+    return files.digest({"adapter": _of(found.adapter), "base": _of(found.folder)})
 
 
 def _of(path: Path) -> str:

@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from data import prompts
 from data.errors import BadInput
 from data.prompts import Prompt
 from data.rows import Message
 from pco.config.reward import ModelReward
-from pco.models import hub, weights
+from pco.models import adapters, hub, weights
+from pco.models.hub import Found
 from pco.models.protocols import Classifier, ModelConfig, Tokenizer
-from pco.models.rendering import dialogue, load_tokenizer
+from pco.models.rendering import dialogue, load_tokenizer, writes_date
 from pco.rewards import pooling
 from pco.rewards.scores import Candidate, Candidates, Score, Scorer
 
@@ -36,9 +38,9 @@ class _Loaded:
     pooled: Callable[[Sequence[Tokens]], list[float]] | None = None  # vLLM's logit of each text
 
 
-def folder(config: ModelReward) -> Path:
+def found(config: ModelReward) -> Found:
     """Where the model's files lie; a hub id is fetched."""
-    return hub.find_model(config.model, config.revision, key="reward.model")
+    return hub.find(config.model, config.revision, task="SEQ_CLS", key="reward.model")
 
 
 def check(config: ModelReward) -> None:
@@ -46,23 +48,26 @@ def check(config: ModelReward) -> None:
 
     Raises BadInput.
     """
-    path = folder(config)
-    settings, tokenizer = _checked_settings(path), _checked_tokenizer(path, config)
-    _check_head(path, settings)
-    weights.check_embedding(path, tokenizer, "reward.model")
+    files = found(config)
+    settings, tokenizer = _checked_settings(files), _checked_tokenizer(files, config)
+    _check_head(files, settings)
+    weights.check_embedding(files.folder, tokenizer, "reward.model")
     if config.backend == "vllm":
-        _check_pooling(path, settings, longest_text(settings, tokenizer, config), config)
+        _check_pooling(files, settings, longest_text(settings, tokenizer, config), config)
 
 
-def _checked_settings(path: Path) -> ModelConfig:
+def _checked_settings(files: Found) -> ModelConfig:
     from transformers import AutoConfig
 
+    path = files.folder
     try:
         settings: ModelConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{path / 'config.json'}: not the config of a known model ({error}).") from error
     names = settings.architectures or []
     if not any(name.endswith("ForSequenceClassification") for name in names):
+        if files.adapter is not None:  # it brings the head, of one label
+            return settings
         raise BadInput(
             f"{path}: is {', '.join(names) or 'of unknown architecture'}; a reward model is a sequence classifier "
             "(...ForSequenceClassification) with one label (`reward.model`)."
@@ -75,31 +80,43 @@ def _checked_settings(path: Path) -> ModelConfig:
     return settings
 
 
-def _check_head(path: Path, settings: ModelConfig) -> None:
+def _check_head(files: Found, settings: ModelConfig) -> None:
     """The weights of the head, told by the headers: a model saved without them would get random ones."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
+    path = files.folder
     try:
         with torch.device("meta"):  # takes no memory
             model = AutoModelForSequenceClassification.from_config(settings)
     except ValueError as error:
         raise BadInput(f"{path / 'config.json'}: not the config of a known sequence classifier ({error}).") from error
     head = [name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")]
-    if missing := sorted(set(head) - set(weights.tensors(path))):
+    held = set(weights.tensors(path)) | adapters.replaced(files.adapter)
+    if missing := sorted(set(head) - held):
         raise BadInput(
-            f"{path}: its weights lack its head ({', '.join(missing[:3])}), so its rewards would be random "
-            "(`reward.model`). Save the whole sequence classifier, not its body; to train a head: `pco reward train`."
+            f"{files.adapter or path}: its weights lack its head ({', '.join(missing[:3])}), so its rewards would be "
+            "random (`reward.model`). Save the whole sequence classifier, not its body; to train a head: `pco reward "
+            "train`."
         )
 
 
-def _check_pooling(path: Path, settings: ModelConfig, limit: int, config: ModelReward) -> None:
-    reason = pooling.why_not(path, settings, limit, config)
+def _check_pooling(files: Found, settings: ModelConfig, limit: int, config: ModelReward) -> None:
+    reason = _why_not_pooled(files, settings, limit, config)
     if reason is not None:
-        raise BadInput(f"{path}: vLLM cannot score with it: {reason}. Or set `backend: transformers` (`reward.model`).")
+        raise BadInput(
+            f"{config.model}: vLLM cannot score with it: {reason}. Or set `backend: transformers` (`reward.model`)."
+        )
 
 
-def _checked_tokenizer(path: Path, config: ModelReward) -> Tokenizer:
+def _why_not_pooled(files: Found, settings: ModelConfig, limit: int, config: ModelReward) -> str | None:
+    if files.adapter is not None:
+        return "it is an adapter, which is merged in memory, and vLLM reads whole models from disk"
+    return pooling.why_not(files.folder, settings, limit, config)
+
+
+def _checked_tokenizer(files: Found, config: ModelReward) -> Tokenizer:
+    path = files.tokenizer
     tokenizer = load_tokenizer(path)
     if config.system is not None and not tokenizer.chat_template:
         raise BadInput(f"{path}: its tokenizer has no chat template, and only a template can hold `reward.system`.")
@@ -112,8 +129,20 @@ def reads(config: ModelReward, prompt: Prompt, completion: str) -> tuple[Tokeniz
 
     Raises BadInput.
     """
-    tokenizer = _checked_tokenizer(folder(config), config)
+    tokenizer = _checked_tokenizer(found(config), config)
     return tokenizer, rendered(tokenizer, prompt, completion, config)
+
+
+def is_dated(config: ModelReward) -> bool:
+    """Whether its chat template writes today's date and is told no other.
+
+    Raises BadInput.
+    """
+    if config.template_date is not None:
+        return False
+    tokenizer = load_tokenizer(found(config).tokenizer)
+    messages = prompts.as_messages("a prompt", config.system)
+    return bool(tokenizer.chat_template) and writes_date(tokenizer, [messages])
 
 
 def scorer(config: ModelReward) -> Scorer:
@@ -127,32 +156,42 @@ def scorer(config: ModelReward) -> Scorer:
 
 def load(config: ModelReward) -> _Loaded:
     """The model with its tokenizer, on the backend of the config; raises as `scorer` does."""
-    path = folder(config)
-    settings, tokenizer = _checked_settings(path), _checked_tokenizer(path, config)
+    files = found(config)
+    settings, tokenizer = _checked_settings(files), _checked_tokenizer(files, config)
     pad, limit = settings.get_text_config().pad_token_id, longest_text(settings, tokenizer, config)
     if config.backend == "vllm":
-        _check_pooling(path, settings, limit, config)
-    if _is_pooled(path, settings, limit, config):
-        return _Loaded(None, pad, tokenizer, limit, config, pooling.logits(path, settings, limit, config))
-    return _Loaded(_network(path, config), pad, tokenizer, limit, config)
+        _check_pooling(files, settings, limit, config)
+    if _is_pooled(files, settings, limit, config):
+        return _Loaded(None, pad, tokenizer, limit, config, pooling.logits(files.folder, settings, limit, config))
+    return _Loaded(_network(files, config), pad, tokenizer, limit, config)
 
 
-def _is_pooled(path: Path, settings: ModelConfig, limit: int, config: ModelReward) -> bool:
+def _is_pooled(files: Found, settings: ModelConfig, limit: int, config: ModelReward) -> bool:
     """Whether vLLM scores. On a GPU `auto` does not use it: the policy's engine may still hold memory."""
     import torch
 
     if config.backend == "auto":
-        return not torch.cuda.is_available() and pooling.why_not(path, settings, limit, config) is None
+        return not torch.cuda.is_available() and _why_not_pooled(files, settings, limit, config) is None
     return config.backend == "vllm"
 
 
-def _network(path: Path, config: ModelReward) -> Classifier:
+def _network(files: Found, config: ModelReward) -> Classifier:
     import torch
+
+    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    if files.adapter is None:
+        model = _whole(files.folder, dtype)
+    else:
+        model = adapters.merged(files.folder, files.adapter, task="SEQ_CLS", dtype=dtype)
+    classifier: Classifier = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return classifier
+
+
+def _whole(path: Path, dtype: Any) -> Any:
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
         model, loading_info = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=dtype, output_loading_info=True, trust_remote_code=False
@@ -162,8 +201,7 @@ def _network(path: Path, config: ModelReward) -> Classifier:
     missing = sorted(loading_info["missing_keys"])
     if missing:
         raise BadInput(f"{path}: its weights lack {', '.join(missing[:3])}: not a trained reward model.")
-    classifier: Classifier = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return classifier
+    return model
 
 
 def longest_text(settings: ModelConfig, tokenizer: Tokenizer, config: ModelReward) -> int:
@@ -246,7 +284,8 @@ def rendered(tokenizer: Tokenizer, prompt: Prompt, completion: str, config: Mode
     """
     if tokenizer.chat_template:
         messages = prompts.as_messages(prompt, config.system)
-        tokens = _chat(tokenizer, [*messages, {"role": "assistant", "content": completion}])
+        answered: list[Message] = [*messages, {"role": "assistant", "content": completion}]
+        tokens = _chat(tokenizer, answered, config.template_date)
     elif not isinstance(prompt, str):
         raise BadInput(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template, so it cannot read a prompt of "
@@ -262,8 +301,8 @@ def rendered(tokenizer: Tokenizer, prompt: Prompt, completion: str, config: Mode
     return tokens
 
 
-def _chat(tokenizer: Tokenizer, messages: list[Message]) -> Tokens:
-    text = dialogue(tokenizer, messages, system="reward.system")
+def _chat(tokenizer: Tokenizer, messages: list[Message], today: str | None) -> Tokens:
+    text = dialogue(tokenizer, messages, system="reward.system", today=today)
     return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from data import files, store
 from data.errors import BadInput, RunConflict
 from pco.config.run import RunConfig
-from pco.rounds import walk
+from pco.rounds import as_begun, walk
 from pco.runs import retention
 from pco.runs.folder import write_config
 from pco.runs.status import Point, points
@@ -59,21 +59,21 @@ def _planned(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
     if at is not None:
         check_point(new, at)
         _check_beginning(origin, at)
-    plan = Fork()
+    plan, begun = Fork(), as_begun(origin)
 
     def take_over(stage: Stage) -> store.Manifest:
         if (stage.round, stage.name) == at:
             raise _Stop
-        source = _source(stage, origin)
+        source = _source(stage, begun)
         manifest = store.read_manifest(source.folder)
         changes = [] if manifest is None else _changes(stage, source, manifest)
         if at is None and (manifest is None or changes):
             raise _Stop
         if manifest is None:
             raise BadInput(f"{source.folder}: not finished, so a fork cannot begin after it. Begin at it, or before.")
-        model = source.model_folder
-        if stage.spec.model and not (model.is_dir() or retention.was_removed(model)):
-            raise BadInput(f"{model}: is gone, so this stage cannot be shared. Fork from it, or before.")
+        model = source.own_model(manifest)
+        if model is not None and not (model.folder.is_dir() or retention.was_removed(model.folder)):
+            raise BadInput(f"{model.folder}: is gone, so this stage cannot be shared. Fork from it, or before.")
         plan.differing.extend(f"{stage.title}: {change}" for change in changes)
         plan.shared.append(stage)
         return manifest
@@ -105,12 +105,14 @@ def _changes(stage: Stage, source: Stage, manifest: store.Manifest) -> list[str]
 def _share(stage: Stage, origin: RunConfig, folder: Path) -> None:
     """Share a stage. Its model comes first: a finished training must have one."""
     source = _source(stage, origin)
-    if stage.spec.model:
-        model = folder.with_name(stage.spec.model)
-        if source.model_folder.is_dir():
-            store.share(source.model_folder, model, origin=origin.run)
+    manifest = store.read_manifest(source.folder)
+    model = source.own_model(manifest) if manifest else None
+    if model is not None:
+        shared = folder.with_name(model.folder.name)
+        if model.folder.is_dir():
+            store.share(model.folder, shared, origin=origin.run)
         else:
-            retention.mark_removed(model)
+            retention.mark_removed(shared)
     store.share(source.folder, folder, origin=origin.run)
 
 
@@ -167,7 +169,7 @@ def _check_beginning(config: RunConfig, at: Point) -> None:
 def _folders(config: RunConfig, point: Point) -> list[Path]:
     """The files and folders of a stage. Its own folder, which holds the manifest, comes first."""
     stage = Stage(point[1], point[0], config)
-    models = [stage.model_folder] if stage.spec.model else []
+    models = [stage.model_folder] if stage.spec.model or stage.spec.merged else []
     paths = [stage.folder, *models, stage.stage_file, stage.log_file, stage.error_file]
     return [path for path in paths if path.exists()]
 

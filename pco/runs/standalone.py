@@ -29,7 +29,7 @@ def settings(config: Path | None, policies: list[str], runs_dir: Path, overrides
         return load(config, overrides)
     if not _is_of_a_run(policies[0]):
         raise BadInput(f"config: there is none, and {policies[0]} is not RUN:ROUND, whose config could be used.")
-    return find(policies[0].rpartition(":")[0], runs_dir, overrides)
+    return rounds.as_begun(find(policies[0].rpartition(":")[0], runs_dir, overrides))
 
 
 def plans(
@@ -70,8 +70,9 @@ def model_of(name: str, runs_dir: Path) -> str:
         return name
     config, number = find_round(name, runs_dir)
     if not number:
-        prepared = store.read_manifest(Stage("prepare", 0, config).folder)
-        return prepared.outputs["policy_folder"] if prepared else config.policy.model
+        prepare = Stage("prepare", 0, config)
+        prepared = store.read_manifest(prepare.folder)
+        return str(prepare.starting_policy(prepared).folder) if prepared else config.policy.model
     folder = Stage("train", number, config).model_folder
     if retention.was_removed(folder) and not folder.is_dir():
         raise BadInput(f"{name}: that policy was removed to save room (`keep_last`).")

@@ -7,7 +7,7 @@ from data.errors import BadInput, PCOError
 from pco.config.run import RunConfig
 from pco.runs import retention
 from pco.runs.status import points
-from pco.stage import Stage
+from pco.stage import Stage, StageName
 
 
 def damage(config: RunConfig) -> list[str]:
@@ -22,8 +22,8 @@ def damage(config: RunConfig) -> list[str]:
             continue
         if manifest is not None:
             faults += _part_damage(stage.folder, manifest)
-            if stage.spec.model:
-                faults += _model_damage(stage.model_folder, manifest.outputs[stage.spec.model])
+            if (model := stage.own_model(manifest)) is not None:
+                faults += _model_damage(model.folder, model.fingerprint, name)
     return faults
 
 
@@ -37,13 +37,13 @@ def _part_damage(folder: Path, manifest: store.Manifest) -> list[str]:
     return faults
 
 
-def _model_damage(folder: Path, digest: str) -> list[str]:
+def _model_damage(folder: Path, digest: str, maker: StageName) -> list[str]:
     if not folder.is_dir():
         if retention.was_removed(folder):
             return []
-        return [f"{folder}: missing. Restore it from a copy, or make it again with `pco resume --from train`."]
+        return [f"{folder}: missing. Restore it from a copy, or make it again with `pco resume --from {maker}`."]
     if files.folder_digest(folder) != digest:
-        return [f"{folder}: its files are not those that were trained. Restore them from a copy."]
+        return [f"{folder}: its files are not those that were saved. Restore them from a copy."]
     return []
 
 

@@ -3,14 +3,18 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import date
 
 from data import card, files, schemas, store
 from data.prompts import asked
 from data.rows import FeedbackRow, PreferenceRow
 from pco import doctor
-from pco.config.run import RunConfig
-from pco.doctor import checks, reading
-from pco.models.rendering import load_tokenizer, render, written
+from pco.config.reward import ModelReward
+from pco.config.run import Policy
+from pco.doctor import checks, conversations, reading
+from pco.models.rendering import render, written
+from pco.rewards import content, model
+from pco.rounds import TEMPLATE_DATE, dated
 from pco.stage import Stage
 
 CARD = "sources.md"
@@ -28,15 +32,17 @@ def run(stage: Stage) -> store.Manifest:
     for line in inputs.told():
         print(f"{line}.", flush=True)
     print(f"{doctor.power(len(inputs.heldout))}.", flush=True)
+    dates = _dates(inputs, started)
     splits = {"train": inputs.train, "heldout": inputs.heldout, "text": inputs.heldout_text}
     rows: list[dict[str, object]] = []
     for split, split_rows in splits.items():
         rows += [{"split": split, **row} for row in split_rows]
     store.write_part(stage.folder, "prompts", 0, schemas.build("prompts", rows), stage.fingerprint)
     count = len(rows)
+    rendering = dated(stage.config, dates).policy
     user_rows: dict[str, Sequence[Mapping[str, object]]] = {
-        "preferences": _preferences(inputs, stage),
-        "feedback": _feedback(inputs, stage.config),
+        "preferences": _preferences(inputs, stage, rendering),
+        "feedback": _feedback(inputs, rendering),
     }
     for table, more in user_rows.items():
         if more:
@@ -51,11 +57,7 @@ def run(stage: Stage) -> store.Manifest:
         rows_out=count,
         dropped=dict(dropped),
         started=started,
-        outputs={
-            "policy": files.folder_digest(inputs.model),
-            "policy_folder": str(inputs.model),
-            **_sources(inputs, stage),
-        },
+        outputs={**_starting_policy(inputs, stage), **dates, **_sources(inputs, stage)},
         metrics={f"nan_references_{name}": many for name, many in inputs.nan_references.items()},
     )
 
@@ -76,14 +78,37 @@ def _is_local(stage: Stage, place: str) -> bool:
     return stage.config.prompts.named()[place.partition(".")[0]][place].is_local
 
 
-def _preferences(inputs: checks.Inputs, stage: Stage) -> list[PreferenceRow]:
+def _dates(inputs: checks.Inputs, started: float) -> dict[str, str]:
+    """The date of the run's start, for each chat template that writes today's, as `rounds.dated` reads them."""
+    config, today = inputs.config, date.fromtimestamp(started).isoformat()
+    second = config.evaluate.second_reward
+    models = content.named(config.reward) | (content.named(second, "second_reward") if second else {})
+    dated = ["policy"] if conversations.is_dated(inputs) else []
+    dated += [name for name, part in models.items() if isinstance(part, ModelReward) and model.is_dated(part)]
+    if dated:
+        print(f"the chat templates of {', '.join(dated)} write {today}, the date of this start, in all rounds.")
+    return {f"{name}{TEMPLATE_DATE}": today for name in dated}
+
+
+def _starting_policy(inputs: checks.Inputs, stage: Stage) -> dict[str, str]:
+    """The starting policy's digest and folder; with those of adapter and base where it is merged now, into the run."""
+    folder = inputs.merged_into(stage.model_folder)
+    named = {"policy": files.folder_digest(folder), "policy_folder": str(folder)}
+    if inputs.found.adapter is None:
+        return named
+    print(f"merged the adapter {inputs.found.adapter} into {inputs.model}.", flush=True)
+    digests = {"adapter": files.folder_digest(inputs.found.adapter), "base": files.folder_digest(inputs.model)}
+    return {**named, "policy_folder": folder.name, **digests}
+
+
+def _preferences(inputs: checks.Inputs, stage: Stage, rendering: Policy) -> list[PreferenceRow]:
     """Seed preferences as pairs, as if the policy had sampled them. Their places in the file number the samples."""
-    tokenizer = load_tokenizer(inputs.model)
+    tokenizer = inputs.tokenizer
     digests = [file.fingerprint for name, file in stage.inputs.items() if name.partition(".")[0] == "preferences"]
     made_by = digests[0] if len(digests) == 1 else files.digest(digests)
     rows: list[PreferenceRow] = []
     for i, row in enumerate(inputs.preferences):
-        rendered = render(tokenizer, asked(row), stage.config.policy)
+        rendered = render(tokenizer, asked(row), rendering)
         rows.append(
             {
                 "prompt_id": row["prompt_id"],
@@ -105,11 +130,11 @@ def _preferences(inputs: checks.Inputs, stage: Stage) -> list[PreferenceRow]:
     return rows
 
 
-def _feedback(inputs: checks.Inputs, config: RunConfig) -> list[FeedbackRow]:
-    tokenizer = load_tokenizer(inputs.model)
+def _feedback(inputs: checks.Inputs, rendering: Policy) -> list[FeedbackRow]:
+    tokenizer = inputs.tokenizer
     rows: list[FeedbackRow] = []
     for row in inputs.feedback:
-        rendered = render(tokenizer, asked(row), config.policy)
+        rendered = render(tokenizer, asked(row), rendering)
         tokens = written(tokenizer, row["completion"])
         rows.append({**row, "prompt": rendered.text, "prompt_token_ids": rendered.token_ids, "token_ids": tokens})
     return rows

@@ -14,13 +14,13 @@ from typing import Any, Generic, TypeVar
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from data import files, store
 from data.errors import BadInput, StageFailed
 from pco import progress
 from pco.config.train import LoRA, Training
+from pco.models import weights
 from pco.models.rendering import load_tokenizer
 from pco.progress import Progress
 from pco.seeds import seed_of
@@ -253,16 +253,8 @@ def save(state: dict[str, torch.Tensor], fresh: Any, tokenizer: Path, folder: Pa
         )
     merged = fresh.merge_and_unload() if hasattr(fresh, "merge_and_unload") else fresh
     with files.atomic_folder(folder) as temporary:
-        save_weights(merged, temporary)
+        weights.save(merged, temporary)
         load_tokenizer(tokenizer).save_pretrained(temporary)
-
-
-def save_weights(model: Any, folder: Path) -> None:
-    """Write a model into a folder; raises OSError where the system refuses, whatever safetensors makes of it."""
-    try:
-        model.save_pretrained(folder)
-    except SafetensorError as error:  # its name for what the system refused, such as a full disk
-        raise OSError(0, str(error)) from error
 
 
 def finish(

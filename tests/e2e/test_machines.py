@@ -78,3 +78,10 @@ def test_a_run_that_is_interrupted_at_each_stage_ends_cleanly_and_goes_on(make_c
     told = case.output.read_text()
     assert told.count("Interrupted. What is finished is kept; the same command resumes.") == len(MOMENTS)
     assert "Traceback" not in told
+
+
+def test_a_run_without_asserts_is_a_run(make_case: Callable[..., Case]) -> None:
+    case = make_case(rounds=1).under(PYTHONOPTIMIZE="1")
+    status, output = case.run()
+    assert status == 0, output
+    assert "Report: " in case.tell("resume", str(case.folder))

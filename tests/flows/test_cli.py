@@ -231,7 +231,7 @@ def test_a_run_is_verified_on_demand(finished: RunConfig) -> None:
     (finished.folder / "round-02/policy/model.safetensors").write_text("other")
     result = runner.invoke(app, ["status", str(finished.folder), "--verify"])
     assert result.exit_code == 2
-    assert "round-02/policy: its files are not those that were trained" in result.output
+    assert "round-02/policy: its files are not those that were saved" in result.output
 
 
 def test_a_fork_says_what_it_shares_what_it_takes_as_it_is_and_how_to_go_on(finished: RunConfig) -> None:
@@ -278,3 +278,18 @@ def test_a_resume_or_fork_that_cannot_be_is_refused_and_changes_nothing(
     assert told in result.output
     assert "Traceback" not in result.output
     assert {path: path.read_bytes() for path in files} == before
+
+
+@pytest.mark.process
+def test_commands_that_start_nothing_work_without_asserts(config_file: Path, tmp_path: Path) -> None:
+    builders.played(builders.config(tmp_path))
+    for words, told in (
+        (["--help"], "pco resume"),
+        (["run", str(config_file), "--dry-run", "--set", "run=other"], "Would run 2 round(s)"),
+        (["run", str(config_file), "--dry-run", "--set", "train.loss.k=100000"], "contrast candidates need a"),
+        (["status", "test", "--runs-dir", str(tmp_path / "runs")], "Nothing is left to do"),
+    ):
+        command = [sys.executable, "-O", "-m", "flows.cli", *words]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert told in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr

@@ -53,16 +53,18 @@ def test_a_server_that_does_not_answer_is_named_with_its_variable(monkeypatch: p
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "127.0.0.1:4200/api", "http://", "ftp://host/api"])
-def test_what_is_no_address_of_a_server_is_refused_by_the_variable(config_file: Path, url: str) -> None:
-    result = CliRunner(env={"PREFECT_API_URL": url}).invoke(app, ["run", str(config_file)])
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_is_no_address_of_a_server_is_refused_by_the_variable(config_file: Path, url: str, dry: list[str]) -> None:
+    result = CliRunner(env={"PREFECT_API_URL": url}).invoke(app, ["run", str(config_file), *dry])
     assert result.exit_code == 2
     assert f"PREFECT_API_URL: {url} is no address of a server" in result.output
 
 
 @pytest.mark.process
-def test_a_run_for_a_dead_server_ends_before_any_work(config_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_run_for_a_dead_server_ends_before_any_work(config_file: Path, tmp_path: Path, dry: list[str]) -> None:
     environment = {**os.environ, "PREFECT_API_URL": f"{DEAD}/api", "PREFECT_HOME": str(tmp_path / "prefect")}
-    command = [sys.executable, "-m", "flows.cli", "run", str(config_file)]
+    command = [sys.executable, "-m", "flows.cli", "run", str(config_file), *dry]
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert "PREFECT_API_URL" in done.stderr

@@ -93,16 +93,17 @@ def test_weights_twice_of_which_each_engine_would_take_others_are_refused(model:
     assert "holds both model.safetensors and weights that" in refused(lambda: found(model))
 
 
-@pytest.mark.parametrize("key", ["policy.model", "reward.model"])
 @pytest.mark.parametrize("with_config", [True, False])
-def test_an_adapter_is_refused_with_how_to_merge_it(model: Path, key: str, with_config: bool) -> None:
-    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base"}))
+def test_an_adapter_is_refused_with_how_to_merge_it_where_only_a_whole_model_will_do(
+    model: Path, with_config: bool
+) -> None:
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "some/base"}
+    (model / "adapter_config.json").write_text(json.dumps(settings))
     if not with_config:
         (model / "config.json").unlink()
-    told = refused(lambda: hub.find_model(str(model), None, key=key))
-    assert f"holds an adapter of some/base (adapter_config.json), not a whole model (`{key}`)" in told
-    kind = "SequenceClassification" if key == "reward.model" else "CausalLM"
-    assert f"AutoPeftModelFor{kind}.from_pretrained('{model}').merge_and_unload()" in told
+    told = refused(lambda: hub.find_model(str(model), None, key="model"))
+    assert "holds an adapter of some/base (adapter_config.json), not a whole model (`model`)" in told
+    assert f"AutoPeftModelForCausalLM.from_pretrained('{model}').merge_and_unload()" in told
 
 
 def test_how_to_merge_an_adapter_works_as_it_is_told(model: Path, tmp_path: Path, monkeypatch: Any) -> None:

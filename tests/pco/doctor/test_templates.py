@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from pco.config.run import RunConfig
+from pco.doctor import conversations
+from pco.doctor.checks import Inputs
 from pco.models.rendering import load_tokenizer, render
 from tests import builders, tiny_reward
 from tests.pco.doctor.test_doctor import edit_json, edit_template, no_system, refuses_system, told
@@ -79,13 +85,49 @@ def test_no_template_and_several_without_a_default_are_at_fault(config: RunConfi
     assert not told(config, "fault", policy__model=str(model))
 
 
-def test_a_template_that_writes_todays_date_is_at_fault_until_it_is_told_a_date(config: RunConfig, model: Path) -> None:
+def test_a_template_that_writes_todays_date_is_told_of_unless_it_is_told_a_date(config: RunConfig, model: Path) -> None:
     edit_template(model, "{{ bos_token }}", "{{ bos_token }}{{ strftime_now('%d %b %Y') }}")
     settings = {"policy__model": str(model)}
-    assert "today's date" in told(config, "fault", **settings)["conversations"]
+    assert "today's date" in told(config, "warning", **settings)["conversations"]
     dated = builders.changed(config, **settings, policy__template_date="2026-01-31")
     assert not told(dated, "fault")
+    assert "conversations" not in told(dated, "warning")
     assert render(load_tokenizer(model), "hi", dated.policy).text == "<s>31 Jan 2026<|user|>hi</s><|assistant|>"
+
+
+def rated(config: RunConfig, *answers: str) -> RunConfig:
+    """The run with feedback of these answers."""
+    file = Path(config.prompts.train).with_name("rated.jsonl")
+    builders.write_jsonl(file, [{"prompt": "the river", "completion": answer, "good": True} for answer in answers])
+    return builders.changed(config, prompts__feedback=str(file))
+
+
+def test_a_template_that_cuts_answers_is_warned_of_where_the_users_answers_have_what_it_cuts(
+    config: RunConfig, model: Path
+) -> None:
+    settings = {"policy__model": str(model)}
+    assert "writes answers as they are" in told(config, "ok", **settings)["policy's answers"]
+    edit_template(model, "m['content']", "(m['content'].split('</think>')[-1] | trim)")
+    assert (
+        "cuts white space around an answer and the `<think>` part" in told(config, "ok", **settings)["policy's answers"]
+    )
+    sound = rated(config, "It flows.", "to the sea")
+    assert "policy's answers" not in told(sound, "warning", **settings)
+    spoilt = rated(config, "It flows.", "\nto the sea", "<think>?</think>No.", "then ", "on")
+    assert "3 of 5 answers of prompts.preferences and" in told(spoilt, "warning", **settings)["policy's answers"]
+
+
+@pytest.mark.parametrize("change", ["upper", "replace('\\n', ' ') | replace(',', ';')"])
+def test_a_template_that_writes_another_answer_is_warned_of(config: RunConfig, model: Path, change: str) -> None:
+    edit_template(model, "m['content']", f"(m['content'] | {change} if m['role'] == 'assistant' else m['content'])")
+    warning = told(config, "warning", policy__model=str(model))["policy's answers"]
+    assert "writes an answer as another text" in warning
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\r")))
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_template_that_writes_answers_as_they_are_changes_none(config: RunConfig, answer: str) -> None:
+    assert conversations._writes(Inputs(config), "the river", answer)
 
 
 def test_what_a_template_leaves_out_of_conversations_is_counted_by_role(config: RunConfig, model: Path) -> None:
@@ -112,9 +154,13 @@ def test_a_reward_models_template_is_looked_at_as_well(config: RunConfig, tmp_pa
     judge = tiny_reward.make(tmp_path / "judge", tokenizer)
     reward = {"kind": "model", "model": str(judge)}
     talking(config, CHAT)
-    assert "takes conversations of 1 kinds" in told(config, "ok", reward=reward)["reward's conversations"]
+    assert (
+        "takes conversations of 1 kinds beside single prompts"
+        in told(config, "ok", reward=reward)["reward's conversations"]
+    )
+    edit_template(judge, "{{ bos_token }}", "{{ bos_token }}{{ strftime_now('%d %b %Y') }}")
+    assert "reward.template_date names another" in told(config, "warning", reward=reward)["reward's conversations"]
     edit_template(judge, "m['content']", "m['content'].split('</think>')[-1]")
     assert "drops the `<think>` part" in told(config, "warning", reward=reward)["reward's conversations"]
-    edit_template(judge, "{{ bos_token }}", "{{ bos_token }}{{ strftime_now('%d %b %Y') }}")
     refuses(judge, "loop.length > 2", "one question, one answer")
     assert "(TemplateError: one question, one answer)" in told(config, "fault", reward=reward)["reward's conversations"]

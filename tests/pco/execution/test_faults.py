@@ -144,7 +144,7 @@ def test_a_checkpoint_that_does_not_fit_the_disk_is_removed_and_the_earlier_one_
 def test_weights_that_do_not_fit_the_disk_leave_the_old_policy(small_disk: Path, tiny: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from pco.training.loop import save_weights
+    from pco.models.weights import save
 
     model = AutoModelForCausalLM.from_pretrained(tiny)
     (small_disk / "policy").mkdir()
@@ -154,7 +154,7 @@ def test_weights_that_do_not_fit_the_disk_leave_the_old_policy(small_disk: Path,
         pytest.raises(PCOError, match="policy: .*No space left"),
         files.atomic_folder(small_disk / "policy") as temporary,
     ):
-        save_weights(model, temporary)
+        save(model, temporary)
     assert (small_disk / "policy/config.json").read_text() == "old"
     assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "policy"]
 

@@ -1,6 +1,7 @@
 """Preferences on their way into a reward training: split by prompt, rendered as they are scored, refused when wrong."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from data.errors import BadInput
 from data.readers import prompt_key
 from pco.config.reward import ModelReward
 from pco.config.reward_training import load
+from pco.models.rendering import load_tokenizer
 from pco.reward_training import pairs
 from pco.rewards import model
 from tests import builders, tiny_reward
@@ -60,6 +62,33 @@ def several_labels(folder: Path, tokenizer: Any) -> Any:
     return training_config(folder, tiny_reward.make(folder / "labels", tokenizer, labels=2))
 
 
+def spoilt(folder: Path, tiny: Path, spoil: Callable[[Path], object]) -> Any:
+    """A training that begins with a copy of a model that something was done to."""
+    copy = shutil.copytree(tiny, folder / "spoilt")
+    spoil(copy)
+    return training_config(folder, copy)
+
+
+def cut(model: Path) -> None:
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without_a_shard(model: Path) -> None:
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-2-of-2.safetensors"}}))
+
+
+def quantised(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
+
+
+def with_a_token(model: Path) -> None:
+    tokenizer = load_tokenizer(model)
+    tokenizer.add_tokens(["<new>"])  # type: ignore[attr-defined]
+    tokenizer.save_pretrained(model)
+
+
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "no pairs": (lambda f, m, t: training_config(f, m, preferences=builders.write_jsonl(f / "p.jsonl", [])), "no pref"),
     "one prompt": (
@@ -83,6 +112,13 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         "`margin`|Infinity",
     ),
     "all too long": (lambda f, m, t: training_config(f, m, train__max_pair_tokens=8), "of more than 8 tokens"),
+    "weights cut short": (lambda f, m, t: spoilt(f, m, cut), "not whole safetensors"),
+    "a shard that is missing": (
+        lambda f, m, t: spoilt(f, m, without_a_shard),
+        "1 of 1 files of its weights are missing",
+    ),
+    "quantised weights": (lambda f, m, t: spoilt(f, m, quantised), r"quantised \(awq\).*\(`model`\)"),
+    "a token without embedding": (lambda f, m, t: spoilt(f, m, with_a_token), "token '<new>' .*`model`"),
     "several labels": (lambda f, m, t: several_labels(f, t), "has 2 labels; a reward model has one"),
     "no model": (lambda f, m, t: training_config(f, f / "nowhere"), "no such folder.*`model`"),
     "leakage": (

@@ -223,7 +223,7 @@ def test_damage_is_found_wherever_it_is_and_named(config: RunConfig) -> None:
     told = verify.damage(config)
     assert len(told) == 3
     assert told[0].startswith(f"{part}: its content is not what its manifest recorded")
-    assert "round-01/policy: its files are not those that were trained" in told[1]
+    assert "round-01/policy: its files are not those that were saved" in told[1]
     assert "round-02/policy: missing" in told[2]
 
 
