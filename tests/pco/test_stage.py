@@ -41,6 +41,8 @@ NEUTRAL = {
     # A training that resumes from a checkpoint ends as the uninterrupted one.
     "train.checkpoint_steps",
     "train.keep_checkpoints",
+    # Who is told of a run.
+    "track",
     # Which stages come after a refused round, each of which has a fingerprint of its own.
     "gate.otherwise",
     "gate.patience",
@@ -60,6 +62,7 @@ OTHERS = {
     "evaluate.second_reward": {"kind": "length", "max_tokens": 9},
     "policy.template_date": "2026-01-02",
     "train.loss": {"kind": "sft"},
+    "track": ["mlflow"],
     "train.lora": {"r": 2},
     "train.pairs_per_step": 16,
     "train.processes": 2,
