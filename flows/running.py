@@ -14,9 +14,20 @@ def run(config: RunConfig) -> None:
         _run(config)
     for reason in RunState(config).reasons:
         say(reason)
+    if config.prompts.test is not None:
+        _say_test(config)
     if (best := config.folder / BEST).exists():
         say(f"Best policy: {best} ({best.resolve()})")
     say(f"Report: {report_path(config)}")
+
+
+def _say_test(config: RunConfig) -> None:
+    from pco.report import gather, wording
+
+    test = gather.final_test_of(config)
+    for line in (wording.test_result(config, test), test.note if test else ""):
+        if line:
+            say(f"{line[0].upper()}{line[1:]}.")
 
 
 def dry_run(config: RunConfig) -> None:
@@ -33,7 +44,8 @@ def dry_run(config: RunConfig) -> None:
         say(f"Warning: {warning.name}: {warning.message}.")
     check_same(config)
     stages = ", ".join(stages_of(config, 1))
-    say(f"Would run {config.rounds} round(s) ({stages}) into {config.folder}.")
+    ends = ", then the test" if config.prompts.test is not None else ""
+    say(f"Would run {config.rounds} round(s) ({stages}){ends} into {config.folder}.")
 
 
 def _is_over(config: RunConfig) -> bool:

@@ -80,7 +80,8 @@ def config(tmp_path: Path) -> RunConfig:
 def test_a_finished_run_says_so_and_shows_every_section(config: RunConfig) -> None:
     content = read_page(make_run(config))
     text = Page(content).text
-    assert "2 of 2 rounds promoted: greedy repetition fell from 86.4 % to 43.2 %, perplexity stayed the same." in text
+    assert "2 of 2 rounds promoted: greedy repetition fell from 86.4 % to 43.2 %, perplexity stayed the same" in text
+    assert "(held-out prompts, used for decisions)." in text
     for heading in ("Metrics per round", "Guards", "Decisions of the gate", "Pairs", "Training", "Time", "Config"):
         assert heading in text
     assert "What is missing" not in text and "Nothing yet" not in text
