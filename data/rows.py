@@ -207,7 +207,7 @@ class DecisionRow(TypedDict):
     high: float | None
 
 
-class TestedRow(TypedDict):
+class FinalTestRow(TypedDict):
     """A row of `tests`."""
 
     metric: str
@@ -255,5 +255,5 @@ ROWS: dict[str, type] = {
     "reward_tests": RewardTestRow,
     "evaluations": EvaluationRow,
     "decisions": DecisionRow,
-    "tests": TestedRow,
+    "tests": FinalTestRow,
 }

@@ -3,6 +3,7 @@
 from flows import private_server
 from flows.console import console, say
 from pco.config.run import RunConfig
+from pco.evaluation import gate
 from pco.runs.folder import BEST, CONFIG, check_same, report_path
 from pco.runs.status import RunState
 from pco.stage import stages_of
@@ -40,6 +41,8 @@ def dry_run(config: RunConfig) -> None:
         say(f"{line}.")
     say(f"Checked: {inputs.summary()}.")
     say(f"{doctor.power(len(inputs.heldout))}.")
+    if promise := gate.promise(config.gate, config.rounds):
+        say(promise)
     for warning in warnings:
         say(f"Warning: {warning.name}: {warning.message}.")
     check_same(config)

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data import store
+from data.errors import BadInput
 from data.store import Manifest
 from pco import rewards
+from pco.config.gate import Gate
 from pco.config.prompts import FILES
 from pco.config.run import RunConfig
 from pco.evaluation import looks
@@ -19,6 +21,8 @@ from pco.evaluation.looks import Look
 from pco.pairing import replay
 from pco.stage import TESTS, Artifact, Stage, StageName, file_fingerprint, source_fingerprint, stages_of
 from pco.training import user_loss
+
+_NO_SHARE = 1e-6  # of an error rate: what is left of a sum of shares, but for rounding
 
 
 @dataclass
@@ -35,6 +39,8 @@ class State:
     """By round; of round 0 the seed preferences."""
     promoted: list[bool] = field(default_factory=list)
     """Of each round that is decided."""
+    spent: float = 0.0
+    """Of `gate.error_rate`: the shares of the rounds that were refused."""
     test_set: str = ""
     """The digest of the file `prompts.test`."""
 
@@ -55,6 +61,7 @@ def walk(
     """
     state = State()
     while True:
+        _check_error_is_left(config, state)
         for name in stages_of(config, state.round):
             stage = Stage(name, state.round, _config_of(name, config, state), inputs_of(name, config, state))
             _keep(stage, do(stage), state)
@@ -210,6 +217,7 @@ def _keep(stage: Stage, manifest: Manifest, state: State) -> None:
             evaluations |= {"trained": result} if stage.round else dict.fromkeys(("start", "trained", "best"), result)
         case "decide":
             state.promoted.append(Decision.of(manifest).promoted)
+            state.spent += 0.0 if state.promoted[-1] else stage.config.gate.share or 0.0
             if state.promoted[-1]:
                 policies["best"], evaluations["best"] = policies["trained"], evaluations["trained"]
             goes_on = stage.config.gate.otherwise == "continue_anyway"
@@ -237,8 +245,38 @@ def _refused(promoted: Sequence[bool]) -> int:
     return next((i for i, yes in enumerate(reversed(promoted)) if yes), len(promoted))
 
 
+def _check_error_is_left(config: RunConfig, state: State) -> None:
+    """Raise BadInput before a round is begun that could not be promoted, because others have spent the error rate."""
+    rate = config.gate.error_rate
+    if rate is None or not state.round or _share(config, state) > _NO_SHARE:
+        return
+    decided = len(state.promoted)
+    raise BadInput(
+        f"gate.error_rate: the refused ones among {decided} rounds have spent {state.spent:g} of {rate:g}, and with "
+        f"nothing left round {state.round} could not be promoted. Rounds that are added share what is left: raise the "
+        f"promise (`pco resume {config.run} --set gate.error_rate={2 * state.spent:.3g}`), or fork the run."
+    )
+
+
+def _share(config: RunConfig, state: State) -> float:
+    """What a round has of the run's error rate: an equal part of what is left, or what it was decided with.
+
+    Refused rounds have spent theirs, promoted ones hand it on (a fallback procedure: Wiens 2003, Bretz et al. 2009).
+    """
+    manifest = store.read_manifest(Stage("decide", state.round, config).folder)
+    decided = Gate.model_validate(manifest.settings["gate"]).share if manifest else None
+    if decided is not None:
+        return decided
+    return ((config.gate.error_rate or 0.0) - state.spent) / (config.rounds - state.round + 1)
+
+
 def _config_of(name: StageName, config: RunConfig, state: State) -> RunConfig:
-    """The config with the learning rate that a round is trained with: a smaller one after rounds rolled back."""
+    """The config with what follows from earlier rounds: the learning rate, the share of the gate's error rate.
+
+    After rounds that were rolled back the learning rate is a smaller one.
+    """
+    if name == "decide" and config.gate.error_rate is not None:
+        return config.model_copy(update={"gate": config.gate.of_round(_share(config, state))})
     refused = _refused(state.promoted)
     if name != "train" or config.gate.otherwise != "roll_back" or not refused:
         return config

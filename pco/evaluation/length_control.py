@@ -80,12 +80,12 @@ def controlled_interval(modes: Sequence[Games], *, level: float = 0.95, seed: in
     place = {prompt: i for i, prompt in enumerate(prompts)}
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), size=_RESAMPLES)
-    rates = [_resampled_rates(games, drawn[:, [place[prompt] for prompt in games.prompts]]) for games in modes]
+    rates = [resampled_rates(games, drawn[:, [place[prompt] for prompt in games.prompts]]) for games in modes]
     low, high = np.nanquantile(np.mean(rates, axis=0), [(1 - level) / 2, (1 + level) / 2])
     return rate, float(low), float(high)
 
 
-def _resampled_rates(games: Games, times: np.ndarray) -> np.ndarray:
+def resampled_rates(games: Games, times: np.ndarray) -> np.ndarray:
     """`controlled_rate` where each completion counts as often as its prompt was drawn, a row of `times` a resample.
 
     Not a number where no completion was drawn.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from data.errors import BadInput
-from data.rows import TestedRow
+from data.rows import FinalTestRow
 from pco.config.metrics import METRICS
 from pco.evaluation import metrics
 from pco.evaluation.differences import per_prompt_differences, per_prompt_means
@@ -15,7 +15,7 @@ _EVEN = 0.5  # the win rate of a policy against itself
 _PREVIOUS, _START = "_vs_previous", "_vs_start"
 
 
-def differences(start: Sequence[EvaluationRow], best: Sequence[EvaluationRow]) -> list[TestedRow]:
+def differences(start: Sequence[EvaluationRow], best: Sequence[EvaluationRow]) -> list[FinalTestRow]:
     """Each metric that both evaluations have, and by how much the best policy's is higher, with its 95 % interval.
 
     Of wins against the start it is the share less a half. In a test nothing but the start comes before the best policy.
@@ -23,7 +23,7 @@ def differences(start: Sequence[EvaluationRow], best: Sequence[EvaluationRow]) -
     Raises BadInput when they share no prompt.
     """
     before, after = metrics.summarise(start), metrics.summarise(best)
-    rows: list[TestedRow] = []
+    rows: list[FinalTestRow] = []
     for metric in METRICS:
         if metric.key not in after or metric.key.endswith(_PREVIOUS):
             continue
@@ -40,7 +40,7 @@ def differences(start: Sequence[EvaluationRow], best: Sequence[EvaluationRow]) -
     return rows
 
 
-def _wins(key: str, best: Sequence[EvaluationRow], rate: float) -> TestedRow:
+def _wins(key: str, best: Sequence[EvaluationRow], rate: float) -> FinalTestRow:
     rates = per_prompt_means(best, key.removeprefix("lc_"))
     interval = metrics.length_controlled_interval(best, key) if key.startswith("lc_") else paired_interval(rates)
     low, high = interval[1:] if interval else (math.nan, math.nan)
@@ -51,7 +51,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
     return paired_interval(values)[1:] if values else (math.nan, math.nan)
 
 
-def _row(metric: str, prompts: int, start: float, best: float, interval: tuple[float, float]) -> TestedRow:
+def _row(metric: str, prompts: int, start: float, best: float, interval: tuple[float, float]) -> FinalTestRow:
     low, high = (end if math.isfinite(end) else None for end in interval)
     return {
         "metric": metric,

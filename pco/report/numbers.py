@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.rows import TestedRow
+from data.rows import FinalTestRow
 from data.store import Manifest
 from pco.config.run import RunConfig
 from pco.evaluation.gate import RuleResult
@@ -176,7 +176,7 @@ class FinalTest:
     tested, and `is_of_best` says whether that is still the best one. `looks` counts the policies put to the test set.
     """
 
-    rows: list[TestedRow]
+    rows: list[FinalTestRow]
     round: int | None
     is_of_best: bool
     looks: int

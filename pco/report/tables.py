@@ -3,9 +3,9 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from data.rows import TestedRow
+from data.rows import FinalTestRow
 from pco.config.metrics import METRICS, TASK, Metric, Unit, metric
-from pco.evaluation.gate import RuleResult
+from pco.evaluation.gate import RuleResult, promise
 from pco.evaluation.tested import of_rule
 from pco.report import wording
 from pco.report.cells import Cell, Column, Table, Tone
@@ -86,7 +86,7 @@ def final_test(report: RunReport) -> Table:
     )
 
 
-def _tested_row(row: TestedRow, required: Collection[str], guarded: Collection[str]) -> list[Cell]:
+def _tested_row(row: FinalTestRow, required: Collection[str], guarded: Collection[str]) -> list[Cell]:
     about = metric(row["metric"])
     assert about is not None, "a test has metrics of the registry alone"
     roles = [name for name, metrics in (("required", required), ("guarded", guarded)) if about.key in metrics]
@@ -168,7 +168,7 @@ def gate(report: RunReport, shown: Sequence[RoundReport] | None = None) -> Table
     return Table(
         "A round's policy is promoted when every rule passes. The previous policy is the best one before the round, "
         "the start the one that the run began with. Brackets hold intervals over prompts, of 95 % where a rule demands "
-        "none.",
+        f"none. {promise(report.config.gate, report.config.rounds)}".strip(),
         [
             Column("Round"),
             Column("Rule", number=False),

@@ -3,7 +3,7 @@
 import math
 from datetime import UTC, datetime
 
-from data.rows import TestedRow
+from data.rows import FinalTestRow
 from pco.config.metrics import metric
 from pco.config.run import RunConfig
 from pco.evaluation.rows import Summary
@@ -119,7 +119,7 @@ def test_result(config: RunConfig, test: FinalTest | None) -> str:
     return f"{where}, round {test.round}'s policy less the start: {differences}"
 
 
-def test_difference(row: TestedRow) -> str:
+def test_difference(row: FinalTestRow) -> str:
     """A difference between the best and the starting policy on the test prompts, and its interval."""
     about = metric(row["metric"])
     number = points if about is not None and about.unit == "share" else signed

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data import packaged, store
 from data.errors import BadInput
-from data.rows import TestedRow
+from data.rows import FinalTestRow
 from pco import rounds
 from pco.config.run import RunConfig
 from pco.evaluation import looks
@@ -84,12 +84,12 @@ def tested(config: RunConfig) -> tuple[Path, store.Manifest] | None:
     return None
 
 
-def rows(config: RunConfig) -> list[TestedRow]:
+def rows(config: RunConfig) -> list[FinalTestRow]:
     """The differences of the last finished test; none if there is none."""
     found = tested(config)
     if found is None:
         return []
-    content: list[TestedRow] = store.read_table(found[0], "tests").to_pylist()
+    content: list[FinalTestRow] = store.read_table(found[0], "tests").to_pylist()
     return content
 
 

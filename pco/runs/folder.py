@@ -44,6 +44,7 @@ _FREE = {
     "gate.patience",
     "gate.retry_learning_rate",
     "gate.answer_within_s",
+    "gate.error_rate",
     *(f"train.{name}" for name in HOW_TRAINING_RUNS),
 }
 

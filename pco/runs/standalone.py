@@ -97,7 +97,8 @@ def planned(settings: RunConfig, model: str, prompts: Path | None, out: Path) ->
     if prompts is not None:
         raw["prompts"] |= {"heldout": str(prompts), "heldout_limit": None}
     config = parse({**raw, "runs_dir": str(out)}, source="pco evaluate")
-    identity = [config.policy.model, config.prompts.model_dump(mode="json", exclude={"test"}), Stage("evaluate", 0, config, {}).settings]
+    named = config.prompts.model_dump(mode="json", exclude={"test"})
+    identity = [config.policy.model, named, Stage("evaluate", 0, config, {}).settings]
     slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(model).name).strip("-")[:60]
     return config.model_copy(update={"run": f"{slug or 'policy'}-{files.digest({'of': identity})[:8]}"})
 

@@ -47,6 +47,7 @@ NEUTRAL = {
     "gate.patience",
     "gate.retry_learning_rate",
     "gate.answer_within_s",
+    "gate.error_rate",  # a round's share of it reaches `decide` as the confidence of its requirements
 }
 
 # Another value where none follows from the type.
@@ -58,6 +59,7 @@ OTHERS = {
     "prompts.feedback": "/feedback.jsonl",
     "gate.require": {"reward": {"min_change": 0.5}},
     "gate.guards": {"length": None},
+    "gate.error_rate": 0.05,
     "reward": {"kind": "length", "max_tokens": 9},
     "evaluate.second_reward": {"kind": "length", "max_tokens": 9},
     "policy.template_date": "2026-01-02",
