@@ -129,6 +129,18 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a small file that is never rewritten, synced to disk before this returns."""
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            if path.stat().st_size and not path.read_bytes().endswith(b"\n"):  # a machine that lost power tore a line
+                file.write(b"\n")
+            file.write(f"{line}\n".encode())
+            os.fsync(file.fileno())
+        _sync(path.parent)
+
+
 def link(path: Path, target: Path) -> None:
     """Make `path` a symbolic link to `target`, atomically; a relative one where both lie in the same folder."""
     temporary = path.with_name(f".{path.name}.tmp")

@@ -207,6 +207,18 @@ class DecisionRow(TypedDict):
     high: float | None
 
 
+class FinalTestRow(TypedDict):
+    """A row of `tests`."""
+
+    metric: str
+    prompts: int
+    start: float
+    best: float
+    difference: float
+    low: float | None
+    high: float | None
+
+
 class UserPreference(TypedDict):
     """A preference of the user's, as `data.readers.read_preferences` returns it."""
 
@@ -243,4 +255,5 @@ ROWS: dict[str, type] = {
     "reward_tests": RewardTestRow,
     "evaluations": EvaluationRow,
     "decisions": DecisionRow,
+    "tests": FinalTestRow,
 }

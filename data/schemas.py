@@ -43,7 +43,7 @@ _PAIR = (
 
 SCHEMAS: dict[str, pa.Schema] = {
     "prompts": _schema(
-        ("split", pa.string()),  # train, heldout, or text: human prose for perplexity
+        ("split", pa.string()),  # train, heldout, test, or text: human prose for perplexity
         ("prompt_id", pa.string()),
         ("source_id", pa.string()),  # the id in the user's file
         ("prompt", pa.string()),  # a conversation as a readable dialogue
@@ -173,6 +173,17 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("reason", pa.string()),
         ("promoted", pa.bool_()),  # the round's decision, the same in every row
         ("low", pa.float64()),  # the interval of `value`, where it has one
+        ("high", pa.float64()),
+        nullable=("low", "high"),
+    ),
+    # The best policy against the starting one on the test prompts, a row per metric.
+    "tests": _schema(
+        ("metric", pa.string()),
+        ("prompts", pa.int32()),  # that both policies answered; 0 for a metric of all completions together
+        ("start", pa.float64()),
+        ("best", pa.float64()),
+        ("difference", pa.float64()),  # best minus start; of wins against the start, the share less a half
+        ("low", pa.float64()),  # the 95 % interval of the difference, where it has one
         ("high", pa.float64()),
         nullable=("low", "high"),
     ),

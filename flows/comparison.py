@@ -52,7 +52,7 @@ def compare_policies(first: Evaluated, second: Evaluated, level: Level = "0.95",
 
 def _folder(policy: Evaluated, runs_dir: Path) -> Path:
     config = read_config((runs_dir / policy.run).resolve())
-    return verify.folders_with(config, "evaluations", policy.round)[-1][1]
+    return verify.evaluation(config, policy.round)
 
 
 def _publish(key: str, folders: dict[str, Path], level: Level) -> None:

@@ -71,6 +71,51 @@ def evaluate(
         _print({name: _evaluated(name, plan) for name, plan in plans.items()}, level)
 
 
+@app.command()
+def test(
+    name: Annotated[
+        str, typer.Argument(metavar="RUN", help="Name of a run under the runs folder, or the path of its folder.")
+    ],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="JSONL or Parquet with a `prompt` a row, for a run that has no `prompts.test` yet."),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Look although another policy was put to this test set; the report counts.")
+    ] = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Put the starting and the best policy of a run that has ended to test prompts, which decided nothing.
+
+    A run with `prompts.test` does so by itself when its rounds are through. This is for a run made without, and for one
+    that went on after its test: a second look is refused without `--again`.
+
+    Example: `pco test quickstart --prompts test.jsonl`
+    """
+    with clear_errors(_KEPT):
+        from pco import report
+        from pco.execution.executor import LocalExecutor
+        from pco.report import gather, tables, wording
+        from pco.runs import final_test
+        from pco.runs.folder import find
+
+        config = find(name, runs_dir)
+        if prompts is not None:
+            config = final_test.with_prompts(config, prompts)
+        final_test.check(config)
+        with errors.status(f"{name}: test") as shown, opened(config):
+
+            def do(stage: Stage) -> Manifest:
+                return LocalExecutor().run(stage, on_progress=lambda done: shown.update(_told(name, stage, done)))
+
+            final_test.walk(config, do, again=again)
+            path = report.write(config)
+        numbers = gather.run_report(config)
+        print_table(tables.final_test(numbers))
+        say(wording.headline(numbers))
+        say(f"Report: {path}")
+
+
 def _evaluated(name: str, plan: RunConfig) -> Rows:
     from pco.execution.executor import LocalExecutor
     from pco.runs import standalone
@@ -144,4 +189,4 @@ def export(
 def _evaluation(name: str, runs_dir: Path) -> tuple[RunConfig, Path]:
     """A run and the folder of a finished evaluation of it, named as `RUN` or `RUN:ROUND`."""
     config, number = find_round(name, runs_dir)
-    return config, verify.folders_with(config, "evaluations", number)[-1][1]
+    return config, verify.evaluation(config, number)

@@ -46,6 +46,8 @@ class PromptFiles(Section):
     """Prompts that only the evaluation sees."""
     heldout_text: str = ""
     """Human prose on which the policy's perplexity is watched."""
+    test: str = ""
+    """Prompts that decide nothing: the starting and the best policy answer them once, at the end. Empty: no test."""
 
 
 class Extent(Section):

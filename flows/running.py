@@ -3,6 +3,7 @@
 from flows import private_server
 from flows.console import console, say
 from pco.config.run import RunConfig
+from pco.evaluation import gate
 from pco.runs.folder import BEST, CONFIG, check_same, report_path
 from pco.runs.status import RunState
 from pco.stage import stages_of
@@ -14,9 +15,20 @@ def run(config: RunConfig) -> None:
         _run(config)
     for reason in RunState(config).reasons:
         say(reason)
+    if config.prompts.test is not None:
+        _say_test(config)
     if (best := config.folder / BEST).exists():
         say(f"Best policy: {best} ({best.resolve()})")
     say(f"Report: {report_path(config)}")
+
+
+def _say_test(config: RunConfig) -> None:
+    from pco.report import gather, wording
+
+    test = gather.final_test_of(config)
+    for line in (wording.test_result(config, test), test.note if test else ""):
+        if line:
+            say(f"{line[0].upper()}{line[1:]}.")
 
 
 def dry_run(config: RunConfig) -> None:
@@ -29,11 +41,14 @@ def dry_run(config: RunConfig) -> None:
         say(f"{line}.")
     say(f"Checked: {inputs.summary()}.")
     say(f"{doctor.power(len(inputs.heldout))}.")
+    if promise := gate.promise(config.gate, config.rounds):
+        say(promise)
     for warning in warnings:
         say(f"Warning: {warning.name}: {warning.message}.")
     check_same(config)
     stages = ", ".join(stages_of(config, 1))
-    say(f"Would run {config.rounds} round(s) ({stages}) into {config.folder}.")
+    ends = ", then the test" if config.prompts.test is not None else ""
+    say(f"Would run {config.rounds} round(s) ({stages}){ends} into {config.folder}.")
 
 
 def _is_over(config: RunConfig) -> bool:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from pco_pipeline import check, come_first
 
 if TYPE_CHECKING:
-    from pco.api import Run, evaluate, find, load, run
+    from pco.api import Run, evaluate, find, load, run, test
 
     __version__: str
 
-__all__ = ["Run", "__version__", "evaluate", "find", "load", "run"]
+__all__ = ["Run", "__version__", "evaluate", "find", "load", "run", "test"]
 
 come_first()  # a notebook's folder may hold a `data.py` of the user's
 

@@ -20,13 +20,14 @@ from pco.config.overrides import overridden
 from pco.config.run import RunConfig
 from pco.execution.executor import Executor, LocalExecutor
 from pco.progress import Progress
+from pco.runs import final_test, standalone
 from pco.runs import folder as run_folder
-from pco.runs import standalone
 from pco.runs.after_round import keep_best
 from pco.runs.status import RunState, points
-from pco.stage import Artifact, Stage, StageName
+from pco.stage import TESTS, Artifact, Stage, StageName
 from pco.tracking import following
 
+_APART = ("prepare_test", *TESTS)  # whose tables no one takes for those of a round
 OnProgress = Callable[[Stage, Progress], None]
 OnLog = Callable[[str], None]
 
@@ -64,6 +65,20 @@ class Run:
         """Of each decided round, the gate's sentence on it."""
         return RunState(self.config).reasons
 
+    @property
+    def tests(self) -> pa.Table | None:
+        """The best policy against the starting one on the test prompts: metric, start, best, difference, low, high.
+
+        None without a finished test. `looks` says how many policies were put to the test set.
+        """
+        found = final_test.tested(self.config)
+        return None if found is None else store.read_table(found[0], "tests")
+
+    @property
+    def looks(self) -> int:
+        """How many policies were put to the run's test set, by it and by the runs that it was forked from."""
+        return final_test.looks_at(self.config)
+
     def table(self, name: str, *, round: int, stage: StageName | None = None) -> pa.Table:
         """One of the tables of `data/schemas.py` as Arrow, its checksums verified; `.to_pandas()` makes a data frame.
 
@@ -71,7 +86,8 @@ class Run:
             name: E.g. `pairs`, `scores`, `candidates`, `evaluations`, `train_log`, `decisions`.
             round: The round that made it; round 0 holds the prompts and the evaluation of the starting policy.
             stage: Which stage made it, where two of a round have a table of this name: the `candidates` of `generate`
-                are for training, those of `evaluate` are held out.
+                are for training, those of `evaluate` are held out. Tables of the test prompts are read by their stage
+                alone: `prepare_test`, `test_start` or `test`.
 
         Raises BadInput when no finished stage holds it, or two do; CorruptArtifact when a file was altered.
 
@@ -79,7 +95,7 @@ class Run:
         folders = {
             step: Stage(step, number, self.config).folder
             for number, step in points(self.config)
-            if number == round and stage in {None, step}
+            if number == round and (step == stage or (stage is None and (name == "tests" or step not in _APART)))
         }
         holding = {step: folder for step, folder in folders.items() if _holds(folder, name)}
         if len(holding) > 1:
@@ -147,6 +163,39 @@ def find(name: str | Path, *, runs_dir: str | Path = "runs") -> Run:
     if isinstance(name, Path):
         return Run(run_folder.read_config(name.resolve()))
     return Run(run_folder.find(name, Path(runs_dir)))
+
+
+def test(
+    name: str | Path,
+    *,
+    prompts: str | Path | None = None,
+    again: bool = False,
+    runs_dir: str | Path = "runs",
+    executor: Executor = LocalExecutor(),  # noqa: B008
+    on_progress: OnProgress = lambda *_: None,
+    on_log: OnLog = lambda _: None,
+) -> Run:
+    """Put the starting and the best policy of a run that has ended to its test set, as `pco test` does.
+
+    Args:
+        name: Name of the run, or the path of its folder.
+        prompts: JSONL or Parquet file of the test prompts, for a run without `prompts.test`.
+        again: Look at the test set although another policy was put to it before. The report counts it.
+        runs_dir: As for `find`.
+        executor: As for `run`.
+        on_progress: As for `run`.
+        on_log: As for `run`.
+
+    Raises BadInput when the run has not ended, has no test set, or has looked at it before; what `run` raises.
+
+    """
+    found = find(name, runs_dir=runs_dir).config
+    config = found if prompts is None else final_test.with_prompts(found, Path(prompts))
+    final_test.check(config)
+    with run_folder.opened(config):
+        final_test.walk(config, _doing(executor, on_progress, on_log), again=again)
+        report.write(config)
+    return Run(config)
 
 
 def evaluate(

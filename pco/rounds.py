@@ -9,17 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data import store
+from data.errors import BadInput
 from data.store import Manifest
 from pco import rewards
 from pco.config import reward as reward_config
+from pco.config.gate import Gate
 from pco.config.prompts import FILES
 from pco.config.run import RunConfig
+from pco.evaluation import looks
 from pco.evaluation.decision import Decision
+from pco.evaluation.looks import Look
 from pco.pairing import replay
-from pco.stage import Artifact, Stage, StageName, file_fingerprint, source_fingerprint, stages_of
+from pco.stage import TESTS, Artifact, Stage, StageName, file_fingerprint, source_fingerprint, stages_of
 from pco.training import user_loss
 
 TEMPLATE_DATE = ".template_date"  # after a model's name, in the outputs of `prepare`
+_NO_SHARE = 1e-6  # of an error rate: what is left of a sum of shares, but for rounding
 
 
 @dataclass
@@ -36,19 +41,29 @@ class State:
     """By round; of round 0 the seed preferences."""
     promoted: list[bool] = field(default_factory=list)
     """Of each round that is decided."""
+    spent: float = 0.0
+    """Of `gate.error_rate`: the shares of the rounds that were refused."""
+    test_set: str = ""
+    """The digest of the file `prompts.test`."""
 
 
 def walk(
-    config: RunConfig, do: Callable[[Stage], Manifest], *, decided: Callable[[int, Artifact], None] = lambda *_: None
+    config: RunConfig,
+    do: Callable[[Stage], Manifest],
+    *,
+    decided: Callable[[int, Artifact], None] = lambda *_: None,
+    again: bool = False,
 ) -> None:
     """Hand every stage of a run to `do`, in order, until the rounds are through or the gate ends the run.
 
     Round 0 is the start: it freezes the prompts and evaluates the starting policy. `do` makes sure that a stage is
     finished and returns its manifest; to end the walk early it raises. `decided` is called after each round with its
-    number and the best policy so far.
+    number and the best policy so far. At the end stands the test, if there is one to be made; `again` allows another
+    look at a test set that was looked at for another policy.
     """
     state = State()
     while True:
+        _check_error_is_left(config, state)
         for name in stages_of(config, state.round):
             stage = Stage(name, state.round, _config_of(name, config, state), inputs_of(name, config, state))
             manifest = do(stage)
@@ -58,8 +73,56 @@ def walk(
         if state.round:
             decided(state.round, state.policies["best"])
         if is_over(config, state.promoted):
-            return
+            break
         state.round += 1
+    look = _look(config, state, again=again)
+    if look is not None:
+        state.round = look.round
+        for name in TESTS:
+            stage = Stage(name, state.round, config, inputs_of(name, config, state))
+            _keep(stage, do(stage), state)
+
+
+def _look(config: RunConfig, state: State, *, again: bool) -> Look | None:
+    """The look at the test set that is to be taken, or was: at the best policy, unless that is the starting one."""
+    best = state.policies["best"].fingerprint
+    if config.prompts.test is None or best == state.policies["start"].fingerprint:
+        return None
+    new = Look(config.run, state.round, best, state.test_set)
+    earlier = [look for look in looks.read(config.folder) if look.prompts == state.test_set]
+    of_best = [look for look in earlier if look.policy == best]
+    own = [look for look in of_best if look.run == config.run]
+    if own:
+        return own[0]
+    return new if again or of_best or not earlier else None
+
+
+def test_rounds(config: RunConfig) -> list[int]:
+    """The rounds whose folders hold a test, or will: those after which the run looked at its test set.
+
+    Before the first look it is the last round, unless no policy was promoted.
+    """
+    if config.prompts.test is None:
+        return []
+    frozen = store.read_manifest(Stage("prepare_test", 0, config).folder)
+    test_set = frozen.inputs["test"] if frozen else ""
+    earlier = [look for look in looks.read(config.folder) if look.prompts == test_set]
+    own = [look.round for look in earlier if look.run == config.run]
+    if own:
+        return list(dict.fromkeys(own))
+    promoted = [decision.promoted for decision in decisions(config).values()]
+    if not is_over(config, promoted):
+        return [] if earlier else [config.rounds]
+    if not any(promoted) or (earlier and _best(config, promoted) not in {look.policy for look in earlier}):
+        return []
+    return [len(promoted)]
+
+
+def _best(config: RunConfig, promoted: Sequence[bool]) -> str:
+    """The digest of the policy that was promoted last."""
+    number = max(number for number, yes in enumerate(promoted, start=1) if yes)
+    trained = store.read_manifest(Stage("train", number, config).folder)
+    return trained.outputs["policy"] if trained else ""
 
 
 def dated(config: RunConfig, outputs: Mapping[str, str]) -> RunConfig:
@@ -96,8 +159,9 @@ def inputs_of(name: StageName, config: RunConfig, state: State) -> dict[str, Art
     """
     stage, made, policies, evaluations = Stage(name, state.round, config), state.made, state.policies, state.evaluations
     match name:
-        case "prepare":
-            return _user_files(stage)
+        case "prepare" | "prepare_test":
+            earlier = {"prompts": made["prepare"]} if name == "prepare_test" else {}
+            return earlier | _user_files(stage)
         case "generate":
             inputs = {"policy": policies["current"], "prompts": made["prepare"]}
         case "score":
@@ -116,14 +180,25 @@ def inputs_of(name: StageName, config: RunConfig, state: State) -> dict[str, Art
             if config.prompts.feedback is not None:
                 inputs["prompts"] = made["prepare"]
             inputs |= {"reference": made["refer"]} if "refer" in made else {}
-        case "evaluate":
-            inputs = {"policy": policies["trained"], "prompts": made["prepare"], **rewards.inputs(stage)}
-            if state.round:
-                inputs |= {"start": evaluations["start"], "previous": evaluations["best"]}
+        case "evaluate" | "test_start" | "test":
+            inputs = _of_evaluation(stage, state)
         case "decide":
             new, best, start = (evaluations[part] for part in ("trained", "best", "start"))
             inputs = {"evaluation": new, "previous": best, "start": start}
     return inputs
+
+
+def _of_evaluation(stage: Stage, state: State) -> dict[str, Artifact]:
+    made, policies, evaluations = state.made, state.policies, state.evaluations
+    prompts = made["prepare" if stage.name == "evaluate" else "prepare_test"]
+    inputs = {"prompts": prompts, **rewards.inputs(stage)}
+    match stage.name:
+        case "test_start":
+            return {"policy": policies["start"], **inputs}
+        case "test":
+            return {"policy": policies["best"], "start": made["test_start"], **inputs}
+    others = {"start": evaluations["start"], "previous": evaluations["best"]} if state.round else {}
+    return {"policy": policies["trained"], **inputs, **others}
 
 
 def _of_judging(stage: Stage, prompts: Artifact) -> dict[str, Artifact]:
@@ -131,13 +206,13 @@ def _of_judging(stage: Stage, prompts: Artifact) -> dict[str, Artifact]:
     return rewards.inputs(stage) | ({"prompts": prompts} if rewards.reads_prompts(stage.config.reward) else {})
 
 
-def _user_files(prepare: Stage) -> dict[str, Artifact]:
+def _user_files(stage: Stage) -> dict[str, Artifact]:
     """The user's files and sources, by content. One that is gone since it was frozen into the run is unchanged."""
-    prompts = prepare.config.prompts
-    frozen = store.read_manifest(prepare.folder)
+    prompts = stage.config.prompts
+    frozen = store.read_manifest(stage.folder)
     recorded = frozen.inputs if frozen else {}
     named, inputs = prompts.named(), {}
-    for name in FILES:
+    for name in ("test",) if stage.name == "prepare_test" else FILES:
         path = getattr(prompts, name)
         if isinstance(path, str):
             fingerprint = file_fingerprint(Path(path), recorded.get(name), key=f"prompts.{name}")
@@ -163,6 +238,8 @@ def _keep(stage: Stage, manifest: Manifest, state: State) -> None:
             policies |= dict.fromkeys(("start", "trained", "current", "best"), stage.starting_policy(manifest))
             if stage.config.prompts.preferences is not None:
                 state.pairs[0] = result
+        case "prepare_test":
+            state.test_set = manifest.inputs["test"]
         case "pair":
             state.pairs[stage.round] = result
         case "train":
@@ -171,6 +248,7 @@ def _keep(stage: Stage, manifest: Manifest, state: State) -> None:
             evaluations |= {"trained": result} if stage.round else dict.fromkeys(("start", "trained", "best"), result)
         case "decide":
             state.promoted.append(Decision.of(manifest).promoted)
+            state.spent += 0.0 if state.promoted[-1] else stage.config.gate.share or 0.0
             if state.promoted[-1]:
                 policies["best"], evaluations["best"] = policies["trained"], evaluations["trained"]
             goes_on = stage.config.gate.otherwise == "continue_anyway"
@@ -198,8 +276,38 @@ def _refused(promoted: Sequence[bool]) -> int:
     return next((i for i, yes in enumerate(reversed(promoted)) if yes), len(promoted))
 
 
+def _check_error_is_left(config: RunConfig, state: State) -> None:
+    """Raise BadInput before a round is begun that could not be promoted, because others have spent the error rate."""
+    rate = config.gate.error_rate
+    if rate is None or not state.round or _share(config, state) > _NO_SHARE:
+        return
+    decided = len(state.promoted)
+    raise BadInput(
+        f"gate.error_rate: the refused ones among {decided} rounds have spent {state.spent:g} of {rate:g}, and with "
+        f"nothing left round {state.round} could not be promoted. Rounds that are added share what is left: raise the "
+        f"promise (`pco resume {config.run} --set gate.error_rate={2 * state.spent:.3g}`), or fork the run."
+    )
+
+
+def _share(config: RunConfig, state: State) -> float:
+    """What a round has of the run's error rate: an equal part of what is left, or what it was decided with.
+
+    Refused rounds have spent theirs, promoted ones hand it on (a fallback procedure: Wiens 2003, Bretz et al. 2009).
+    """
+    manifest = store.read_manifest(Stage("decide", state.round, config).folder)
+    decided = Gate.model_validate(manifest.settings["gate"]).share if manifest else None
+    if decided is not None:
+        return decided
+    return ((config.gate.error_rate or 0.0) - state.spent) / (config.rounds - state.round + 1)
+
+
 def _config_of(name: StageName, config: RunConfig, state: State) -> RunConfig:
-    """The config with the learning rate that a round is trained with: a smaller one after rounds rolled back."""
+    """The config with what follows from earlier rounds: the learning rate, the share of the gate's error rate.
+
+    After rounds that were rolled back the learning rate is a smaller one.
+    """
+    if name == "decide" and config.gate.error_rate is not None:
+        return config.model_copy(update={"gate": config.gate.of_round(_share(config, state))})
     refused = _refused(state.promoted)
     if name != "train" or config.gate.otherwise != "roll_back" or not refused:
         return config

@@ -24,7 +24,19 @@ from pco.config.run import RunConfig
 from pco.config.section import settings_of
 from pco.config.train import deciding
 
-StageName = Literal["prepare", "generate", "score", "pair", "refer", "train", "evaluate", "decide"]
+StageName = Literal[
+    "prepare",
+    "prepare_test",
+    "generate",
+    "score",
+    "pair",
+    "refer",
+    "train",
+    "evaluate",
+    "decide",
+    "test_start",
+    "test",
+]
 RewardStageName = Literal["split", "train_reward", "evaluate_reward"]
 Config = TypeVar("Config", bound=RunConfig | RewardTraining, default=RunConfig)
 
@@ -39,6 +51,14 @@ _LESS_FOR_TRAINING = (
     "Less is needed with train.micro_batch_pairs=1, train.gradient_checkpointing=true or a higher train.zero_stage, "
     "which may change in the middle: add `--set train.micro_batch_pairs=1` to the command that resumes it."
 )
+
+
+def _never(_: RunConfig) -> bool:
+    return False
+
+
+def _always(_: RunConfig) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -56,9 +76,9 @@ class StageSpec:
     """Raised when its code makes other results from the same settings and inputs."""
     valid_versions: tuple[int, ...] = ()
     """Earlier versions whose finished work stays: what they made was right when it was made."""
-    in_start: bool = False
+    in_start: Callable[[RunConfig], bool] = _never
     """Whether the start (round 0) has it."""
-    in_round: Callable[[RunConfig], bool] = lambda _: True
+    in_round: Callable[[RunConfig], bool] = _always
     """Whether a round has it."""
     distributed: bool = False
     """Whether it runs as one process per rank under DeepSpeed's launcher."""
@@ -139,6 +159,18 @@ def _evaluate(config: RunConfig) -> dict[str, Any]:
     return {**settings, "evaluate": evaluate, **_score(config)}
 
 
+def _test(config: RunConfig) -> dict[str, Any]:
+    """An evaluation's, without the tasks of lm-eval, whose documents the gate may have seen."""
+    settings = _evaluate(config)
+    for name in ("tasks", "task_limit"):
+        settings["evaluate"].pop(name, None)
+    return settings
+
+
+def _has_test(config: RunConfig) -> bool:
+    return config.prompts.test is not None
+
+
 def _decide(config: RunConfig) -> dict[str, Any]:
     return {"gate": config.gate.model_dump(mode="json", include={"require", "guards"})}
 
@@ -147,7 +179,8 @@ SPECS: dict[StageName | RewardStageName, StageSpec] = {
     spec.name: spec
     for spec in (
         # Of a run, in the order of a round.
-        StageSpec("prepare", "prompts", _prepare, merged="policy", in_start=True, in_round=lambda _: False),
+        StageSpec("prepare", "prompts", _prepare, merged="policy", in_start=_always, in_round=_never),
+        StageSpec("prepare_test", "test_prompts", lambda _: {}, in_start=_has_test, in_round=_never),
         StageSpec("generate", "candidates", _generate, out_of_memory=_LESS_FOR_ENGINE),
         StageSpec("score", "scores", _score, out_of_memory=_LESS_FOR_REWARD),
         StageSpec("pair", "pairs", _pair, out_of_memory=_LESS_FOR_REWARD),
@@ -161,9 +194,12 @@ SPECS: dict[StageName | RewardStageName, StageSpec] = {
             begins_with="policy",
             out_of_memory=_LESS_FOR_TRAINING,
         ),
-        StageSpec("evaluate", "evaluation", _evaluate, version=2, in_start=True, out_of_memory=_LESS_FOR_ENGINE),
+        StageSpec("evaluate", "evaluation", _evaluate, version=2, in_start=_always, out_of_memory=_LESS_FOR_ENGINE),
         # Version 1 took its intervals from a bootstrap.
         StageSpec("decide", "decision", _decide, version=2, valid_versions=(1,)),
+        # After the last round, outside of any: the starting and the best policy on the test prompts.
+        StageSpec("test_start", "test_start", _test, in_round=_never, out_of_memory=_LESS_FOR_ENGINE),
+        StageSpec("test", "test", _test, in_round=_never, out_of_memory=_LESS_FOR_ENGINE),
         # Of a reward training.
         StageSpec("split", "pairs", reward_training.of_split, "pco.reward_training"),
         StageSpec(
@@ -180,6 +216,8 @@ SPECS: dict[StageName | RewardStageName, StageSpec] = {
     )
 }
 RUN_STAGES: tuple[StageName, ...] = get_args(StageName)  # in the order of a round
+EVALUATIONS: tuple[StageName, ...] = ("evaluate", "test_start", "test")
+TESTS: tuple[StageName, ...] = ("test_start", "test")  # of a run that has ended
 
 
 @dataclass(frozen=True)
@@ -415,7 +453,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def stages_of(config: RunConfig, number: int) -> list[StageName]:
     """The stages of a round in the order in which they run; those of round 0 are the start's."""
     if number == 0:
-        return [name for name in RUN_STAGES if SPECS[name].in_start]
+        return [name for name in RUN_STAGES if SPECS[name].in_start(config)]
     return [name for name in RUN_STAGES if SPECS[name].in_round(config)]
 
 

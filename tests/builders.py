@@ -10,6 +10,7 @@ from typing import Any
 from data import files, schemas, store
 from data.readers import prompt_id
 from pco.config.run import RunConfig
+from pco.evaluation import looks
 from pco.rounds import State, inputs_of
 from pco.stage import Artifact, Stage, StageName
 
@@ -184,7 +185,11 @@ def checkpoint(folder: Path, steps: int, fingerprint: str = "f", of: int = 9) ->
 
 
 def played(
-    config: RunConfig, until: tuple[int, StageName] | None = None, *, refused: int | Collection[int] = ()
+    config: RunConfig,
+    until: tuple[int, StageName] | None = None,
+    *,
+    refused: int | Collection[int] = (),
+    again: bool = False,
 ) -> list[Stage]:
     """A run on disk whose stages before `until` are finished, each with an empty folder but for its manifest.
 
@@ -207,7 +212,7 @@ def played(
     walked: list[Stage] = []
     refusals = {refused} if isinstance(refused, int) else set(refused)
     with opened(config), contextlib.suppress(Enough):
-        walk(config, pretend)
+        walk(config, pretend, again=again)
     return walked
 
 
@@ -217,6 +222,8 @@ def pretended(stage: Stage, *, refused: bool = False) -> store.Manifest:
         policy = stage.folder.with_name("policy")
         policy.mkdir(parents=True)
         (policy / "model.safetensors").write_text(stage.fingerprint)
+    if stage.name == "test":
+        looks.record(stage)
     return stage.finish(
         unit="rows", rows_in=1, rows_out=1, dropped={}, started=0.0, outputs=_outputs(stage, refused=refused)
     )

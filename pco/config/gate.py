@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pco.config.metrics import METRICS, metric
-from pco.config.section import Section
+from pco.config.section import Section, added
 
 
 class _Rule(Section):
@@ -86,6 +86,9 @@ class Gate(Section):
     """`roll_back` multiplies the learning rate by this for each refused round since the last promoted one."""
     answer_within_s: int = Field(7 * 24 * 3600, ge=1)
     """`ask` waits so long for an answer in the Prefect UI, in seconds; the flow run then fails, and may be retried."""
+    error_rate: float | None = added(None, gt=0, lt=0.5)
+    """How likely a whole run that brings nothing may promote something, such as 0.05. The rounds share it, and it sets
+    the confidence of each requirement, which is left out then. null: each round has its own risk, by `confidence`."""
 
     @model_validator(mode="after")
     def _rules_can_be_applied(self) -> Self:
@@ -94,6 +97,50 @@ class Gate(Section):
             if fault:
                 raise ValueError(f"the rule on `{name}` {fault}")
         return self
+
+    @model_validator(mode="after")
+    def _error_rate_sets_the_confidence(self) -> Self:
+        if self.error_rate is None:
+            return self
+        for name, rule in self.require.items():
+            default = _REQUIRE.get(name)
+            if rule is not None and rule.confidence not in {None, default and default.confidence}:
+                raise ValueError(
+                    f"error_rate and the `confidence` of require.{name} both say how sure a promotion must be: leave "
+                    "out one of them"
+                )
+        if not self._sure:
+            raise ValueError("error_rate: no metric under `require` has an interval that could hold it: name `reward`")
+        return self
+
+    @property
+    def _sure(self) -> list[str]:
+        """The requirements that an error rate holds to their interval: those whose metric has one."""
+        sure = []
+        for name, rule in self.require.items():
+            if rule is not None and not _fault(name, rule.model_copy(update={"confidence": 0.9})):
+                sure.append(name)
+        return sure
+
+    def of_round(self, share: float) -> "Gate":
+        """The gate of one round that has this share of the run's error rate, as confidence of its requirements.
+
+        Equal policies are promoted by one end of the interval, so half of what a confidence leaves is the error.
+        """
+        require = dict(self.require)
+        for name in self._sure:
+            rule = self.require[name]
+            require[name] = rule and rule.model_copy(update={"confidence": round(1 - 2 * share, 10)})
+        return self.model_copy(update={"require": require, "error_rate": None})
+
+    @property
+    def share(self) -> float | None:
+        """The chance with which a round that brings nothing is promoted; None where no requirement has a confidence.
+
+        All must be met, so the surest one bounds it.
+        """
+        confidences = [rule.confidence for rule in self.require.values() if rule is not None and rule.confidence]
+        return (1 - max(confidences)) / 2 if confidences else None
 
     @field_validator("require", "guards", mode="before")
     @classmethod

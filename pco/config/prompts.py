@@ -13,7 +13,7 @@ from data.errors import BadInput
 from data.importing import Request
 from data.labels import Meaning
 from data.ranking import Pairs
-from pco.config.section import Section, settings_of
+from pco.config.section import Section, added, settings_of
 
 
 class DataSource(Section):
@@ -140,6 +140,8 @@ class Prompts(Section):
     """Prompts that only the evaluation sees."""
     heldout_text: str
     """Human prose (`text` on each line) on which the policy's perplexity is watched."""
+    test: str | None = added(None)
+    """Prompts that decide nothing: when the run has ended, the starting and the best policy answer them once."""
     preferences: Sources | None = None
     """Preference pairs to begin with: `prompt`, `chosen`, `rejected` a row. `replay` mixes them in, as of a round 0."""
     feedback: Source | None = None
@@ -162,7 +164,7 @@ class Prompts(Section):
 
     def absolute(self) -> Self:
         """The same with absolute paths."""
-        return self.model_copy(update={name: _absolute(getattr(self, name)) for name in FILES})
+        return self.model_copy(update={name: _absolute(getattr(self, name)) for name in (*FILES, "test")})
 
     def named(self) -> dict[str, dict[str, DataSource]]:
         """The sources of each setting that is no path, by their places in the config, such as `train.0`."""
@@ -176,6 +178,7 @@ class Prompts(Section):
         return named
 
 
+# What a run learns from and decides by, which its first stage freezes.
 FILES = ("train", "heldout", "heldout_text", "preferences", "feedback")
 
 

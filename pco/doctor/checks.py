@@ -4,7 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -57,6 +57,12 @@ class Inputs:
     @cached_property
     def _heldout(self) -> Read[readers.Row]:
         return reading.prompts(self.config, "heldout", limit=self.config.prompts.heldout_limit)
+
+    @cached_property
+    def test(self) -> list[readers.Row]:
+        """The test prompts; none without `prompts.test`."""
+        path = self.config.prompts.test
+        return readers.read_jsonl(Path(path), key="prompt") if path else []
 
     @cached_property
     def heldout_text(self) -> list[readers.Row]:
@@ -161,7 +167,11 @@ class Inputs:
 
     def counted(self) -> str:
         """The number of rows of each kind."""
-        optional = {"seed preferences": len(self.preferences), "pieces of feedback": len(self.feedback)}
+        optional = {
+            "test prompts": len(self.test),
+            "seed preferences": len(self.preferences),
+            "pieces of feedback": len(self.feedback),
+        }
         more = "".join(f", {count} {what}" for what, count in optional.items() if count)
         return f"{len(self.train)} training prompts, {len(self.heldout)} held-out, {len(self.heldout_text)} texts{more}"
 
@@ -231,6 +241,41 @@ def _leakage(inputs: Inputs) -> str:
                 "training prompts proves nothing: remove it from one file."
             )
     return f"none of {len(inputs.heldout)} held-out prompts is trained on, ignoring case and white space"
+
+
+def _test(inputs: Inputs) -> str:
+    if inputs.config.prompts.test is None:
+        return "no test prompts: held-out ones, which the gate decides by, are all that the report has"
+    return check_test(inputs, [*inputs.train, *inputs.preferences, *inputs.feedback], inputs.heldout)
+
+
+def check_test(
+    inputs: Inputs,
+    trained: Iterable[Mapping[str, object]],
+    heldout: Iterable[Mapping[str, object]],
+    *,
+    trained_ids: Collection[str] = (),
+) -> str:
+    """Check the test prompts: none is in another set, all fit the context, and each has what the rewards need.
+
+    Of prompts that are trained on and known by their ids alone, `trained_ids` holds those. Raises BadInput.
+    """
+    where, config = str(inputs.config.prompts.test), inputs.config
+    seen = {readers.prompt_key(asked(row)): "held out, and the gate decides by it" for row in heldout}
+    seen |= {readers.prompt_key(asked(row)): "trained on" for row in trained}
+    for row in inputs.test:
+        elsewhere = seen.get(readers.prompt_key(asked(row)))
+        if elsewhere or row["prompt_id"] in trained_ids:
+            raise BadInput(
+                f"{where}: prompt {row['source_id'] or row['prompt_id']} is also {elsewhere or 'trained on'} (case and "
+                "white space aside). A test on it proves nothing: remove it from one file."
+            )
+        length = len(render(inputs.tokenizer, asked(row), config.policy).token_ids)
+        _check_fits(where, row, length, config.generate.max_tokens, inputs.context)
+    for reward in (config.reward, config.evaluate.second_reward):
+        if reward is not None:
+            rewards.check(reward, {where: inputs.test})
+    return f"none of {len(inputs.test)} test prompts is trained on or held out, ignoring case and white space"
 
 
 def _reward(inputs: Inputs) -> str:
@@ -367,6 +412,7 @@ CHECKS: dict[str, Callable[[Inputs], str]] = {
     "tasks": _tasks,
     "model": _model,
     "lengths": _lengths,
+    "test": _test,
     "machine": _machine,
 }
 

@@ -149,12 +149,32 @@ def _in_words(rule: Requirement | Guard, bounds: Bounds) -> str:
     """The bounds in words, e.g. `> 0 with 90% confidence`, `0.8 to 1.5`."""
     lower, upper = bounds
     or_equal = "" if isinstance(rule, Requirement) else "="
-    confidence = f" with {rule.confidence:.0%} confidence" if rule.confidence else ""
+    confidence = f" with {100 * rule.confidence:.4g}% confidence" if rule.confidence else ""
     if lower is not None and upper is not None:
         return f"{lower:g} to {upper:g}{confidence}"
     if lower is not None:
         return f">{or_equal} {lower:g}{confidence}"
     return f"<{or_equal} {upper:g}{confidence}"
+
+
+def promise(gate: Gate, rounds: int) -> str:
+    """What the gate's requirements promise of a run that brings nothing, in a sentence; empty if nothing."""
+    if gate.error_rate is not None:
+        return (
+            f"Of runs that bring nothing, at most {_one_in(gate.error_rate)} promotes something (gate.error_rate "
+            f"{gate.error_rate:g}, shared by {rounds} round{'s' if rounds > 1 else ''})."
+        )
+    if gate.share is None:
+        return ""
+    whole = 1 - (1 - gate.share) ** rounds
+    every = f"Of rounds that bring nothing, at most {_one_in(gate.share)} is promoted"
+    return (
+        f"{every}." if rounds == 1 else f"{every}; of runs of {rounds} such rounds up to {whole:.0%} promote something."
+    )
+
+
+def _one_in(share: float) -> str:
+    return f"one in {1 / share:.3g}"
 
 
 def explain(number: int, results: Sequence[RuleResult]) -> str:

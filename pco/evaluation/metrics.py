@@ -13,7 +13,7 @@ from statistics import fmean
 
 from data import store
 from pco.evaluation.differences import paired_rows, per_text_drifts
-from pco.evaluation.length_control import controlled_rate
+from pco.evaluation.length_control import Games, controlled_interval, controlled_rate
 from pco.evaluation.rows import (
     TEXT,
     CandidateRow,
@@ -189,17 +189,35 @@ def summarise(rows: Iterable[EvaluationRow]) -> Summary:
 
 def _length_controlled(rows: Sequence[EvaluationRow]) -> Summary:
     """`lc_win_vs_NAME/mode` for all win rates whose differences of length are known."""
+    summary = {}
+    for name, games in _games(rows).items():
+        summary[f"lc_{name}"] = controlled_rate(games.wins, games.longer)
+    return summary
+
+
+def length_controlled_interval(
+    rows: Sequence[EvaluationRow], name: str, *, level: float = 0.95
+) -> tuple[float, float, float] | None:
+    """A win rate at equal length, such as `lc_win_vs_start`, and its interval; None where it was not measured."""
+    games = _games(rows)
+    modes = [games[key] for mode in (GREEDY, SAMPLED) if (key := f"{name.removeprefix('lc_')}/{mode}") in games]
+    return controlled_interval(modes, level=level) if modes else None
+
+
+def _games(rows: Iterable[EvaluationRow]) -> dict[str, Games]:
+    """The completions of each `win_vs_NAME/mode` whose differences of length are known."""
     values: dict[str, dict[CompletionKey, float]] = defaultdict(dict)
     for row in rows:
         if "_vs_" in row["measure"]:
             values[f"{row['measure']}/{row['mode']}"][key(row)] = row["value"]
-    summary = {}
+    games = {}
     for name, wins in values.items():
         kind, _, other = name.partition("_vs_")
         longer = values.get(f"length_vs_{other}", {})
         if kind in WINS and wins.keys() <= longer.keys():
-            summary[f"lc_{name}"] = controlled_rate(list(wins.values()), [longer[completion] for completion in wins])
-    return summary
+            prompts = [prompt or "" for _, prompt, _ in wins]
+            games[name] = Games(prompts, list(wins.values()), [longer[completion] for completion in wins])
+    return games
 
 
 def _exp(value: float) -> float:

@@ -14,8 +14,19 @@ from pco.evaluation import metrics
 from pco.evaluation.gate import RuleResult
 from pco.evaluation.rows import EvaluationRow
 from pco.report import intervals, samples, timings
-from pco.report.numbers import Funnel, GateReport, HeldoutChanges, Outcome, RoundReport, RunReport, StageReport, Status
+from pco.report.numbers import (
+    FinalTest,
+    Funnel,
+    GateReport,
+    HeldoutChanges,
+    Outcome,
+    RoundReport,
+    RunReport,
+    StageReport,
+    Status,
+)
 from pco.report.samples import Prompts
+from pco.runs import final_test
 from pco.runs.status import RunState, StageState
 from pco.stage import Stage, StageName
 
@@ -50,7 +61,28 @@ def run_report(config: RunConfig) -> RunReport:
         train_prompts=sum(row["split"] == "train" for row in prompts.values()) if prompts else None,
         timings=timings.of(stages),
         changes=_changes(config, reports, prompts),
+        test=final_test_of(config),
     )
+
+
+def final_test_of(config: RunConfig) -> FinalTest | None:
+    """What is known of the test; None for a run without test prompts."""
+    if config.prompts.test is None:
+        return None
+    promoted = RunState(config).promoted
+    is_over = bool(promoted) and rounds.is_over(config, promoted)
+    best = max((number for number, yes in enumerate(promoted, start=1) if yes), default=0)
+    rows, number, looks = final_test.rows(config), final_test.tested_round(config), final_test.looks_at(config)
+    note = ""
+    if is_over and not best:
+        note = "No test is needed: the best policy is the starting one"
+    elif not is_over:
+        note = "The test prompts are answered when the run has ended"
+    elif number != best and looks and not rounds.test_rounds(config):
+        note = f"A test of the best policy would be another look at the test set: `pco test {config.run} --again`"
+    elif number != best:
+        note = f"The test is not finished yet: `pco test {config.run}`"
+    return FinalTest(rows, number, bool(rows) and number == best, looks, note)
 
 
 def _outcome(rounds: Sequence[RoundReport], stages: Sequence[StageReport]) -> Outcome:

@@ -19,6 +19,7 @@ def against_start(rows: Sequence[EvaluationRow], start: Sequence[EvaluationRow])
     """
     texts = [row for row in rows if row["mode"] == TEXT and row["measure"] != "drift"]
     values = {"drift": per_text_drifts([*texts, *metrics.drift_rows(texts, start)])}
+    controlled: dict[str, Interval] = {}
     for metric in METRICS:
         if metric.compared:
             values[metric.key] = per_prompt_differences(rows, start, metric=metric.key)
@@ -27,5 +28,8 @@ def against_start(rows: Sequence[EvaluationRow], start: Sequence[EvaluationRow])
                 values[f"{metric.key}/{mode}"] = per_prompt_differences(of_mode, start, metric=metric.key)
         elif metric.paired and metric.key.endswith("_vs_start"):
             values[metric.key] = per_prompt_means(rows, metric.key)
+        elif metric.key.startswith("lc_") and (at_equal_length := metrics.length_controlled_interval(rows, metric.key)):
+            controlled[metric.key] = Interval(*at_equal_length[1:])
     intervals = {name: Interval(*paired_interval(numbers)[1:]) for name, numbers in values.items() if numbers}
+    intervals |= controlled
     return {name: interval for name, interval in intervals.items() if math.isfinite(interval.low)}

@@ -38,6 +38,7 @@ def _cell(cell: Cell) -> str:
 def run(report: RunReport) -> str:
     """The whole run: its result, metrics, gate, pairs, time, and what is missing."""
     sections = {
+        "Test": tables.final_test(report),
         "Metrics": tables.metrics(report),
         "Gate": tables.gate(report),
         "Pairs": tables.funnel(report),
@@ -47,6 +48,8 @@ def run(report: RunReport) -> str:
         "Missing": run_tables.missing(report),
     }
     written = [f"## {name}\n\n{table(content)}" for name, content in sections.items() if content.rows]
+    if report.test is not None and report.test.note:
+        written.insert(0, f"{escape(report.test.note)}.")
     return "\n\n".join([f"# Run {report.config.run}", wording.headline(report), *written]) + "\n"
 
 

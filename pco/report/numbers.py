@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data.rows import FinalTestRow
 from data.store import Manifest
 from pco.config.run import RunConfig
 from pco.evaluation.gate import RuleResult
@@ -168,6 +169,26 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class FinalTest:
+    """The best policy against the starting one on the test prompts, which decided nothing; or why there is none.
+
+    `rows` are empty until there is one, and `note` says then what it waits for. `round` trained the policy that was
+    tested, and `is_of_best` says whether that is still the best one. `looks` counts the policies put to the test set.
+    """
+
+    rows: list[FinalTestRow]
+    round: int | None
+    is_of_best: bool
+    looks: int
+    note: str = ""
+
+    @property
+    def prompts(self) -> int:
+        """How many test prompts both policies answered."""
+        return max((row["prompts"] for row in self.rows), default=0)
+
+
+@dataclass(frozen=True)
 class RunReport:
     """All that a report says about a run; `rounds[0]` is the starting policy."""
 
@@ -178,6 +199,8 @@ class RunReport:
     train_prompts: int | None
     timings: Timings
     changes: HeldoutChanges | None
+    test: FinalTest | None = None
+    """Of a run with test prompts."""
 
     @property
     def start(self) -> RoundReport:

@@ -1,13 +1,16 @@
 """The tables of a report: cells of text that HTML and Markdown render alike."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from data.rows import FinalTestRow
 from pco.config.metrics import METRICS, TASK, Metric, Unit, metric
-from pco.evaluation.gate import RuleResult
+from pco.evaluation.gate import RuleResult, promise
+from pco.evaluation.tested import of_rule
 from pco.report import wording
 from pco.report.cells import Cell, Column, Table, Tone
 from pco.report.numbers import Funnel, RoundReport, RunReport
+from pco.runs.final_test import times
 
 _HEADLINES = ("repetition/greedy", "win_vs_start", "perplexity", "length")
 _RELATIVE: frozenset[Unit] = frozenset({"tokens", "perplexity"})  # a change is shown as a share of what was before
@@ -44,11 +47,60 @@ def metrics(report: RunReport, shown: Sequence[RoundReport] | None = None) -> Ta
     rounds = [round_report for round_report in shown or report.rounds if round_report.summary is not None]
     rows = [row for row in _rows(report) if any(row.key in (policy.summary or {}) for policy in rounds)]
     return Table(
-        "Held-out prompts, which no training sees. Small print: change against the start "
+        "Held-out prompts, which no training sees; used for decisions, as the gate chose the policies by them. Small "
+        "print: change against the start "
         "(pp: percentage points; for wins: against 50 %).",
         [Column("Metric", number=False), *(_round_column(report, round_report) for round_report in rounds)],
         [[Cell(row.label, row.meaning), *(_value(row, policy, report.start) for policy in rounds)] for row in rows],
     )
+
+
+def final_test(report: RunReport) -> Table:
+    """The best policy against the starting one on the test prompts."""
+    test = report.test
+    if test is None:
+        return Table("", [], [])
+    gate = report.config.gate
+    required, guarded = (
+        {of_rule(name) for name, rule in rules.items() if rule is not None} for rules in (gate.require, gate.guards)
+    )
+    looked = f"looked at {times(test.looks)}"
+    caption = (
+        f"{wording.count(test.prompts)} test prompts, which decided nothing ({looked}): the policy of round "
+        f"{test.round} against the starting one, with 95 % intervals over prompts. Human texts and tasks of lm-eval "
+        "are measured on the held-out side alone."
+    )
+    notes = [f"{test.note}." if test.note else ""]
+    if test.rows and not test.is_of_best:
+        notes.append("This test is of a policy that is the best no longer.")
+    return Table(
+        " ".join(filter(None, [caption if test.rows else "", *notes])),
+        [
+            Column("Metric", number=False),
+            Column("Gate", "whether the gate required or guarded it", number=False),
+            Column("Start"),
+            Column("Best"),
+            Column("Difference"),
+        ],
+        [_tested_row(row, required, guarded) for row in test.rows],
+    )
+
+
+def _tested_row(row: FinalTestRow, required: Collection[str], guarded: Collection[str]) -> list[Cell]:
+    about = metric(row["metric"])
+    assert about is not None, "a test has metrics of the registry alone"
+    roles = [name for name, metrics in (("required", required), ("guarded", guarded)) if about.key in metrics]
+    is_clear = row["low"] is not None and row["high"] is not None and (row["low"] > 0 or row["high"] < 0)
+    tone: Tone = ""
+    if is_clear and about.direction:
+        tone = "good" if about.direction * row["difference"] > 0 else "bad"
+    return [
+        Cell(about.label, about.meaning),
+        Cell(", ".join(roles) or wording.ABSENT),
+        Cell(_as_text(about.unit, row["start"])),
+        Cell(_as_text(about.unit, row["best"])),
+        Cell(wording.test_difference(row), tone=tone),
+    ]
 
 
 def headlines(report: RunReport) -> list[tuple[str, Cell]]:
@@ -89,6 +141,9 @@ def _value(row: _Row, round_report: RoundReport, start: RoundReport) -> Cell:
     sign = {"+": 1, "−": -1}.get(change[0], 0)  # what rounds to no change is neither good nor bad
     tone: dict[int, Tone] = {1: "good", -1: "bad", 0: ""}
     arrowed = change.replace("+", "▲ ").replace("−", "▼ ")
+    interval = round_report.intervals.get(row.key)
+    if row.key.startswith("lc_") and interval is not None:
+        arrowed = f"{arrowed}, 95 % interval {wording.percent(interval.low)} to {wording.percent(interval.high)}"
     return Cell(_as_text(unit, value), arrowed, tone[sign * row.metric.direction])
 
 
@@ -113,7 +168,7 @@ def gate(report: RunReport, shown: Sequence[RoundReport] | None = None) -> Table
     return Table(
         "A round's policy is promoted when every rule passes. The previous policy is the best one before the round, "
         "the start the one that the run began with. Brackets hold intervals over prompts, of 95 % where a rule demands "
-        "none.",
+        f"none. {promise(report.config.gate, report.config.rounds)}".strip(),
         [
             Column("Round"),
             Column("Rule", number=False),

@@ -3,10 +3,16 @@
 import math
 from datetime import UTC, datetime
 
+from data.rows import FinalTestRow
+from pco.config.metrics import metric
+from pco.config.run import RunConfig
 from pco.evaluation.rows import Summary
-from pco.report.numbers import RoundReport, RunReport
+from pco.evaluation.tested import of_rule
+from pco.report.numbers import FinalTest, RoundReport, RunReport
+from pco.runs.final_test import times
 
 ABSENT = "–"
+USED = "held-out prompts, used for decisions"
 
 
 def clipped(text: str, limit: int) -> str:
@@ -72,7 +78,7 @@ def moment(epoch_s: float) -> str:
 
 def headline(report: RunReport) -> str:
     """The result of the run, in plain words."""
-    improvement = _improvement(report)
+    improvement = test_result(report.config, report.test) or _improvement(report)
     return f"{_outcome(report)}: {improvement}." if improvement else f"{_outcome(report)}."
 
 
@@ -95,9 +101,31 @@ def _improvement(report: RunReport) -> str:
     start, subject = report.start.summary, report.subject
     if subject is None or subject.summary is None or start is None:
         return ""
-    changes = f"{_repetition(start, subject.summary)}, {_perplexity(start, subject.summary)}"
+    changes = f"{_repetition(start, subject.summary)}, {_perplexity(start, subject.summary)} ({USED})"
     # A sentence about the policy that is kept need not say which policy it means.
     return changes if subject in report.promoted else f"in round {subject.number}'s policy {changes}"
+
+
+def test_result(config: RunConfig, test: FinalTest | None) -> str:
+    """The best policy against the start on the test prompts, by the metrics of the gate; empty without a test of it."""
+    if test is None or not test.is_of_best:
+        return ""
+    gate = config.gate
+    ruled = [of_rule(name) for rules in (gate.require, gate.guards) for name, rule in rules.items() if rule is not None]
+    rows = {row["metric"]: row for row in test.rows}
+    shown = [rows[name] for name in dict.fromkeys(ruled) if name in rows] or [rows["reward"]]
+    differences = "; ".join(f"{row['metric']} {test_difference(row)}" for row in shown)
+    where = f"on {count(test.prompts)} test prompts (looked at {times(test.looks)})"
+    return f"{where}, round {test.round}'s policy less the start: {differences}"
+
+
+def test_difference(row: FinalTestRow) -> str:
+    """A difference between the best and the starting policy on the test prompts, and its interval."""
+    about = metric(row["metric"])
+    number = points if about is not None and about.unit == "share" else signed
+    if row["low"] is None or row["high"] is None:
+        return number(row["difference"])
+    return f"{number(row['difference'])} (95 % interval {number(row['low'])} to {number(row['high'])})"
 
 
 def _repetition(start: Summary, now: Summary) -> str:

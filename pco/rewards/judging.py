@@ -11,7 +11,7 @@ from pco.config.reward import JudgeReward, Single, parts
 from pco.rewards import content
 from pco.rewards.loading import reads_prompts
 from pco.rewards.scores import Candidate, Candidates, Reward, Score
-from pco.stage import Artifact, Stage
+from pco.stage import EVALUATIONS, Artifact, Stage
 
 
 class _Prompt(TypedDict):
@@ -39,7 +39,7 @@ def inputs(stage: Stage) -> dict[str, Artifact]:
 
 def _rewards_of(stage: Stage) -> dict[str, Single]:
     """The rewards of a stage by their names in the config; only an evaluation uses the second reward."""
-    second = stage.config.evaluate.second_reward if stage.name == "evaluate" else None
+    second = stage.config.evaluate.second_reward if stage.name in EVALUATIONS else None
     return content.named(stage.config.reward) | (content.named(second, "second_reward") if second else {})
 
 
@@ -92,7 +92,7 @@ def score_rows(reward: Reward, stage: Stage, rows: Sequence[Mapping[str, object]
         prompts = _prompts(stage.inputs["prompts"])
         candidates = [_with_prompt(row, prompts[row["prompt_id"]]) for row in candidates]
         judges = [part for part in parts(reward.config) if isinstance(part, JudgeReward)]
-        if stage.name == "evaluate" and any(judge.against == "candidates" for judge in judges):
+        if stage.name in EVALUATIONS and any(judge.against == "candidates" for judge in judges):
             candidates = _with_baseline(candidates, stage)
     return reward.score(candidates)
 

@@ -21,6 +21,7 @@ from pco.config.reward import as_it_was, settings
 from pco.config.reward_training import RewardTraining
 from pco.config.run import RunConfig, parse
 from pco.config.train import HOW_TRAINING_RUNS
+from pco.evaluation import looks
 from pco.stage import flat
 
 CONFIG = "config.yaml"
@@ -43,6 +44,7 @@ _FREE = {
     "gate.patience",
     "gate.retry_learning_rate",
     "gate.answer_within_s",
+    "gate.error_rate",
     *(f"train.{name}" for name in HOW_TRAINING_RUNS),
 }
 
@@ -147,7 +149,9 @@ def check_same(config: RunConfig | RewardTraining) -> None:
     if _is_reward_training(raw) != isinstance(config, RewardTraining):
         raise RunConflict(f"{config.folder}: holds another kind of run. Take another name (--set run=...).")
     before, now = _deciding(validated(type(config), raw, source=str(path))), _deciding(config)
-    changed = [key for key in sorted({*before, *now}) if key not in _FREE and before.get(key) != now.get(key)]
+    # A test set may join a run, or be another one, for as long as it was not looked at.
+    free = _FREE if looks.read(config.folder) else _FREE | {"prompts.test"}
+    changed = [key for key in sorted({*before, *now}) if key not in free and before.get(key) != now.get(key)]
     decided = len(list(config.folder.glob("round-*/decision/manifest.json")))
     if isinstance(config, RunConfig) and config.rounds < decided:
         raise RunConflict(

@@ -10,6 +10,7 @@ from pathlib import Path
 from data import files, store
 from data.errors import BadInput, RunConflict
 from pco.config.run import RunConfig
+from pco.evaluation import looks
 from pco.rounds import as_begun, walk
 from pco.runs import retention
 from pco.runs.folder import write_config
@@ -48,6 +49,8 @@ def fork(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
             for stage in plan.shared:
                 _share(stage, origin, temporary / stage.folder.relative_to(new.folder))
             write_config(new, temporary)
+            if (origin.folder / looks.FILE).exists():  # what was seen there is known here
+                shutil.copy2(origin.folder / looks.FILE, temporary / looks.FILE)
             temporary.rename(new.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -13,10 +13,11 @@ from pco.evaluation.decision import Decision
 from pco.progress import Failure
 from pco.runs import approvals
 from pco.runs.folder import CONFIG, is_held, is_reward_training, read_config, report_path
-from pco.stage import Stage, StageName, stages_of
+from pco.stage import TESTS, Stage, StageName, stages_of
 from pco.training import checkpoints
 
 Point = tuple[int, StageName]
+_FREEZE: Point = (0, "prepare_test")
 State = Literal["done", "running", "partial", "interrupted", "failed", "waiting", "stale", "damaged", "not started"]
 
 
@@ -91,6 +92,16 @@ class RunState:
     @cached_property
     def _walked(self) -> tuple[dict[Point, Stage], bool]:
         """The stages up to the first that is not done, whose inputs are known, and whether all are done."""
+        reached, is_finished = self._walk(self.config)
+        if not is_finished and list(reached)[-1:] == [_FREEZE]:
+            # A test set that joined the run: what the run made before does not wait for it.
+            without = self.config.prompts.model_copy(update={"test": None})
+            before, _ = self._walk(self.config.model_copy(update={"prompts": without}))
+            return {**before, _FREEZE: reached[_FREEZE]}, False
+        return reached, is_finished
+
+    @staticmethod
+    def _walk(config: RunConfig) -> tuple[dict[Point, Stage], bool]:
         reached: dict[Point, Stage] = {}
 
         def visit(stage: Stage) -> store.Manifest:
@@ -101,7 +112,7 @@ class RunState:
             return manifest
 
         try:
-            rounds.walk(self.config, visit)
+            rounds.walk(config, visit)
         except (_NotDone, PCOError):  # the state of the stage reports what cannot be read, or the run refuses it
             return reached, False
         return reached, True
@@ -135,10 +146,14 @@ class RunState:
         if state.state == "waiting":
             return state.note
         all_points = points(self.config)
-        this_round = ", ".join(stage for at, stage in all_points[all_points.index(point) :] if at == number)
-        later = self.config.rounds - number
-        then = f", then {later} more round{'s' if later > 1 else ''}" if later else ""
-        return f"`{resume}` would run, in round {number}: {this_round}{then}."
+        missing = all_points[all_points.index(point) :]
+        if point == _FREEZE:
+            missing = [later for later in missing if not self._is_done(later)]
+        this_round = ", ".join(stage for at, stage in missing if at == number)
+        later = 0 if name in TESTS else sum(at > number for at, stage in missing if stage == "decide")
+        then = [f"{later} more round{'s' if later > 1 else ''}"] if later else []
+        then += ["the test"] if any(at > number for at, stage in missing if stage == "test") else []
+        return f"`{resume}` would run, in round {number}: {this_round}{', then ' * bool(then)}{' and '.join(then)}."
 
     def awaited(self) -> Stage:
         """The `decide` stage that waits for a person's answer.
@@ -149,6 +164,9 @@ class RunState:
         if self._next in reached and self._stage(self._next).state == "waiting":
             return reached[self._next]
         raise BadInput(f"{self.config.run}: waits for no answer. `pco status {self.config.run}` shows what it is at.")
+
+    def _is_done(self, point: Point) -> bool:
+        return store.read_manifest(Stage(point[1], point[0], self.config).folder) is not None
 
     @property
     def _next(self) -> Point:
@@ -167,6 +185,8 @@ class RunState:
 
     def _finished(self, point: Point, manifest: store.Manifest) -> tuple[State, str]:
         stage = self._walked[0].get(point)
+        if stage is None and point[1] in TESTS:
+            return "done", "an earlier look at the test set"
         if stage is None:
             return "stale", "a stage before it is not done"
         changes = stage.changes(manifest)
@@ -206,10 +226,12 @@ def _kept(stage: Stage) -> str:
 
 
 def points(config: RunConfig) -> list[Point]:
-    """Round and name of every stage that a run may have, in order."""
+    """Round and name of every stage that a run may have, in order; the test comes last."""
     all_points: list[Point] = []
     for number in range(config.rounds + 1):
         all_points += [(number, name) for name in stages_of(config, number)]
+    for number in rounds.test_rounds(config):
+        all_points += [(number, name) for name in TESTS]
     return all_points
 
 

@@ -1,5 +1,6 @@
 """Check the files of a run against its manifests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from data import files, store
@@ -47,20 +48,38 @@ def _model_damage(folder: Path, digest: str, maker: StageName) -> list[str]:
     return []
 
 
+def evaluation(config: RunConfig, number: int | None) -> Path:
+    """The folder of a finished evaluation on the held-out prompts: a round's, or by default the last.
+
+    Raises BadInput when there is none.
+    """
+    folders = [folder for _, name, folder in _with_table(config, "evaluations", number) if name == "evaluate"]
+    if not folders:
+        raise _nothing_with(config, "evaluations", number)
+    return folders[-1]
+
+
 def folders_with(config: RunConfig, table: str, number: int | None) -> list[tuple[str, Path]]:
     """The finished stage folders that hold a table, each with its place in words.
 
     Raises BadInput when there is none.
     """
-    folders = []
+    folders = [(f"round {at}, {name}", folder) for at, name, folder in _with_table(config, table, number)]
+    if not folders:
+        raise _nothing_with(config, table, number)
+    return folders
+
+
+def _with_table(config: RunConfig, table: str, number: int | None) -> Iterator[tuple[int, StageName, Path]]:
     for at, name in points(config):
         folder = Stage(name, at, config).folder
         manifest = store.read_manifest(folder)
         if manifest and number in {None, at} and table in {part.table for part in manifest.parts}:
-            folders.append((f"round {at}, {name}", folder))
-    if not folders:
-        where = "" if number is None else f" in round {number}"
-        raise BadInput(
-            f"{config.folder}: no finished stage holds a `{table}` table{where}. `pco status` shows what is done."
-        )
-    return folders
+            yield at, name, folder
+
+
+def _nothing_with(config: RunConfig, table: str, number: int | None) -> BadInput:
+    where = "" if number is None else f" in round {number}"
+    return BadInput(
+        f"{config.folder}: no finished stage holds a `{table}` table{where}. `pco status` shows what is done."
+    )

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -31,24 +31,33 @@ def run(stage: Stage) -> store.Manifest:
 
     The inputs `start` and `previous` (evaluations of other policies) add the metrics against those policies.
     """
+    return evaluated(stage, "heldout", "held-out", stage.config.evaluate.tasks)
+
+
+def evaluated(
+    stage: Stage, split: str, name: str, tasks: Sequence[str] = (), write_more: Callable[[], object] = lambda: None
+) -> store.Manifest:
+    """Evaluate the stage's policy on the prompts of one split, which `name` names for people; finish the stage.
+
+    `write_more` is called when both tables are written, and may write others before the manifest.
+    """
     started = stage.launched()
     current = policy.verified(stage)
     rewards.check_unchanged(stage)
     # Before the sampling: a fork shares the prompts of another run, which were checked with that run's settings.
-    lm_eval_tasks.check_names(stage.config.evaluate.tasks)
-    heldout = {"the run's held-out prompts": read_prompts(stage, "heldout")}
+    lm_eval_tasks.check_names(list(tasks))
+    prompts = {f"the run's {name} prompts": read_prompts(stage, split)}
     for _, reward in _rewards_by_metric(stage):
-        rewards.check(reward, heldout)
+        rewards.check(reward, prompts)
 
     @cache
     def engine() -> Sampler:
         return Sampler(current.folder, stage.config.engine)
 
     tokenizer = load_tokenizer(current.folder)
-    shards = _shards(stage, tokenizer)
+    shards = _shards(stage, tokenizer, split)
     sampling = complete_shards(stage, shards, engine)
     candidates: list[CandidateRow] = store.read_parts(stage.folder, "candidates", stage.fingerprint).to_pylist()
-    tasks = stage.config.evaluate.tasks
 
     @cache
     def task_model() -> Any:
@@ -59,17 +68,20 @@ def run(stage: Stage) -> store.Manifest:
             rows, counts = _read(stage, engine()), Counter[str]()
             engine.cache_clear()
             free_memory()  # for the reward model
-            return _evaluated(stage, _measured(stage, candidates, tokenizer, counts) + rows, counts)
+            return _evaluation_shard(stage, _measured(stage, candidates, tokenizer, split, counts) + rows, counts)
         print(f"lm-eval: {tasks[index - 1]}", flush=True)
-        return _evaluated(stage, lm_eval_tasks.rows(task_model(), tasks[index - 1], stage.config.evaluate.task_limit))
+        return _evaluation_shard(
+            stage, lm_eval_tasks.rows(task_model(), tasks[index - 1], stage.config.evaluate.task_limit)
+        )
 
     # Each task of lm-eval is a shard of its own, so that none is repeated after a kill.
     for _ in stage.shards("evaluations", 1 + len(tasks), make):
         pass  # progress counts completions
     rows = store.read_parts(stage.folder, "evaluations", stage.fingerprint).to_pylist()
+    write_more()
     unscored = len(candidates) - sum(row["measure"] == "reward" for row in rows)
     return stage.finish(
-        unit="held-out completions",
+        unit=f"{name} completions",
         rows_in=sum(map(len, shards)),
         rows_out=len(candidates),
         dropped={},
@@ -83,7 +95,7 @@ def run(stage: Stage) -> store.Manifest:
     )
 
 
-def _evaluated(stage: Stage, rows: list[EvaluationRow], counts: Counter[str] | None = None) -> Shard:
+def _evaluation_shard(stage: Stage, rows: list[EvaluationRow], counts: Counter[str] | None = None) -> Shard:
     marked = [{**row, "policy": stage.inputs["policy"].fingerprint} for row in rows]
     return Shard(schemas.build("evaluations", marked), counts=counts or {})
 
@@ -91,9 +103,8 @@ def _evaluated(stage: Stage, rows: list[EvaluationRow], counts: Counter[str] | N
 def _read(stage: Stage, engine: Sampler) -> list[EvaluationRow]:
     """Log-probabilities under the policy: of human texts, and of samples of the starting policy."""
     texts = read_prompts(stage, "text")
-    rows = metrics.text_rows(
-        [row["prompt_id"] for row in texts], engine.text_logprobs([row["prompt"] for row in texts])
-    )
+    logprobs_of_texts = engine.text_logprobs([row["prompt"] for row in texts]) if texts else []
+    rows = metrics.text_rows([row["prompt_id"] for row in texts], logprobs_of_texts)
     if "start" not in stage.inputs:
         return rows
     start = stage.inputs["start"].folder
@@ -111,10 +122,10 @@ def _read_again(candidate: CandidateRow, context: int) -> bool:
 
 
 def _measured(
-    stage: Stage, candidates: list[CandidateRow], tokenizer: Tokenizer, counts: Counter[str]
+    stage: Stage, candidates: list[CandidateRow], tokenizer: Tokenizer, split: str, counts: Counter[str]
 ) -> list[EvaluationRow]:
     """The metrics of completions. The counts of a judge are added to `counts`."""
-    answers = _answers(stage, candidates, tokenizer)
+    answers = _answers(stage, candidates, tokenizer, split)
     scores: dict[str, list[float]] = {}
     of_references = {("length", row["prompt_id"]): float(len(row["token_ids"])) for row in answers}
     for name, config in _rewards_by_metric(stage):
@@ -140,9 +151,9 @@ def _rewards_by_metric(stage: Stage) -> list[tuple[str, RewardConfig]]:
     return [("reward", stage.config.reward), *([("second_reward", second)] if second else [])]
 
 
-def _answers(stage: Stage, candidates: list[CandidateRow], tokenizer: Tokenizer) -> list[CandidateRow]:
+def _answers(stage: Stage, candidates: list[CandidateRow], tokenizer: Tokenizer, split: str) -> list[CandidateRow]:
     """The prompts' reference answers as rows of `candidates`, as if the policy had written them."""
-    references = {row["prompt_id"]: row["reference"] for row in read_prompts(stage, "heldout")}
+    references = {row["prompt_id"]: row["reference"] for row in read_prompts(stage, split)}
     answers: list[CandidateRow] = []
     for row in candidates:
         reference = references[row["prompt_id"]]
@@ -162,7 +173,7 @@ def _rewards(
     scores = rewards.score_rows(reward, stage, candidates)
     if all(score.dropped for score in scores):
         raise BadInput(
-            f"{stage.title}: none of {len(scores)} held-out completions got a reward "
+            f"{stage.title}: none of {len(scores)} completions got a reward "
             f"({dict(Counter(score.dropped for score in scores))}). See docs/rewards.md on what a reward cannot judge."
         )
     # A bare answer does not have the form of a completion.
@@ -171,15 +182,15 @@ def _rewards(
     return [score.value for score in scores], [score.value for score in rewards.score_rows(reward, stage, answers)]
 
 
-def _shards(stage: Stage, tokenizer: Tokenizer) -> list[Sequence[Request]]:
-    """One greedy and `samples` sampled completions per held-out prompt, in shards of `shard_size` prompts.
+def _shards(stage: Stage, tokenizer: Tokenizer, split: str) -> list[Sequence[Request]]:
+    """One greedy and `samples` sampled completions per prompt of the split, in shards of `shard_size` prompts.
 
     The seeds do not depend on the round, so that two policies differ by their weights and not by chance.
     """
     config, samples = stage.config, stage.config.evaluate.samples
     requests: list[Request] = []
-    for row in read_prompts(stage, "heldout"):
+    for row in read_prompts(stage, split):
         rendered = render(tokenizer, asked(row), config.policy)
         requests.append(Request(row["prompt_id"], _GREEDY_SAMPLE, rendered, 0, greedy=True))
-        requests += sampled(row, tokenizer, config, "heldout", samples)
+        requests += sampled(row, tokenizer, config, split, samples)
     return in_shards(requests, config.generate.shard_size * (1 + samples))

@@ -157,3 +157,25 @@ def test_an_export_is_what_the_public_evaluator_reads(finished: RunConfig, tmp_p
         isinstance(row["output"], str) and row.keys() == {"instruction", "output", "generator"} for row in outputs
     )
     assert "is there already" in told("export", f"{finished.folder}:2", "--out", out, status=2)
+
+
+def refused(*words: str) -> str:
+    result = runner.invoke(app, [*words])
+    assert result.exit_code == 2, result.output
+    return " ".join(result.output.split())
+
+
+def test_a_test_is_refused_where_there_is_nothing_to_look_at_or_it_was_looked_at(tmp_path: Path) -> None:
+    builders.write_prompts(tmp_path, ["a"], ["b"])
+    test = builders.write_jsonl(tmp_path / "test.jsonl", [{"prompt": "c"}])
+    config = builders.config(tmp_path, rounds=1)
+    builders.played(config, (1, "train"))
+    assert "has no test set. Name one" in refused("test", str(config.folder))
+    words = ("test", str(config.folder), "--prompts", str(test))
+    assert "has not ended: 0 of 1 rounds are decided" in refused(*words)
+    builders.played(builders.changed(config, prompts__test=str(test)))
+    longer = builders.changed(config, prompts__test=str(test), rounds=2)
+    builders.played(longer)
+    assert "looked at once already" in refused("test", str(config.folder))
+    other = builders.write_jsonl(tmp_path / "other.jsonl", [{"prompt": "d"}])
+    assert "prompts.test" in refused("test", str(config.folder), "--prompts", str(other), "--again")

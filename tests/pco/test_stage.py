@@ -30,6 +30,7 @@ NEUTRAL = {
     "prompts.train",
     "prompts.heldout",
     "prompts.heldout_text",
+    "prompts.test",
     "engine.kv_cache_gib",
     "engine.gpu_memory_utilization",
     # Ways to split one sum, which tests of the training hold equal.
@@ -48,6 +49,7 @@ NEUTRAL = {
     "gate.patience",
     "gate.retry_learning_rate",
     "gate.answer_within_s",
+    "gate.error_rate",  # a round's share of it reaches `decide` as the confidence of its requirements
 }
 
 # Another value where none follows from the type.
@@ -55,9 +57,11 @@ OTHERS = {
     "policy.revision": "main",
     "policy.system": "Be brief.",
     "prompts.preferences": "/preferences.jsonl",
+    "prompts.test": "/test.jsonl",
     "prompts.feedback": "/feedback.jsonl",
     "gate.require": {"reward": {"min_change": 0.5}},
     "gate.guards": {"length": None},
+    "gate.error_rate": 0.05,
     "reward": {"kind": "length", "max_tokens": 9},
     "evaluate.second_reward": {"kind": "length", "max_tokens": 9},
     "policy.template_date": "2026-01-02",
@@ -156,7 +160,8 @@ def test_what_is_not_used_stays_out_so_that_runs_made_before_it_was_there_are_st
 def test_a_setting_changes_the_stages_that_read_it_and_no_others(dotted: str, stages: set[str]) -> None:
     value = another(dotted, *leaves(CONFIG)[dotted])
     after = fingerprints(builders.changed(CONFIG, **{dotted.replace(".", "__"): value}))
-    assert {name for name, before in fingerprints(CONFIG).items() if before != after[name]} == stages
+    tests = {"test_start", "test"} if "evaluate" in stages and dotted != "evaluate.tasks" else set()
+    assert {name for name, before in fingerprints(CONFIG).items() if before != after[name]} == stages | tests
 
 
 @given(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -10,14 +11,15 @@ import pytest
 
 from data import store
 from data.errors import BadInput, CorruptArtifact
+from data.rows import FinalTestRow
 from pco import report
 from pco.config.run import RunConfig
 from pco.evaluation import metrics
 from pco.evaluation.differences import per_prompt_differences
 from pco.evaluation.intervals import paired_interval
-from pco.report import gather, markdown, page, plots, wording
+from pco.report import gather, markdown, page, plots, tables, wording
 from pco.report.cells import Column, Table
-from pco.report.numbers import Interval
+from pco.report.numbers import FinalTest, Interval
 from pco.stage import StageName
 from tests import builders
 from tests.pco.report.report_runs import finish, generate, make_run, prepare, stage_of
@@ -80,7 +82,8 @@ def config(tmp_path: Path) -> RunConfig:
 def test_a_finished_run_says_so_and_shows_every_section(config: RunConfig) -> None:
     content = read_page(make_run(config))
     text = Page(content).text
-    assert "2 of 2 rounds promoted: greedy repetition fell from 86.4 % to 43.2 %, perplexity stayed the same." in text
+    assert "2 of 2 rounds promoted: greedy repetition fell from 86.4 % to 43.2 %, perplexity stayed the same" in text
+    assert "(held-out prompts, used for decisions)." in text
     for heading in ("Metrics per round", "Guards", "Decisions of the gate", "Pairs", "Training", "Time", "Config"):
         assert heading in text
     assert "What is missing" not in text and "Nothing yet" not in text
@@ -318,3 +321,58 @@ def test_a_training_of_one_step_has_one_tick() -> None:
     (loss, _) = plots.learning([{"step": 0, "loss": 0.5, "accuracy": 1.0}])
     ticks = loss.svg.partition('id="loss-matplotlib.axis_1"')[2].partition('id="loss-matplotlib.axis_2"')[0]
     assert re.findall(r">([\d.]+)</text>", ticks) == ["1"]
+
+
+def final_test(number: int, *, best: int, looks: int = 1, note: str = "") -> FinalTest:
+    row: FinalTestRow = {
+        "metric": "reward",
+        "prompts": 40,
+        "start": -0.5,
+        "best": -0.25,
+        "difference": 0.25,
+        "low": 0.1,
+        "high": 0.4,
+    }
+    repetition: FinalTestRow = {**row, "metric": "repetition", "difference": -0.25, "low": -0.4, "high": -0.1}
+    return FinalTest([row, repetition], number, number == best, looks, note)
+
+
+def test_the_headline_is_that_of_the_test_prompts_where_there_are_some(config: RunConfig) -> None:
+    numbers = replace(gather.run_report(make_run(config)), test=final_test(2, best=2))
+    said = (
+        "2 of 2 rounds promoted: on 40 test prompts (looked at once), round 2's policy less the start: "
+        "reward +0.250 (95 % interval +0.100 to +0.400); repetition −25.0 pp (95 % interval −40.0 pp to −10.0 pp)."
+    )
+    assert wording.headline(numbers) == said
+    content = page.render(numbers)
+    text = " ".join(Page(content).text.split())
+    assert said in text and "Test 40 test prompts, which decided nothing (looked at once)" in text
+    assert "used for decisions" in text
+    found = next(table for table in markdown_tables(markdown.run(numbers)) if "Difference" in "".join(table[0]))
+    assert [row[1].strip() for row in found[2:]] == ["required", "guarded"]
+
+
+def test_a_test_of_an_earlier_policy_is_no_headline_and_says_so(config: RunConfig) -> None:
+    note = "A test of the best policy would be another look"
+    numbers = replace(gather.run_report(make_run(config)), test=final_test(1, best=2, looks=3, note=note))
+    assert "test prompts" not in wording.headline(numbers)
+    caption = tables.final_test(numbers).caption
+    assert "looked at 3 times" in caption and note in caption and "the best no longer" in caption
+    assert note in markdown.run(numbers)
+
+
+def test_a_run_without_test_prompts_says_nothing_of_a_test_and_others_what_it_waits_for(config: RunConfig) -> None:
+    assert "<h2>Test</h2>" not in read_page(make_run(config))
+    named = builders.changed(config, prompts__test=str(config.folder / "test.jsonl"))
+    numbers = gather.run_report(named)
+    assert numbers.test is not None and numbers.test.note.startswith("The test is not finished yet")
+    assert numbers.test.rows == [] and numbers.test.looks == 0
+
+
+def test_wins_at_equal_length_are_shown_with_their_interval(config: RunConfig) -> None:
+    make_run(config)
+    rows = metrics.read(stage_of(config, 1, "evaluate").folder)
+    numbers = gather.run_report(config)
+    low, high = numbers.rounds[1].intervals["lc_win_vs_start"].low, numbers.rounds[1].intervals["lc_win_vs_start"].high
+    assert (low, high) == metrics.length_controlled_interval(rows, "lc_win_vs_start")[1:]  # type: ignore[index]
+    assert f"95 % interval {wording.percent(low)} to {wording.percent(high)}" in Page(page.render(numbers)).text
