@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 
-from data.prompts import TOOLS, Prompt, asked, schemas_of, tool_name
+from data.prompts import TOOLS, Prompt, asked, schemas_of, tool_name, without_tools
 from data.rows import Message
 from pco.config.reward import ModelReward, parts
 from pco.doctor.checks import Inputs
@@ -52,7 +52,13 @@ def _is_in(turn: Message, text: str) -> bool:
     """Whether a turn is in what the policy reads; of tools, which templates write each in their own way, the names."""
     if turn["role"] != TOOLS:
         return turn["content"].strip() in text
-    return all(str(tool_name(schema)) in text for schema in schemas_of(turn["content"]))
+    return all(name in text for name in _tool_names([turn]))
+
+
+def _tool_names(prompt: Prompt) -> list[str]:
+    """The names of a prompt's tools."""
+    tools = [] if isinstance(prompt, str) else without_tools(prompt)[0]
+    return [str(tool_name(schema)) for message in tools for schema in schemas_of(message["content"])]
 
 
 def _advice(role: str) -> str:
@@ -143,9 +149,11 @@ def reward(inputs: Inputs) -> Iterator[Result]:
 
 
 def _reads(inputs: Inputs, config: ModelReward) -> Iterator[Result]:
-    kinds = _kinds(inputs)
+    kinds, unread = _kinds(inputs), False
     for prompt in kinds.values():
-        reward_model.reads(config, prompt, _ANSWER)
+        tokenizer, tokens = reward_model.reads(config, prompt, _ANSWER)
+        text = bare(tokenizer.decode(tokens))
+        unread |= not all(bare(name) in text for name in _tool_names(prompt))
     tokenizer, tokens = reward_model.reads(config, _PROMPT, _ANSWER)
     faults = []
     if reward_model.is_dated(config):
@@ -155,6 +163,8 @@ def _reads(inputs: Inputs, config: ModelReward) -> Iterator[Result]:
         )
     if bare(_THOUGHT) not in bare(tokenizer.decode(tokens)):
         faults.append("drops the `<think>` part of an answer, which the reward then never sees")
+    if unread:
+        faults.append("leaves out the tools of prompts, which the reward then never sees")
     for fault in faults:
         yield "warning", f"the chat template of {config.model} {fault}"
     if not faults:

@@ -153,6 +153,17 @@ def test_a_template_that_leaves_tools_out_is_refused_with_the_number_of_prompts(
     assert "leaves out the tools, or parts of them, in 2 of 2 conversations" in fault
 
 
+def test_a_reward_models_template_that_leaves_tools_out_is_warned_of(
+    config: RunConfig, tmp_path: Path, tokenizer: Any
+) -> None:
+    builders.write_jsonl(Path(config.prompts.train), [{"prompt": [ASKED], "tools": [CLOCK]}, {"prompt": "r"}])
+    judge = tiny_reward.make(tmp_path / "judge", tokenizer)
+    reward = {"kind": "model", "model": str(judge)}
+    assert "leaves out the tools" in told(config, "warning", reward=reward)["reward's conversations"]
+    edit_template(judge, "{{ bos_token }}", "{{ bos_token }}" + WRITES)
+    assert "reward's conversations" not in told(config, "warning", reward=reward)
+
+
 def test_raw_prompts_have_no_tools(config: RunConfig) -> None:
     builders.write_jsonl(Path(config.prompts.train), [{"prompt": "the river", "tools": [CLOCK]}])
     assert "raw cannot render" in str(told(config, "fault", policy__prompt_format="raw"))
