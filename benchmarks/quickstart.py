@@ -21,7 +21,8 @@ import psutil
 from data import store
 from pco.config.run import RunConfig
 from pco.runs.folder import read_config
-from pco.stage import Stage, stages_of
+from pco.specs import stages_of
+from pco.stage import Stage
 
 RESULTS = Path(__file__).parent / "results" / "quickstart"
 SAMPLE_S = 0.2

@@ -22,7 +22,7 @@ from pco.runs import status as run_status
 from pco.runs.folder import find as _find
 from pco.runs.folder import opened
 from pco.runs.status import RunState
-from pco.stage import StageName
+from pco.specs import StageName
 
 app = typer.Typer(
     no_args_is_help=True,

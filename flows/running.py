@@ -6,7 +6,7 @@ from pco.config.run import RunConfig
 from pco.evaluation import gate
 from pco.runs.folder import BEST, CONFIG, check_same, report_path
 from pco.runs.status import RunState
-from pco.stage import stages_of
+from pco.specs import stages_of
 
 
 def run(config: RunConfig) -> None:

@@ -24,7 +24,8 @@ from pco.runs import final_test, standalone
 from pco.runs import folder as run_folder
 from pco.runs.after_round import keep_best
 from pco.runs.status import RunState, points
-from pco.stage import TESTS, Artifact, Stage, StageName
+from pco.specs import TESTS, StageName
+from pco.stage import Artifact, Stage
 from pco.tracking import following
 
 _APART = ("prepare_test", *TESTS)  # whose tables no one takes for those of a round

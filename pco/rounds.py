@@ -20,7 +20,8 @@ from pco.evaluation import looks
 from pco.evaluation.decision import Decision
 from pco.evaluation.looks import Look
 from pco.pairing import replay
-from pco.stage import TESTS, Artifact, Stage, StageName, file_fingerprint, source_fingerprint, stages_of
+from pco.specs import TESTS, StageName, stages_of
+from pco.stage import Artifact, Stage, file_fingerprint, source_fingerprint
 from pco.training import user_loss
 
 TEMPLATE_DATE = ".template_date"  # after a model's name, in the outputs of `prepare`

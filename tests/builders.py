@@ -12,7 +12,8 @@ from data.readers import prompt_id
 from pco.config.run import RunConfig
 from pco.evaluation import looks
 from pco.rounds import State, inputs_of
-from pco.stage import Artifact, Stage, StageName
+from pco.specs import StageName
+from pco.stage import Artifact, Stage
 
 Row = dict[str, Any]
 

@@ -28,7 +28,8 @@ from pco.report.numbers import (
 from pco.report.samples import Prompts
 from pco.runs import final_test
 from pco.runs.status import RunState, StageState
-from pco.stage import Stage, StageName
+from pco.specs import StageName
+from pco.stage import Stage
 
 _SAMPLING: tuple[StageName, ...] = ("generate", "evaluate")
 _CURVES = ("step", "loss", "margin", "gate")

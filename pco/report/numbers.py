@@ -9,7 +9,7 @@ from data.store import Manifest
 from pco.config.run import RunConfig
 from pco.evaluation.gate import RuleResult
 from pco.evaluation.rows import Summary
-from pco.stage import StageName
+from pco.specs import StageName
 
 Status = Literal["done", "begun", "not begun", "not run"]
 Outcome = Literal["finished", "refused", "unfinished"]

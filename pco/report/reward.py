@@ -12,7 +12,8 @@ from pco.report import markdown, wording
 from pco.report.cells import Cell, Column, Table
 from pco.reward_training.accuracy import MATCHED, Measured, Share, measured
 from pco.runs.folder import report_path
-from pco.stage import RewardStageName, Stage
+from pco.specs import RewardStageName
+from pco.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from data import files, store
 from data.errors import CorruptArtifact
 from data.store import Manifest
 from pco.config.reward_training import RewardTraining
-from pco.stage import Artifact, RewardStageName, Stage, file_fingerprint
+from pco.specs import RewardStageName
+from pco.stage import Artifact, Stage, file_fingerprint
 
 
 def walk(config: RewardTraining, do: Callable[[Stage[RewardTraining]], Manifest]) -> Manifest:

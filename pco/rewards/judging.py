@@ -11,7 +11,8 @@ from pco.config.reward import JudgeReward, Single, parts
 from pco.rewards import content
 from pco.rewards.loading import reads_prompts
 from pco.rewards.scores import Candidate, Candidates, Reward, Score
-from pco.stage import EVALUATIONS, Artifact, Stage
+from pco.specs import EVALUATIONS
+from pco.stage import Artifact, Stage
 
 
 class _Prompt(TypedDict):

@@ -10,7 +10,8 @@ from pco import rounds
 from pco.config.run import RunConfig
 from pco.evaluation import looks
 from pco.runs.status import RunState
-from pco.stage import TESTS, Stage
+from pco.specs import TESTS
+from pco.stage import Stage
 
 
 def with_prompts(config: RunConfig, path: Path) -> RunConfig:

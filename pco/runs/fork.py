@@ -15,7 +15,8 @@ from pco.rounds import as_begun, walk
 from pco.runs import retention
 from pco.runs.folder import write_config
 from pco.runs.status import Point, points
-from pco.stage import Stage, StageName
+from pco.specs import StageName
+from pco.stage import Stage
 
 _ASIDE = "set-aside"
 

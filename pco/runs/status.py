@@ -13,7 +13,8 @@ from pco.evaluation.decision import Decision
 from pco.progress import Failure
 from pco.runs import approvals
 from pco.runs.folder import CONFIG, is_held, is_reward_training, read_config, report_path
-from pco.stage import TESTS, Stage, StageName, stages_of
+from pco.specs import TESTS, StageName, stages_of
+from pco.stage import Stage
 from pco.training import checkpoints
 
 Point = tuple[int, StageName]

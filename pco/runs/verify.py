@@ -8,7 +8,8 @@ from data.errors import BadInput, PCOError
 from pco.config.run import RunConfig
 from pco.runs import retention
 from pco.runs.status import points
-from pco.stage import Stage, StageName
+from pco.specs import StageName
+from pco.stage import Stage
 
 
 def damage(config: RunConfig) -> list[str]:

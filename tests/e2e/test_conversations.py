@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from data import store
-from pco.stage import Stage, StageName
+from pco.specs import StageName
+from pco.stage import Stage
 from tests import builders, tiny_model
 from tests.e2e.conftest import Case
 

@@ -8,7 +8,8 @@ import pytest
 import pco
 from data import store
 from pco.evaluation import looks
-from pco.stage import TESTS, Stage
+from pco.specs import TESTS
+from pco.stage import Stage
 from tests import builders, tiny_model
 from tests.e2e.conftest import Case
 

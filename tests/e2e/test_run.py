@@ -11,7 +11,8 @@ import pytest
 from data import files, store
 from pco.config.run import RunConfig
 from pco.runs.status import points
-from pco.stage import Stage, StageName
+from pco.specs import StageName
+from pco.stage import Stage
 from tests.e2e.conftest import EPOCHS, Case
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(6000)]

@@ -17,7 +17,8 @@ from pco.execution.executor import LocalExecutor
 from pco.rounds import walk
 from pco.runs.folder import opened, read_config
 from pco.runs.status import RunState
-from pco.stage import Artifact, RewardStageName, Stage
+from pco.specs import RewardStageName
+from pco.stage import Artifact, Stage
 from tests import builders, made_before
 
 FOLDER = made_before.FOLDER

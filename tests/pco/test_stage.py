@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from pco import stage as stage_module
 from pco.config.file import models_in
 from pco.config.run import RunConfig
-from pco.stage import Artifact, Stage, StageName
+from pco.specs import StageName
+from pco.stage import Artifact, Stage
 from tests import builders
 
 STAGES: tuple[StageName, ...] = get_args(StageName)

@@ -10,7 +10,8 @@ from pco.config.run import RunConfig
 from pco.evaluation import gate, metrics
 from pco.evaluation.decision import Decision
 from pco.rewards.programs import repeated_share
-from pco.stage import Artifact, Stage, StageName, stages_of
+from pco.specs import StageName, stages_of
+from pco.stage import Artifact, Stage
 from tests import builders
 
 Row = dict[str, Any]

@@ -20,7 +20,7 @@ from pco.evaluation.intervals import paired_interval
 from pco.report import gather, markdown, page, plots, tables, wording
 from pco.report.cells import Column, Table
 from pco.report.numbers import FinalTest, Interval
-from pco.stage import StageName
+from pco.specs import StageName
 from tests import builders
 from tests.pco.report.report_runs import finish, generate, make_run, prepare, stage_of
 

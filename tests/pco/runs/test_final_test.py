@@ -12,7 +12,8 @@ from pco.evaluation import looks
 from pco.runs import final_test, fork, status
 from pco.runs.folder import check_same, opened, read_config
 from pco.runs.status import RunState
-from pco.stage import TESTS, Stage
+from pco.specs import TESTS
+from pco.stage import Stage
 from tests import builders
 
 ENDED = ("test_start", "test")

@@ -14,7 +14,8 @@ from pco.rounds import walk
 from pco.runs import fork, status
 from pco.runs.folder import opened
 from pco.runs.status import Point, RunState
-from pco.stage import Stage, StageName
+from pco.specs import StageName
+from pco.stage import Stage
 from tests import builders
 from tests.processes import killed_after
 

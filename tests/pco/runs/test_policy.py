@@ -8,7 +8,8 @@ import pytest
 from data.errors import CorruptArtifact
 from pco.execution import launcher
 from pco.runs import policy
-from pco.stage import Artifact, Stage, StageName
+from pco.specs import StageName
+from pco.stage import Artifact, Stage
 from tests import builders
 
 

@@ -7,13 +7,14 @@ import pytest
 
 from data import files, schemas, store
 from data.errors import BadInput, CorruptArtifact
-from pco import stage
+from pco import specs
 from pco.config.run import RunConfig
 from pco.execution import launcher
 from pco.runs import approvals, fork, status, verify
 from pco.runs.folder import opened
 from pco.runs.status import RunState, StageState
-from pco.stage import Stage, StageName, stages_of
+from pco.specs import StageName, stages_of
+from pco.stage import Stage
 from pco.training import checkpoints
 from tests import builders
 
@@ -201,7 +202,7 @@ def test_a_stage_made_by_another_version_of_the_code_is_stale(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builders.played(config)
-    monkeypatch.setitem(stage.SPECS, "pair", replace(stage.SPECS["pair"], version=2))
+    monkeypatch.setitem(specs.SPECS, "pair", replace(specs.SPECS["pair"], version=2))
     assert _line(config, 1, "pair").note == "it was made by another version of this stage's code"
 
 

@@ -13,7 +13,8 @@ from pco.config.train import PythonLoss
 from pco.doctor import checks
 from pco.losses import PairLogps
 from pco.rounds import walk
-from pco.stage import Stage, stages_of
+from pco.specs import stages_of
+from pco.stage import Stage
 from pco.training import user_loss
 from tests import builders
 
