@@ -57,6 +57,13 @@ class _NotDone(Exception):
     """Ends a walk at the first stage that is not done."""
 
 
+def _finished_manifest(stage: Stage) -> store.Manifest:
+    manifest = store.read_manifest(stage.folder)
+    if manifest is None or stage.changes(manifest):
+        raise _NotDone
+    return manifest
+
+
 @dataclass(frozen=True)
 class RunState:
     """Where a run stands; each part is read from disk when it is first asked for."""
@@ -107,10 +114,7 @@ class RunState:
 
         def visit(stage: Stage) -> store.Manifest:
             reached[stage.round, cast(StageName, stage.name)] = stage
-            manifest = store.read_manifest(stage.folder)
-            if manifest is None or stage.changes(manifest):
-                raise _NotDone
-            return manifest
+            return _finished_manifest(stage)
 
         try:
             rounds.walk(config, visit)
@@ -146,6 +150,8 @@ class RunState:
             )
         if state.state == "waiting":
             return state.note
+        if state.state == "done":  # what comes after it is refused
+            return f"`{resume}` would be refused: {self._refusal}"
         all_points = points(self.config)
         missing = all_points[all_points.index(point) :]
         if point == _FREEZE:
@@ -165,6 +171,17 @@ class RunState:
         if self._next in reached and self._stage(self._next).state == "waiting":
             return reached[self._next]
         raise BadInput(f"{self.config.run}: waits for no answer. `pco status {self.config.run}` shows what it is at.")
+
+    @property
+    def _refusal(self) -> str:
+        """Why no stage follows the last one that is done, though the run has not ended."""
+        try:
+            rounds.walk(self.config, _finished_manifest)
+        except PCOError as error:
+            return str(error)
+        except _NotDone:
+            pass
+        return "nothing follows"
 
     def _is_done(self, point: Point) -> bool:
         return store.read_manifest(Stage(point[1], point[0], self.config).folder) is not None

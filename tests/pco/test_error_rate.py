@@ -71,6 +71,7 @@ def test_a_round_that_could_not_be_promoted_is_not_begun(tmp_path: Path) -> None
     with pytest.raises(BadInput, match=r"have spent 0\.05 of 0\.05.*gate\.error_rate=0\.1"):
         builders.played(longer, refused=every)
     assert not (config.folder / "round-05" / "candidates").exists()
+    assert "would be refused: gate.error_rate" in RunState(longer).to_do
     raised = builders.changed(longer, gate__error_rate=0.1)
     assert shares(builders.played(raised, refused=every))[5] == pytest.approx(0.05)
 
