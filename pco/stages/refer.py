@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from data import schemas, store
 from data.rows import ReferenceLogpsRow, TrainingPairRow
 from pco import losses, progress
+from pco.config.formats import DTYPES
 from pco.models.protocols import Model
 from pco.pairing import replay
 from pco.progress import Progress
@@ -55,7 +56,7 @@ def run(stage: Stage) -> store.Manifest:
 
 def _model(stage: Stage) -> Model:
     # In the trainer's number format, so that policy and reference are equal to the bit at the first step.
-    dtype = torch.bfloat16 if stage.config.train.precision == "bf16" else torch.float32
+    dtype = getattr(torch, DTYPES[stage.config.train.precision])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = AutoModelForCausalLM.from_pretrained(stage.inputs["policy"].folder, dtype=dtype)
     model: Model = loaded.to(device).eval()
