@@ -19,7 +19,7 @@ from pco.pairing import replay
 from pco.progress import Progress
 from pco.runs import policy
 from pco.stage import Shard, Stage
-from pco.training.batches import Example, collate, examples_of
+from pco.training.batches import Example, collate, examples_of, longest_first
 from pco.training.objective import decoder_and_head
 
 _SHARD_PAIRS = 256
@@ -67,15 +67,17 @@ def _model(stage: Stage) -> Model:
 def _logps(model: Model, examples: Sequence[Example], *, done: int, total: int) -> list[tuple[float, float]]:
     """(chosen, rejected) of each pair, in nats."""
     decoder, head = decoder_and_head(model)
-    logps: list[tuple[float, float]] = []
-    for start in range(0, len(examples), _BATCH_PAIRS):
-        batch = collate(examples[start : start + _BATCH_PAIRS], pad=model.config.pad_token_id or 0, seed=0)
-        batch = batch.to(model.device)
+    logps: dict[str, tuple[float, float]] = {}
+    ordered = longest_first(examples)  # those of similar length together leave little to pad
+    for start in range(0, len(ordered), _BATCH_PAIRS):
+        pairs = ordered[start : start + _BATCH_PAIRS]
+        batch = collate(pairs, pad=model.config.pad_token_id or 0, seed=0).to(model.device)
         hidden = decoder(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
         sums = losses.fused_logps(hidden, batch.labels, head.weight, head_bias=getattr(head, "bias", None))
-        logps += zip(sums[batch.chosen].tolist(), sums[batch.rejected].tolist(), strict=True)
+        sides = zip(sums[batch.chosen].tolist(), sums[batch.rejected].tolist(), strict=True)
+        logps |= zip((pair.pair_id for pair in pairs), sides, strict=True)
         progress.report(Progress(done + len(logps), total, "pairs"))
-    return logps
+    return [logps[pair.pair_id] for pair in examples]
 
 
 def _row(pair: TrainingPairRow, logps: tuple[float, float], digest: str) -> ReferenceLogpsRow:

@@ -47,6 +47,7 @@ class Rated:
 
 
 Pair = TypeVar("Pair", default=Example)
+Sized = TypeVar("Sized", Example, Rated)
 
 
 @dataclass(frozen=True)
@@ -151,14 +152,20 @@ def steps(
 def micro_batches(step: Step, *, rank: int, world: int, size: int, pad: int, seed: object) -> Iterator[Batch]:
     """This rank's share of a step in micro-batches of at most `size` pairs, or twice as many pieces of feedback.
 
-    Every rank gets equally many, because ZeRO's collectives must meet; a rank that runs out gets one that counts for
-    nothing.
+    Those of similar length come together, which leaves little to pad, and the longest come first, so that a lack of
+    memory shows at once. Every rank gets equally many, because ZeRO's collectives must meet; a rank that runs out gets
+    one that counts for nothing.
     """
     salt, mean = f"{seed}:{step.epoch}", mean_chosen_tokens(step.examples)
-    for pairs in shares(step.examples, rank, world, size):
+    for pairs in shares(longest_first(step.examples), rank, world, size):
         yield replace(collate(pairs, pad=pad, seed=salt), mean_chosen_tokens=mean)
-    for feedback in shares(step.feedback, rank, world, 2 * size):
+    for feedback in shares(longest_first(step.feedback), rank, world, 2 * size):
         yield collate([], feedback, pad=pad, seed=salt)
+
+
+def longest_first(items: Sequence[Sized]) -> list[Sized]:
+    """Pairs or feedback by the length of their longest sequence."""
+    return sorted(items, key=lambda item: -item.longest)
 
 
 def mean_chosen_tokens(examples: Sequence[Example]) -> float:
