@@ -188,6 +188,7 @@ HOW_TRAINING_RUNS = (
     "micro_batch_pairs",
     "processes",
     "zero_stage",
+    "layout",
     "fused_head",
     "gradient_checkpointing",
     "checkpoint_steps",
@@ -210,6 +211,9 @@ class Train(Training):
     """The training objective on pairs."""
     feedback: Feedback = Feedback()
     """The objective on unpaired feedback, if there is any."""
+    layout: Literal["auto", "padded", "shared"] = "auto"
+    """How a pair lies in memory: two `padded` rows, each with the prompt, or one row in which both completions follow
+    one `shared` prompt and do not see each other. `auto` shares prompts where the model can and that is less work."""
     fused_head: bool = True
     """Compute the loss in chunks of tokens without ever holding all logits; False is the plain form, for comparison."""
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Generic
 
 import torch
@@ -60,6 +60,34 @@ class Step(Generic[Pair]):
     feedback: list[Rated]
 
 
+PROMPT, FIRST, SECOND, PADDING = range(4)  # the parts of a row with a shared prompt
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """The sequences of a micro-batch in N = B + U rows: a prompt, and after it its completions, one or two.
+
+    Labels are gathered: row r of the batch has its completion from the first position on.
+    """
+
+    input_ids: Tensor  # (N, S)
+    position_ids: Tensor  # (N, S): those of either completion go on from the prompt
+    parts: Tensor  # (N, S): PROMPT, FIRST and SECOND completion, PADDING
+    labels: Tensor  # (R, T), IGNORE after the completion
+    source: Tensor  # (R, T): which of the N * S hidden states predicts the label; 0 where there is none
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """What is added to the attention scores (N, 1, S, S): a completion sees its prompt and itself."""
+        query, key = self.parts.unsqueeze(-1), self.parts.unsqueeze(-2)
+        is_seen = ((key == PROMPT) | (key == query)).tril()
+        blocked = torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device)
+        return blocked.masked_fill_(~is_seen, torch.finfo(dtype).min).unsqueeze(1)
+
+    def to(self, device: torch.device) -> "SharedRows":
+        """The same rows on a device."""
+        return SharedRows(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch of R = 2B + U sequences: B chosen ones, U pieces of feedback, then the B rejected ones.
@@ -75,6 +103,7 @@ class Batch:
     good: Tensor  # (U,) bool
     reference: Tensor  # (2, B) log-probabilities of chosen and rejected under the reference; zeros without one
     mean_chosen_tokens: float  # of the chosen completions of the whole optimizer step
+    shared: SharedRows | None = None  # the same sequences in rows with shared prompts, where there are pairs
 
     @property
     def chosen(self) -> slice:
@@ -94,7 +123,8 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; the generators stay on the CPU, where they give the same numbers everywhere."""
         names = ("input_ids", "attention_mask", "labels", "good", "reference")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return replace(self, **moved, shared=None if self.shared is None else self.shared.to(device))
 
 
 def examples_of(pairs: Sequence[Row], reference: Sequence[Row] = ()) -> list[Example]:
@@ -204,6 +234,7 @@ def collate(examples: Sequence[Example], feedback: Sequence[Rated] = (), *, pad:
         torch.tensor([rated.good for rated in feedback], dtype=torch.bool),
         torch.tensor(reference, dtype=torch.float64).reshape(-1, 2).T,
         mean_chosen_tokens(examples),
+        _shared(pairs, feedback, pad) if pairs else None,
     )
 
 
@@ -218,3 +249,33 @@ def _padded(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tens
         attention_mask[i, :end] = 1
         labels[i, len(prompt) - 1 : end - 1] = torch.tensor(completion)
     return input_ids, attention_mask, labels
+
+
+def _shared(pairs: Sequence[Example], feedback: Sequence[Rated], pad: int) -> SharedRows:
+    rows = [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+    rows += [(rated.prompt, rated.completion, []) for rated in feedback]
+    length = max(sum(map(len, row)) for row in rows)
+    ids, positions, parts = [], [], []
+    first, second = [], []  # by row: where the hidden states lie that predict the completion's tokens
+    for i, (prompt, completion, other) in enumerate(rows):
+        start, middle, end = len(prompt), len(prompt) + len(completion), len(prompt) + len(completion) + len(other)
+        padding, last = length - end, i * length + start - 1
+        ids.append([*prompt, *completion, *other, *[pad] * padding])
+        positions.append([*range(middle), *range(start, start + len(other)), *[0] * padding])
+        parts.append([PROMPT] * start + [FIRST] * len(completion) + [SECOND] * len(other) + [PADDING] * padding)
+        first.append([last + j for j in range(len(completion))])
+        second.append([last, *(i * length + middle + j for j in range(len(other) - 1))][: len(other)])
+    completions = [row[1] for row in rows] + [row[2] for row in rows[: len(pairs)]]
+    return SharedRows(
+        torch.tensor(ids),
+        torch.tensor(positions),
+        torch.tensor(parts),
+        _filled(completions, IGNORE),
+        _filled(first + second[: len(pairs)], 0),
+    )
+
+
+def _filled(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Rows (R, T) of the length of the longest, at least 1."""
+    length = max(1, *map(len, rows))
+    return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows])
