@@ -162,6 +162,9 @@ class Training(Section):
     """DeepSpeed ZeRO: what is split over processes (1 optimizer, 2 + gradients, 3 + parameters)."""
     processes: int = Field(1, ge=1)
     """Training processes: one per GPU; on CPU usually 1."""
+    layout: Literal["auto", "padded", "shared"] = "auto"
+    """How a pair lies in memory: two `padded` rows, each with the prompt, or one row in which both completions follow
+    one `shared` prompt and do not see each other. `auto` shares prompts where the model can and that is less work."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower."""
     lora: LoRA | None = None
@@ -211,9 +214,6 @@ class Train(Training):
     """The training objective on pairs."""
     feedback: Feedback = Feedback()
     """The objective on unpaired feedback, if there is any."""
-    layout: Literal["auto", "padded", "shared"] = "auto"
-    """How a pair lies in memory: two `padded` rows, each with the prompt, or one row in which both completions follow
-    one `shared` prompt and do not see each other. `auto` shares prompts where the model can and that is less work."""
     fused_head: bool = True
     """Compute the loss in chunks of tokens without ever holding all logits; False is the plain form, for comparison."""
 

@@ -78,8 +78,8 @@ def _logps(
     for start in range(0, len(ordered), _BATCH_PAIRS):
         pairs = ordered[start : start + _BATCH_PAIRS]
         batch = collate(pairs, pad=model.config.pad_token_id or 0, seed=0).to(model.device)
-        hidden, batch = reader.read(batch)
-        sums = losses.fused_logps(hidden, batch.labels, head.weight, head_bias=getattr(head, "bias", None))
+        hidden, labels = reader.read(batch)
+        sums = losses.fused_logps(hidden, labels, head.weight, head_bias=getattr(head, "bias", None))
         sides = zip(sums[batch.chosen].tolist(), sums[batch.rejected].tolist(), strict=True)
         logps |= zip((pair.pair_id for pair in pairs), sides, strict=True)
         progress.report(Progress(done + len(logps), total, "pairs"))

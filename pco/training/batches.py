@@ -65,16 +65,16 @@ PROMPT, FIRST, SECOND, PADDING = range(4)  # the parts of a row with a shared pr
 
 @dataclass(frozen=True)
 class SharedRows:
-    """The sequences of a micro-batch in N = B + U rows: a prompt, and after it its completions, one or two.
+    """R sequences in N rows: a prompt, and after it its completions, one or two.
 
-    Labels are gathered: row r of the batch has its completion from the first position on.
+    What is read of a sequence is gathered in a row from the first position on.
     """
 
     input_ids: Tensor  # (N, S)
     position_ids: Tensor  # (N, S): those of either completion go on from the prompt
     parts: Tensor  # (N, S): PROMPT, FIRST and SECOND completion, PADDING
-    labels: Tensor  # (R, T), IGNORE after the completion
-    source: Tensor  # (R, T): which of the N * S hidden states predicts the label; 0 where there is none
+    labels: Tensor  # (R, T): what is predicted, IGNORE after the last
+    source: Tensor  # (R, T): which of the N * S hidden states is read for the label; 0 where there is none
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """What is added to the attention scores (N, 1, S, S): a completion sees its prompt and itself."""
@@ -119,6 +119,12 @@ class Batch:
     def rejected(self) -> slice:
         """The rows of the rejected sequences."""
         return slice(self.rated.stop, len(self.labels))
+
+    @property
+    def tells(self) -> bool:
+        """Whether a rejected completion is predicted from hidden states that would change if they saw the chosen."""
+        chosen, rejected = ((self.labels[rows] != IGNORE).sum(-1) for rows in (self.chosen, self.rejected))
+        return bool(((chosen > 0) & (rejected > 1)).any())
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; the generators stay on the CPU, where they give the same numbers everywhere."""
@@ -252,30 +258,32 @@ def _padded(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tens
 
 
 def _shared(pairs: Sequence[Example], feedback: Sequence[Rated], pad: int) -> SharedRows:
+    """Rows of the pairs, then of the feedback; a completion's first token is predicted by the prompt's last."""
     rows = [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
     rows += [(rated.prompt, rated.completion, []) for rated in feedback]
-    length = max(sum(map(len, row)) for row in rows)
-    ids, positions, parts = [], [], []
-    first, second = [], []  # by row: where the hidden states lie that predict the completion's tokens
+    ids, positions, parts = in_rows(rows, pad)
+    first, second = [], []  # by row
     for i, (prompt, completion, other) in enumerate(rows):
-        start, middle, end = len(prompt), len(prompt) + len(completion), len(prompt) + len(completion) + len(other)
-        padding, last = length - end, i * length + start - 1
-        ids.append([*prompt, *completion, *other, *[pad] * padding])
-        positions.append([*range(middle), *range(start, start + len(other)), *[0] * padding])
-        parts.append([PROMPT] * start + [FIRST] * len(completion) + [SECOND] * len(other) + [PADDING] * padding)
+        last = i * ids.shape[1] + len(prompt) - 1
+        end = last + len(completion)
         first.append([last + j for j in range(len(completion))])
-        second.append([last, *(i * length + middle + j for j in range(len(other) - 1))][: len(other)])
+        second.append([last if j == 0 else end + j for j in range(len(other))])
     completions = [row[1] for row in rows] + [row[2] for row in rows[: len(pairs)]]
-    return SharedRows(
-        torch.tensor(ids),
-        torch.tensor(positions),
-        torch.tensor(parts),
-        _filled(completions, IGNORE),
-        _filled(first + second[: len(pairs)], 0),
-    )
+    return SharedRows(ids, positions, parts, _filled(completions, IGNORE), _filled(first + second[: len(pairs)], 0))
+
+
+def in_rows(rows: Sequence[tuple[list[int], list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each a prompt with a first and a second completion: ids, positions and parts (N, S), see `SharedRows`."""
+    ids = [[*prompt, *first, *second] for prompt, first, second in rows]
+    positions, parts = [], []
+    for prompt, first, second in rows:
+        start = len(prompt)
+        positions.append([*range(start + len(first)), *range(start, start + len(second))])
+        parts.append([PROMPT] * start + [FIRST] * len(first) + [SECOND] * len(second))
+    return _filled(ids, pad), _filled(positions, 0), _filled(parts, PADDING)
 
 
 def _filled(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Rows (R, T) of the length of the longest, at least 1."""
+    """Rows of the length of the longest, at least 1."""
     length = max(1, *map(len, rows))
     return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows])

@@ -6,15 +6,14 @@ and its positions go on from the prompt, so every hidden state is what it is in 
 
 import inspect
 import math
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from data.errors import BadInput
 from pco.losses import IGNORE
-from pco.training.batches import Batch, SharedRows
+from pco.training.batches import SharedRows
 
 Layout = Literal["auto", "padded", "shared"]
 
@@ -25,6 +24,21 @@ _TOLERANCE, _TOLERANCE_16_BIT = 1e-3, 0.02
 # An operation of masked attention takes as long as so many of a matrix product (measured: docs/performance.md). Rows
 # without padding need no mask, and no scores above the diagonal.
 _MASKED, _CAUSAL = 3.0, 1.5
+
+
+class Rows(Protocol):
+    """A micro-batch of R sequences in rows of their own, and, where it has pairs, the same with shared prompts."""
+
+    @property
+    def input_ids(self) -> Tensor: ...  # (R, L)
+    @property
+    def attention_mask(self) -> Tensor: ...  # (R, L)
+    @property
+    def labels(self) -> Tensor: ...  # (R, L), IGNORE where nothing is read from the hidden state
+    @property
+    def shared(self) -> SharedRows | None: ...
+    @property
+    def tells(self) -> bool: ...  # whether it would show if a second completion saw the first
 
 
 class Reader:
@@ -48,8 +62,8 @@ class Reader:
         else:
             self._attention = _attention_share(decoder, config)
 
-    def read(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """The last hidden states, and the batch with the labels that stand where these predict them.
+    def read(self, batch: Rows) -> tuple[Tensor, Tensor]:
+        """The last hidden states (R, T, D), and the labels (R, T) in the places where these are read.
 
         Raises BadInput where `shared` is asked of a model whose hidden states come out otherwise.
         """
@@ -57,10 +71,10 @@ class Reader:
             self._check(batch)
         shared = batch.shared
         if shared is None or not self._is_checked or not self._is_shared(batch, shared):
-            return self._padded(batch), batch
-        return self._shared(shared), replace(batch, labels=shared.labels)
+            return self._padded(batch), batch.labels
+        return self._shared(shared), shared.labels
 
-    def _is_shared(self, batch: Batch, shared: SharedRows) -> bool:
+    def _is_shared(self, batch: Rows, shared: SharedRows) -> bool:
         if self._layout != "auto":
             return self._layout == "shared"
         return self._cost(shared.input_ids, _MASKED) < self._cost(batch.input_ids, _CAUSAL)
@@ -70,12 +84,12 @@ class Reader:
         rows, length = ids.shape
         return rows * length * (1 + weight * self._attention * length)
 
-    def _padded(self, batch: Batch) -> Tensor:
+    def _padded(self, batch: Rows) -> Tensor:
         """(R, L, D)."""
         return self._hidden(batch.input_ids, attention_mask=batch.attention_mask)
 
     def _shared(self, shared: SharedRows) -> Tensor:
-        """(R, T, D): for each label the hidden state that predicts it."""
+        """(R, T, D): for each label the hidden state that is read for it."""
         mask = shared.mask(next(self._decoder.parameters()).dtype)
         hidden = self._hidden(shared.input_ids, attention_mask=mask, position_ids=shared.position_ids)
         return hidden.flatten(0, 1)[shared.source]
@@ -84,11 +98,11 @@ class Reader:
         hidden: Tensor = self._decoder(input_ids=input_ids, use_cache=False, **how).last_hidden_state
         return hidden
 
-    def _check(self, batch: Batch) -> None:
+    def _check(self, batch: Rows) -> None:
         """Decide the layout, together with all ranks; a micro-batch of none that can tell decides nothing."""
         assert batch.shared is not None
         difference = self._difference(batch, batch.shared)
-        told = torch.tensor([float(_tells(batch)), difference], dtype=torch.float64, device=batch.labels.device)
+        told = torch.tensor([float(batch.tells), difference], dtype=torch.float64, device=batch.labels.device)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
         can_tell, difference = told.tolist()
@@ -103,8 +117,8 @@ class Reader:
             self._refuse(f"hidden states differ by {difference:.1e} of their size from those of padded rows")
 
     @torch.no_grad()
-    def _difference(self, batch: Batch, shared: SharedRows) -> float:
-        """How far the hidden states that predict completions lie apart, as a share of their size; inf if it fails."""
+    def _difference(self, batch: Rows, shared: SharedRows) -> float:
+        """How far the hidden states that are read lie apart, as a share of their size; inf if it fails."""
         was_training = self._decoder.training
         self._decoder.eval()  # dropout would differ
         try:
@@ -128,12 +142,6 @@ class Reader:
             print(f"layout: {what}", flush=True)
 
 
-def _tells(batch: Batch) -> bool:
-    """Whether a rejected completion would see a chosen one if it could."""
-    chosen, rejected = ((batch.labels[rows] != IGNORE).sum(-1) for rows in (batch.chosen, batch.rejected))
-    return bool(((chosen > 0) & (rejected > 1)).any())
-
-
 def why_not(decoder: Any, config: Any, longest: int) -> str | None:
     """Why a model cannot share prompts, as far as its config and code tell; None where they do not say so."""
     settings = config.get_text_config()
@@ -154,8 +162,9 @@ def _attention_share(decoder: Any, config: Any) -> float:
     settings = config.get_text_config()
     embedding = decoder.get_input_embeddings().weight
     products = sum(_count(parameter) for parameter in decoder.parameters()) - _count(embedding)
-    width = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
-    return float(2 * settings.num_hidden_layers * settings.num_attention_heads * width / max(1, products))
+    heads, size = (getattr(settings, name, None) for name in ("num_attention_heads", "head_dim"))
+    width = heads * size if heads and size else embedding.shape[-1]
+    return float(2 * settings.num_hidden_layers * width / max(1, products))
 
 
 def _count(parameter: Any) -> int:

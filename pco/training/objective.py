@@ -47,7 +47,8 @@ class PairPolicy(torch.nn.Module):
         if isinstance(self._train.loss, SFT):  # it never looks at the rejected rows, which are the last
             rows = slice(0, batch.rated.stop)
             batch = replace(batch, input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows])
-        result: tuple[Tensor, Tensor] = head(*reader.read(batch))
+        hidden, labels = reader.read(batch)
+        result: tuple[Tensor, Tensor] = head(hidden, replace(batch, labels=labels))
         return result
 
 

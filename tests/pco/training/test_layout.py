@@ -168,16 +168,16 @@ def test_auto_shares_a_prompt_where_that_spares_more_than_the_larger_mask_costs(
     reader = reader_of(LlamaConfig(**LLAMA), "auto")
     shares = {}
     for prompt, completion in ((40, 4), (1, 200)):
-        _, batch = reader.read(collate([pair(prompt, completion)], pad=0, seed=0))
-        shares[prompt] = batch.labels.shape[1] == completion
+        _, labels = reader.read(collate([pair(prompt, completion)], pad=0, seed=0))
+        shares[prompt] = labels.shape[1] == completion
     assert shares == {40: True, 1: False}
     assert capsys.readouterr().out.count("layout: shared prompts") == 1
 
 
 def test_nothing_is_decided_by_a_batch_that_cannot_tell(capsys: pytest.CaptureFixture[str]) -> None:
     reader = reader_of(LlamaConfig(**LLAMA), "shared")
-    _, batch = reader.read(collate([pair(8, 1)], pad=0, seed=0))
-    assert batch.labels.shape[1] == 9  # read as padded rows
+    _, labels = reader.read(collate([pair(8, 1)], pad=0, seed=0))
+    assert labels.shape[1] == 9  # read as padded rows
     assert capsys.readouterr().out == ""
 
 
@@ -188,8 +188,8 @@ def test_nothing_is_decided_by_a_batch_that_cannot_tell(capsys: pytest.CaptureFi
 )
 def test_other_families_share_prompts_too(config: Any) -> None:
     reader = reader_of(config, "shared")
-    _, batch = reader.read(collate([pair(20, 8)], pad=0, seed=0))
-    assert batch.labels.shape[1] == 8
+    _, labels = reader.read(collate([pair(20, 8)], pad=0, seed=0))
+    assert labels.shape[1] == 8
 
 
 def mamba() -> Any:
@@ -225,8 +225,8 @@ def test_a_model_that_cannot_share_prompts_has_padded_rows_and_says_why(
 ) -> None:
     reader = reader_of(config(), "auto")
     for _ in range(2):
-        _, batch = reader.read(collate([pair(20, 8)], pad=0, seed=0))
-        assert batch.labels.shape[1] == 28
+        _, labels = reader.read(collate([pair(20, 8)], pad=0, seed=0))
+        assert labels.shape[1] == 28
     said = capsys.readouterr().out
     assert said.count("layout: padded rows: ") == 1
     assert reason in said
