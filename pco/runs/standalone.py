@@ -89,9 +89,9 @@ def planned(settings: RunConfig, model: str, prompts: Path | None, out: Path) ->
     raw = settings.model_dump(mode="json")
     for section in ("pair", "train", "gate", "rounds", "keep_last", "keep_best"):  # without effect on an evaluation
         del raw[section]
-    raw["train"] = {"precision": "bf16"}  # the same on every machine, or an evaluation could not be resumed elsewhere
     # So is replay. But the seed preferences stay named, since none of their prompts may be evaluated on.
     raw["replay"] = {"rounds": int(settings.prompts.preferences is not None)}
+    raw["train"] = {"precision": "bf16"}  # the same on every machine, or an evaluation could not be resumed elsewhere
     raw["generate"]["n"] = Generate().n
     raw["prompts"]["test"] = None  # only a run looks at its test set
     if model != settings.policy.model:
