@@ -27,9 +27,12 @@ def raw_config(folder: Path, model: Path | str = "some/model") -> Row:
 
 
 def config(folder: Path, model: Path | str = "some/model", **settings: Any) -> RunConfig:
-    """The smallest valid config with some settings changed, named as `section__key`."""
+    """The smallest valid config with some settings changed, named as `section__key`.
+
+    Its number formats are decided, and the same on every machine: those that runs had before there was a choice.
+    """
     raw = RunConfig.model_validate(raw_config(folder, model)).model_dump()
-    return changed(raw, **settings)
+    return changed(raw, **({"engine__dtype": "bfloat16", "train__precision": "bf16"} | settings))
 
 
 def changed(raw: Row | RunConfig, **settings: Any) -> RunConfig:

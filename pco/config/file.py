@@ -16,6 +16,8 @@ from pco.config.overrides import overridden
 
 Config = TypeVar("Config", bound=BaseModel)
 
+OF_RUN = "config.yaml"  # all settings of a run, in its folder
+
 
 def read(kind: type[BaseModel], path: Path, overrides: list[str]) -> dict[str, Any]:
     """The YAML file of a config of that kind with `a.b=value` overrides applied, not yet validated.
@@ -35,6 +37,23 @@ def read(kind: type[BaseModel], path: Path, overrides: list[str]) -> dict[str, A
     if not isinstance(raw, dict):
         raise BadInput(f"{path}: expected `key: value` lines at the top level, found {type(raw).__name__}.")
     return overridden(kind, raw, overrides)
+
+
+def of_run(folder: Path) -> dict[str, Any] | None:
+    """What the `config.yaml` of a run's folder holds, not validated; None when there is none.
+
+    Raises BadInput when it cannot be read, or holds no config.
+    """
+    path = folder / OF_RUN
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: the run's config could not be read ({error}). Restore it from a copy.") from error
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path}: holds no config. Restore it from a copy, or write it again with the run's settings.")
+    return raw
 
 
 def validated(kind: type[Config], raw: dict[str, Any], *, source: str) -> Config:

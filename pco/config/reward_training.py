@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from data import files, packaged
 from pco.config import file as config_file
+from pco.config import formats
 from pco.config.section import Section
 from pco.config.train import Training
 
@@ -73,12 +74,13 @@ class RewardTraining(Section):
 
 
 def load(path: Path, overrides: list[str] | None = None) -> RewardTraining:
-    """Read a YAML config, apply `a.b=value` overrides, validate, and make its paths absolute.
+    """Read a YAML config, apply `a.b=value` overrides, validate, make its paths absolute, and decide its number format.
 
     Raises BadInput naming the file, the key, what was expected and, for an unknown key, the nearest known one.
     """
     raw = config_file.read(RewardTraining, path, overrides or [])
-    return _absolute(config_file.validated(RewardTraining, raw, source=str(path)))
+    config = _absolute(config_file.validated(RewardTraining, raw, source=str(path)))
+    return formats.decided(config, config_file.of_run(config.folder))
 
 
 def _absolute(config: RewardTraining) -> RewardTraining:

@@ -1,5 +1,6 @@
 """The one config of a run. Every field's description is its documentation; unknown keys are refused by name."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -7,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data import files
 from pco.config import file as config_file
+from pco.config import formats
 from pco.config.gate import Gate
 from pco.config.metrics import TASK
 from pco.config.prompts import Prompts
@@ -82,8 +84,9 @@ class Generate(Section):
 class Engine(Section):
     """How vLLM runs."""
 
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
-    """Number format of weights and activations while generating."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number format of weights and activations while generating. `auto` is bfloat16 where the GPU or the CPU
+    multiplies it, float32 elsewhere: decided when the run begins and kept in its config.yaml."""
     max_model_len: int | None = Field(None, ge=8)
     """Context length in tokens; the model's own by default."""
     kv_cache_gib: float = Field(1.0, gt=0)
@@ -237,7 +240,7 @@ def _share_a_part(one: RewardConfig, other: RewardConfig) -> bool:
 
 
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a YAML config, apply `a.b=value` overrides, validate, and make its paths absolute.
+    """Read a YAML config, apply `a.b=value` overrides, validate, and settle paths and number formats (`parse`).
 
     Relative paths in the file are relative to the working directory, as a shell user expects; `package:PATH` names a
     file that comes with pco, also as the config itself.
@@ -247,9 +250,15 @@ def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
     return parse(config_file.read(RunConfig, path, overrides or []), source=str(path))
 
 
-def parse(raw: dict[str, Any], *, source: str) -> RunConfig:
-    """Validate a config and make its paths absolute; raises BadInput that lists every fault with its key."""
-    return _absolute(config_file.validated(RunConfig, raw, source=source))
+def parse(raw: dict[str, Any], *, source: str, recorded: Mapping[str, Any] | None = None) -> RunConfig:
+    """Validate a config, make its paths absolute, and decide its number formats (`pco.config.formats`).
+
+    `recorded` is the `config.yaml` of the run that it goes on from; by default that in its folder, if there is one.
+
+    Raises BadInput that lists every fault with its key.
+    """
+    config = _absolute(config_file.validated(RunConfig, raw, source=source))
+    return formats.decided(config, recorded or config_file.of_run(config.folder))
 
 
 def _absolute(config: RunConfig) -> RunConfig:

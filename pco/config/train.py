@@ -155,12 +155,16 @@ class Training(Section):
     """Share of the steps in which the learning rate rises evenly; the first of n has 1 / (n + 1) of the peak, not 0."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """What the learning rate does after the warm-up."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16 keeps float32 master weights and saves bf16 ones."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 keeps float32 master weights and saves bf16 ones. `auto` is bf16 where the GPU or the CPU multiplies it,
+    fp32 elsewhere: decided when the run begins and kept in its config.yaml."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO: what is split over processes (1 optimizer, 2 + gradients, 3 + parameters)."""
     processes: int = Field(1, ge=1)
     """Training processes: one per GPU; on CPU usually 1."""
+    layout: Literal["auto", "padded", "shared"] = "auto"
+    """How a pair lies in memory: two `padded` rows, each with the prompt, or one row in which both completions follow
+    one `shared` prompt and do not see each other. `auto` shares prompts where the model can and that is less work."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower."""
     lora: LoRA | None = None
@@ -187,6 +191,7 @@ HOW_TRAINING_RUNS = (
     "micro_batch_pairs",
     "processes",
     "zero_stage",
+    "layout",
     "fused_head",
     "gradient_checkpointing",
     "checkpoint_steps",

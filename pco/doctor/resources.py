@@ -1,27 +1,25 @@
 """Whether weights, prompts, disk and memory suffice, examined without loading weights."""
 
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import psutil
 
 from data.errors import BadInput
+from pco.config.formats import DTYPES
 from pco.config.run import RunConfig
 from pco.doctor.checks import Inputs, existing_folder
 from pco.doctor.finding import Result
 from pco.evaluation.intervals import detectable_difference
 from pco.execution import disk_space
+from pco.hardware import gpu_memory, number_format
 from pco.models import weights
 from pco.models.weights import Tensor
 
 _GIB = 2**30
 _FEW_HELDOUT = 30
-_FORMATS = {"bf16": "bfloat16", "fp32": "float32"}
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"  # what most families call them
 
 
@@ -70,15 +68,20 @@ def engine_format(inputs: Inputs) -> str:
 
 
 def number_formats(inputs: Inputs) -> Iterator[Result]:
-    """Whether engine and trainer use one number format, so that they compute the same policy."""
-    sampled, trained = engine_format(inputs), _FORMATS[inputs.config.train.precision]
+    """Whether engine and trainer use one number format, so that they compute the same policy; what `auto` is, and why.
+
+    The formats of a config are decided by now, so they may be those of the machine where its run began.
+    """
+    sampled, trained = engine_format(inputs), DTYPES[inputs.config.train.precision]
+    faster, reason = number_format()
+    here = f"`auto` is {DTYPES[faster]} on this machine: {reason}"
     if sampled == trained:
-        yield "ok", f"the policy is sampled and trained in {sampled}"
+        yield "ok", f"the policy is sampled and trained in {sampled}; {here}"
     else:
         yield (
             "warning",
             f"the policy is sampled in {sampled} (engine.dtype) and trained in {trained} (train.precision): their "
-            "log-probabilities differ by rounding. Use one format unless memory forbids it",
+            f"log-probabilities differ by rounding. Use one format unless memory forbids it; {here}",
         )
 
 
@@ -236,24 +239,3 @@ def machine_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
     total: int = psutil.virtual_memory().total
     limit_text = limit.read_text().strip() if limit.exists() else "max"
     return min(total, int(limit_text)) if limit_text.isdigit() else total
-
-
-def gpu_memory() -> int | None:
-    """Bytes of memory of the smallest GPU by its driver, without torch; None when there is none or none is used."""
-    program = shutil.which("nvidia-smi")
-    if program is None or not _gpus_are_used():
-        return None
-    query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    result = subprocess.run(query, capture_output=True, text=True, check=False)
-    sizes = [int(line) for line in result.stdout.split() if line.isdigit()]
-    return min(sizes) * 2**20 if result.returncode == 0 and sizes else None
-
-
-def _gpus_are_used() -> bool:
-    """Whether torch would use them, by its version alone: importing torch would take too long for a check."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in {"", "-1"}:
-        return False
-    try:
-        return "+cpu" not in metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        return False

@@ -7,6 +7,7 @@ micro-batch.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +15,19 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from transformers.modeling_layers import GenericForSequenceClassification
 
+from data.errors import BadInput
 from pco.config.reward_training import RewardTrain
+from pco.losses import IGNORE
 from pco.models.protocols import Classifier
 from pco.reward_training.pairs import TRAIN
-from pco.training.batches import Step, shares
+from pco.training.batches import SharedRows, Step, in_rows, shares
+from pco.training.layout import Reader
 
 STATISTICS = ("loss", "accuracy", "margin")
 
+_READ = 0  # a label that says no more than that the hidden state is read
 _WIDEST, _HALVINGS = 1e3, 60  # the bracket and the steps of the bisection
 
 Tokens = np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -46,11 +52,18 @@ class Batch:
 
     input_ids: Tensor  # (2B, L), padded on the right
     attention_mask: Tensor  # (2B, L)
+    labels: Tensor  # (2B, L): IGNORE but where a causal model's reward is read, at the last token that is not padding
     shift: Tensor  # (B,)
     weight: Tensor  # (B,): 1, or 0 for a placeholder
+    shared: SharedRows  # the same texts, what both of a pair begin with as their prompt
+
+    @property
+    def tells(self) -> bool:
+        """Whether a rejected text would be read otherwise if it saw the chosen one."""
+        return bool(self.weight.any())
 
     def to(self, device: torch.device) -> "Batch":
-        names = ("input_ids", "attention_mask", "shift", "weight")
+        names = ("input_ids", "attention_mask", "labels", "shift", "weight", "shared")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
@@ -111,11 +124,45 @@ def collate(pairs: Sequence[Compared], pad: int) -> Batch:
     texts = [pair.chosen for pair in counted] + [pair.rejected for pair in counted]
     input_ids = torch.full((len(texts), max(map(len, texts))), pad)
     attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, IGNORE)
     for i, text in enumerate(texts):
         input_ids[i, : len(text)] = torch.from_numpy(text.copy())
         attention_mask[i, : len(text)] = 1
+        labels[i, _read_at(text, pad)] = _READ
     shift = torch.tensor([pair.shift for pair in counted], dtype=torch.float32)
-    return Batch(input_ids, attention_mask, shift, torch.full_like(shift, 1.0 if pairs else 0.0))
+    weight = torch.full_like(shift, 1.0 if pairs else 0.0)
+    return Batch(input_ids, attention_mask, labels, shift, weight, _shared(counted, pad))
+
+
+def _read_at(text: Tokens, pad: int) -> int:
+    """Where transformers reads the reward of a causal model: at the last token that is not the padding token."""
+    others = np.flatnonzero(text != pad)
+    return int(others[-1]) if len(others) else 0
+
+
+def _shared(pairs: Sequence[Compared], pad: int) -> SharedRows:
+    """What both texts begin with, less their last tokens, is their prompt."""
+    starts = [_common(pair.chosen, pair.rejected) for pair in pairs]
+    rows = [
+        (pair.chosen[:start].tolist(), pair.chosen[start:].tolist(), pair.rejected[start:].tolist())
+        for pair, start in zip(pairs, starts, strict=True)
+    ]
+    ids, positions, parts = in_rows(rows, pad)
+    chosen, rejected = [], []
+    for i, (pair, start) in enumerate(zip(pairs, starts, strict=True)):
+        first, second = _read_at(pair.chosen, pad), _read_at(pair.rejected, pad)
+        between = len(pair.chosen) - start if second >= start else 0  # the chosen text's own part
+        chosen.append([i * ids.shape[1] + first])
+        rejected.append([i * ids.shape[1] + second + between])
+    source = torch.tensor(chosen + rejected)
+    return SharedRows(ids, positions, parts, torch.full_like(source, _READ), source)
+
+
+def _common(one: Tokens, other: Tokens) -> int:
+    """How many tokens both texts begin with, of each of which at least one is left."""
+    most = min(len(one), len(other)) - 1
+    different = np.flatnonzero(one[:most] != other[:most])
+    return int(different[0]) if len(different) else most
 
 
 def log_row(step: Step[Compared], totals: dict[str, float]) -> dict[str, float]:
@@ -128,15 +175,35 @@ def log_row(step: Step[Compared], totals: dict[str, float]) -> dict[str, float]:
 class BradleyTerry(torch.nn.Module):
     """A reward model whose forward pass gives the loss of a micro-batch."""
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier, train: RewardTrain) -> None:
+        """Raises BadInput where shared prompts are asked of a model that cannot take them, as far as it tells."""
         super().__init__()
         self.model = model
+        self._parts = _reader_and_head(model, train)  # in a tuple: torch would register modules of the model twice
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss, summed over the micro-batch, and detached sums (3,) of what STATISTICS names, float64."""
-        output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        chosen, rejected = output.logits.squeeze(-1).float().chunk(2)
+        if self._parts is None:
+            logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        else:
+            reader, head = self._parts
+            hidden, labels = reader.read(batch)
+            logits = head(hidden[labels != IGNORE])
+        chosen, rejected = logits.squeeze(-1).float().chunk(2)
         return objective(chosen - rejected, batch.shift, batch.weight)
+
+
+def _reader_and_head(model: Any, train: RewardTrain) -> tuple[Reader, Any] | None:
+    """Of a causal model, whose head is read at one token; None for others, and where padded rows are asked for."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if train.layout == "padded":
+        return None
+    if isinstance(plain, GenericForSequenceClassification):
+        body = getattr(plain, plain.base_model_prefix)
+        return Reader(body, plain.config, train.layout, longest=train.max_pair_tokens), plain.score
+    if train.layout == "shared":
+        raise BadInput(f"train.layout: shared: {type(plain).__name__} reads its reward elsewhere. Set padded, or auto.")
+    return None
 
 
 def objective(difference: Tensor, shift: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

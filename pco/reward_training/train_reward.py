@@ -44,7 +44,7 @@ def run(stage: Stage[RewardTraining]) -> store.Manifest | None:
     weight = length_weight(length_differences(training_rows(table)))
     compared = compared_of(table, train, weight)
     torch.manual_seed(seed_of("head", stage.config.seed))  # the first values of head and adapters are random
-    learner = BradleyTerry(_model(start, train))
+    learner = BradleyTerry(_model(start, train), train)
     job = _job(stage, learner, compared)
     engine, log = loop.learn(job)
     state = loop.gathered(engine, learner.model)

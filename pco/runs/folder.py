@@ -15,7 +15,9 @@ import yaml
 
 from data import files
 from data.errors import BadInput, RunConflict
-from pco.config.file import validated
+from pco.config import formats
+from pco.config.file import OF_RUN as CONFIG
+from pco.config.file import of_run, validated
 from pco.config.overrides import overridden
 from pco.config.reward import as_it_was, settings
 from pco.config.reward_training import RewardTraining
@@ -24,7 +26,6 @@ from pco.config.train import HOW_TRAINING_RUNS
 from pco.evaluation import looks
 from pco.stage import flat
 
-CONFIG = "config.yaml"
 BEST = "best"  # a link to the folder of the best policy so far
 _LOCK = ".lock"
 _RECOVERY = ".recovery"
@@ -148,7 +149,8 @@ def check_same(config: RunConfig | RewardTraining) -> None:
     raw = _raw(config.folder)
     if _is_reward_training(raw) != isinstance(config, RewardTraining):
         raise RunConflict(f"{config.folder}: holds another kind of run. Take another name (--set run=...).")
-    before, now = _deciding(validated(type(config), raw, source=str(path))), _deciding(config)
+    made_with = formats.decided(validated(type(config), raw, source=str(path)), raw)
+    before, now = _deciding(made_with), _deciding(config)
     # A test set may join a run, or be another one, for as long as it was not looked at.
     free = _FREE if looks.read(config.folder) else _FREE | {"prompts.test"}
     changed = [key for key in sorted({*before, *now}) if key not in free and before.get(key) != now.get(key)]
@@ -224,7 +226,7 @@ def read_config(folder: Path, overrides: list[str] | None = None) -> RunConfig:
     raw = _raw(folder)
     if _is_reward_training(raw):
         raise BadInput(f"{folder}: is a reward training, not a run of rounds: `pco reward train {folder / CONFIG}`.")
-    return parse(overridden(RunConfig, raw, overrides or []), source=str(folder / CONFIG))
+    return parse(overridden(RunConfig, raw, overrides or []), source=str(folder / CONFIG), recorded=raw)
 
 
 def is_reward_training(folder: Path) -> bool:
@@ -237,16 +239,10 @@ def _is_reward_training(raw: Mapping[str, object]) -> bool:
 
 
 def _raw(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    raw = of_run(folder)
+    if raw is None:
         known = sorted(config.parent.name for config in folder.parent.glob(f"*/{CONFIG}"))
-        raise BadInput(f"{folder}: no run here. Runs in {folder.parent}: {', '.join(known) or 'none'}.") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: the run's config could not be read ({error}). Restore it from a copy.") from error
-    if not isinstance(raw, dict):
-        raise BadInput(f"{path}: holds no config. Restore it from a copy, or write it again with the run's settings.")
+        raise BadInput(f"{folder}: no run here. Runs in {folder.parent}: {', '.join(known) or 'none'}.")
     raw = {**raw, "runs_dir": str(folder.parent)}
     if "reward" in raw:
         raw["reward"] = as_it_was(raw["reward"])

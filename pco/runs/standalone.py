@@ -91,13 +91,14 @@ def planned(settings: RunConfig, model: str, prompts: Path | None, out: Path) ->
         del raw[section]
     # So is replay. But the seed preferences stay named, since none of their prompts may be evaluated on.
     raw["replay"] = {"rounds": int(settings.prompts.preferences is not None)}
+    raw["train"] = {"precision": "bf16"}  # the same on every machine, or an evaluation could not be resumed elsewhere
     raw["generate"]["n"] = Generate().n
     raw["prompts"]["test"] = None  # only a run looks at its test set
     if model != settings.policy.model:
         raw["policy"] |= {"model": model, "revision": None}
     if prompts is not None:
         raw["prompts"] |= {"heldout": str(prompts), "heldout_limit": None}
-    config = parse({**raw, "runs_dir": str(out)}, source="pco evaluate")
+    config = parse({**raw, "runs_dir": str(out)}, source="pco evaluate", recorded=raw)
     named = config.prompts.model_dump(mode="json", exclude={"test"})
     identity = [config.policy.model, named, Stage("evaluate", 0, config, {}).settings]
     slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(model).name).strip("-")[:60]

@@ -5,6 +5,7 @@ Only losses with a reference (DPO, IPO, one of your own that asks for it) have t
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -13,12 +14,14 @@ from transformers.utils import logging as transformers_logging
 from data import schemas, store
 from data.rows import ReferenceLogpsRow, TrainingPairRow
 from pco import losses, progress
+from pco.config.formats import DTYPES
 from pco.models.protocols import Model
 from pco.pairing import replay
 from pco.progress import Progress
 from pco.runs import policy
 from pco.stage import Shard, Stage
-from pco.training.batches import Example, collate, examples_of
+from pco.training.batches import Example, collate, examples_of, longest_first
+from pco.training.layout import Reader
 from pco.training.objective import decoder_and_head
 
 _SHARD_PAIRS = 256
@@ -32,12 +35,15 @@ def run(stage: Stage) -> store.Manifest:
     reference = policy.verified(stage)
     rows = replay.rows_of(stage.inputs["pairs"].folder)
     model = _model(stage)
+    decoder, head = decoder_and_head(model)
+    longest = max((example.longest for example in examples_of(rows)), default=0)
+    reader = Reader(decoder, model.config, stage.config.train.layout, longest=longest)
     began = time.monotonic()
     starts = range(0, len(rows), _SHARD_PAIRS)
 
     def make(index: int) -> Shard:
         shard = rows[starts[index] : starts[index] + _SHARD_PAIRS]
-        logps = _logps(model, examples_of(shard), done=starts[index], total=len(rows))
+        logps = _logps(model, head, reader, examples_of(shard), done=starts[index], total=len(rows))
         content = [_row(row, pair, reference.fingerprint) for row, pair in zip(shard, logps, strict=True)]
         return Shard(schemas.build("reference_logps", content))
 
@@ -55,7 +61,7 @@ def run(stage: Stage) -> store.Manifest:
 
 def _model(stage: Stage) -> Model:
     # In the trainer's number format, so that policy and reference are equal to the bit at the first step.
-    dtype = torch.bfloat16 if stage.config.train.precision == "bf16" else torch.float32
+    dtype = getattr(torch, DTYPES[stage.config.train.precision])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = AutoModelForCausalLM.from_pretrained(stage.inputs["policy"].folder, dtype=dtype)
     model: Model = loaded.to(device).eval()
@@ -63,18 +69,21 @@ def _model(stage: Stage) -> Model:
 
 
 @torch.no_grad()
-def _logps(model: Model, examples: Sequence[Example], *, done: int, total: int) -> list[tuple[float, float]]:
+def _logps(
+    model: Model, head: Any, reader: Reader, examples: Sequence[Example], *, done: int, total: int
+) -> list[tuple[float, float]]:
     """(chosen, rejected) of each pair, in nats."""
-    decoder, head = decoder_and_head(model)
-    logps: list[tuple[float, float]] = []
-    for start in range(0, len(examples), _BATCH_PAIRS):
-        batch = collate(examples[start : start + _BATCH_PAIRS], pad=model.config.pad_token_id or 0, seed=0)
-        batch = batch.to(model.device)
-        hidden = decoder(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
-        sums = losses.fused_logps(hidden, batch.labels, head.weight, head_bias=getattr(head, "bias", None))
-        logps += zip(sums[batch.chosen].tolist(), sums[batch.rejected].tolist(), strict=True)
+    logps: dict[str, tuple[float, float]] = {}
+    ordered = longest_first(examples)  # those of similar length together leave little to pad
+    for start in range(0, len(ordered), _BATCH_PAIRS):
+        pairs = ordered[start : start + _BATCH_PAIRS]
+        batch = collate(pairs, pad=model.config.pad_token_id or 0, seed=0).to(model.device)
+        hidden, labels = reader.read(batch)
+        sums = losses.fused_logps(hidden, labels, head.weight, head_bias=getattr(head, "bias", None))
+        sides = zip(sums[batch.chosen].tolist(), sums[batch.rejected].tolist(), strict=True)
+        logps |= zip((pair.pair_id for pair in pairs), sides, strict=True)
         progress.report(Progress(done + len(logps), total, "pairs"))
-    return logps
+    return [logps[pair.pair_id] for pair in examples]
 
 
 def _row(pair: TrainingPairRow, logps: tuple[float, float], digest: str) -> ReferenceLogpsRow:

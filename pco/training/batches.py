@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Generic
 
 import torch
@@ -47,6 +47,7 @@ class Rated:
 
 
 Pair = TypeVar("Pair", default=Example)
+Sized = TypeVar("Sized", Example, Rated)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,34 @@ class Step(Generic[Pair]):
     epoch: int
     examples: list[Pair]
     feedback: list[Rated]
+
+
+PROMPT, FIRST, SECOND, PADDING = range(4)  # the parts of a row with a shared prompt
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """R sequences in N rows: a prompt, and after it its completions, one or two.
+
+    What is read of a sequence is gathered in a row from the first position on.
+    """
+
+    input_ids: Tensor  # (N, S)
+    position_ids: Tensor  # (N, S): those of either completion go on from the prompt
+    parts: Tensor  # (N, S): PROMPT, FIRST and SECOND completion, PADDING
+    labels: Tensor  # (R, T): what is predicted, IGNORE after the last
+    source: Tensor  # (R, T): which of the N * S hidden states is read for the label; 0 where there is none
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """What is added to the attention scores (N, 1, S, S): a completion sees its prompt and itself."""
+        query, key = self.parts.unsqueeze(-1), self.parts.unsqueeze(-2)
+        is_seen = ((key == PROMPT) | (key == query)).tril()
+        blocked = torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device)
+        return blocked.masked_fill_(~is_seen, torch.finfo(dtype).min).unsqueeze(1)
+
+    def to(self, device: torch.device) -> "SharedRows":
+        """The same rows on a device."""
+        return SharedRows(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -74,6 +103,7 @@ class Batch:
     good: Tensor  # (U,) bool
     reference: Tensor  # (2, B) log-probabilities of chosen and rejected under the reference; zeros without one
     mean_chosen_tokens: float  # of the chosen completions of the whole optimizer step
+    shared: SharedRows | None = None  # the same sequences in rows with shared prompts, where there are pairs
 
     @property
     def chosen(self) -> slice:
@@ -90,10 +120,17 @@ class Batch:
         """The rows of the rejected sequences."""
         return slice(self.rated.stop, len(self.labels))
 
+    @property
+    def tells(self) -> bool:
+        """Whether a rejected completion is predicted from hidden states that would change if they saw the chosen."""
+        chosen, rejected = ((self.labels[rows] != IGNORE).sum(-1) for rows in (self.chosen, self.rejected))
+        return bool(((chosen > 0) & (rejected > 1)).any())
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; the generators stay on the CPU, where they give the same numbers everywhere."""
         names = ("input_ids", "attention_mask", "labels", "good", "reference")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return replace(self, **moved, shared=None if self.shared is None else self.shared.to(device))
 
 
 def examples_of(pairs: Sequence[Row], reference: Sequence[Row] = ()) -> list[Example]:
@@ -151,14 +188,20 @@ def steps(
 def micro_batches(step: Step, *, rank: int, world: int, size: int, pad: int, seed: object) -> Iterator[Batch]:
     """This rank's share of a step in micro-batches of at most `size` pairs, or twice as many pieces of feedback.
 
-    Every rank gets equally many, because ZeRO's collectives must meet; a rank that runs out gets one that counts for
-    nothing.
+    Those of similar length come together, which leaves little to pad, and the longest come first, so that a lack of
+    memory shows at once. Every rank gets equally many, because ZeRO's collectives must meet; a rank that runs out gets
+    one that counts for nothing.
     """
     salt, mean = f"{seed}:{step.epoch}", mean_chosen_tokens(step.examples)
-    for pairs in shares(step.examples, rank, world, size):
+    for pairs in shares(longest_first(step.examples), rank, world, size):
         yield replace(collate(pairs, pad=pad, seed=salt), mean_chosen_tokens=mean)
-    for feedback in shares(step.feedback, rank, world, 2 * size):
+    for feedback in shares(longest_first(step.feedback), rank, world, 2 * size):
         yield collate([], feedback, pad=pad, seed=salt)
+
+
+def longest_first(items: Sequence[Sized]) -> list[Sized]:
+    """Pairs or feedback by the length of their longest sequence."""
+    return sorted(items, key=lambda item: -item.longest)
 
 
 def mean_chosen_tokens(examples: Sequence[Example]) -> float:
@@ -197,6 +240,7 @@ def collate(examples: Sequence[Example], feedback: Sequence[Rated] = (), *, pad:
         torch.tensor([rated.good for rated in feedback], dtype=torch.bool),
         torch.tensor(reference, dtype=torch.float64).reshape(-1, 2).T,
         mean_chosen_tokens(examples),
+        _shared(pairs, feedback, pad) if pairs else None,
     )
 
 
@@ -211,3 +255,35 @@ def _padded(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tens
         attention_mask[i, :end] = 1
         labels[i, len(prompt) - 1 : end - 1] = torch.tensor(completion)
     return input_ids, attention_mask, labels
+
+
+def _shared(pairs: Sequence[Example], feedback: Sequence[Rated], pad: int) -> SharedRows:
+    """Rows of the pairs, then of the feedback; a completion's first token is predicted by the prompt's last."""
+    rows = [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+    rows += [(rated.prompt, rated.completion, []) for rated in feedback]
+    ids, positions, parts = in_rows(rows, pad)
+    first, second = [], []  # by row
+    for i, (prompt, completion, other) in enumerate(rows):
+        last = i * ids.shape[1] + len(prompt) - 1
+        end = last + len(completion)
+        first.append([last + j for j in range(len(completion))])
+        second.append([last if j == 0 else end + j for j in range(len(other))])
+    completions = [row[1] for row in rows] + [row[2] for row in rows[: len(pairs)]]
+    return SharedRows(ids, positions, parts, _filled(completions, IGNORE), _filled(first + second[: len(pairs)], 0))
+
+
+def in_rows(rows: Sequence[tuple[list[int], list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each a prompt with a first and a second completion: ids, positions and parts (N, S), see `SharedRows`."""
+    ids = [[*prompt, *first, *second] for prompt, first, second in rows]
+    positions, parts = [], []
+    for prompt, first, second in rows:
+        start = len(prompt)
+        positions.append([*range(start + len(first)), *range(start, start + len(second))])
+        parts.append([PROMPT] * start + [FIRST] * len(first) + [SECOND] * len(second))
+    return _filled(ids, pad), _filled(positions, 0), _filled(parts, PADDING)
+
+
+def _filled(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Rows of the length of the longest, at least 1."""
+    length = max(1, *map(len, rows))
+    return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows])

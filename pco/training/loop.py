@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from data import files, store
 from data.errors import BadInput, StageFailed
 from pco import progress
+from pco.config.formats import DTYPES
 from pco.config.train import LoRA, Training
 from pco.models import weights
 from pco.models.rendering import load_tokenizer
@@ -76,7 +77,8 @@ def is_writer() -> bool:
 
 def dtype(train: Training) -> torch.dtype:
     """The number format of weights and activations."""
-    return torch.bfloat16 if train.precision == "bf16" else torch.float32
+    decided: torch.dtype = getattr(torch, DTYPES[train.precision])
+    return decided
 
 
 def prepared(model: Any, train: Training, *, task: str) -> Any:

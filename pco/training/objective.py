@@ -1,6 +1,6 @@
 """The training objective on top of a Hugging Face causal language model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypedDict, Unpack
 
 import torch
@@ -10,6 +10,7 @@ from pco import losses
 from pco.config.train import DPO, IPO, SFT, Feedback, Loss, PairwiseCringe, PythonLoss, SimPO, Train
 from pco.training import user_loss
 from pco.training.batches import Batch, Step
+from pco.training.layout import Reader
 
 STATISTICS = ("loss", "margin", "gate", "ce", "cringe", "feedback_loss")
 
@@ -25,8 +26,10 @@ class PairPolicy(torch.nn.Module):
         super().__init__()
         self.model = model
         self._train = train
-        self._parts = decoder_and_head(model)  # a tuple: torch would register modules of the model twice
-        head = self._parts[1]
+        decoder, head = decoder_and_head(model)
+        layout = "padded" if isinstance(train.loss, SFT) else train.layout  # SFT reads one completion of a prompt
+        reader = Reader(decoder, model.config, layout, longest=train.max_pair_tokens)
+        self._parts = reader, head  # a tuple: torch would register modules of the model twice
         as_logits = head.forward
 
         def forward(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -40,11 +43,12 @@ class PairPolicy(torch.nn.Module):
 
         A statistic that the loss does not have is NaN.
         """
-        decoder, head = self._parts
-        # SFT never looks at the rejected rows, which are the last.
-        rows = slice(0, batch.rated.stop) if isinstance(self._train.loss, SFT) else slice(None)
-        output = decoder(input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows], use_cache=False)
-        result: tuple[Tensor, Tensor] = head(output.last_hidden_state, batch)
+        reader, head = self._parts
+        if isinstance(self._train.loss, SFT):  # it never looks at the rejected rows, which are the last
+            rows = slice(0, batch.rated.stop)
+            batch = replace(batch, input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows])
+        hidden, labels = reader.read(batch)
+        result: tuple[Tensor, Tensor] = head(hidden, replace(batch, labels=labels))
         return result
 
 

@@ -38,6 +38,7 @@ NEUTRAL = {
     "train.micro_batch_pairs",
     "train.processes",
     "train.zero_stage",
+    "train.layout",
     "train.fused_head",
     "train.gradient_checkpointing",
     # A training that resumes from a checkpoint ends as the uninterrupted one.

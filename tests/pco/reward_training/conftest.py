@@ -26,7 +26,8 @@ def preferences(folder: Path, pairs_each: int = 2, **columns: Any) -> Path:
 
 def training_config(folder: Path, model: Path | str, **changes: Any) -> RewardTraining:
     """The smallest valid config over those preferences with some settings changed; those of `train` as `train__key`."""
-    train = {name.removeprefix("train__"): value for name, value in changes.items() if name.startswith("train__")}
+    said = {name.removeprefix("train__"): value for name, value in changes.items() if name.startswith("train__")}
+    train = {"precision": "bf16"} | said  # the same on every machine
     own = {name: value for name, value in changes.items() if not name.startswith("train__")}
     base = {"run": "reward", "runs_dir": str(folder / "runs"), "model": str(model), "heldout_share": 0.3}
     file = own.pop("preferences", None) or preferences(folder)

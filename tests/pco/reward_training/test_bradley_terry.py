@@ -7,10 +7,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
 from data import schemas
+from data.errors import BadInput
 from pco.config.reward_training import RewardTrain
-from pco.reward_training.bradley_terry import Compared, collate, compared_of, length_weight, micro_batches, objective
+from pco.losses import IGNORE
+from pco.reward_training.bradley_terry import (
+    BradleyTerry,
+    Compared,
+    collate,
+    compared_of,
+    length_weight,
+    micro_batches,
+    objective,
+)
 from pco.training.batches import Step
 
 numbers = st.floats(-8, 8)
@@ -91,3 +102,72 @@ def test_nothing_becomes_a_placeholder_without_weight() -> None:
     assert batch.weight.tolist() == [0]
     loss, statistics = objective(torch.tensor([3.0]), batch.shift, batch.weight)
     assert (float(loss), statistics.tolist()) == (0, [0, 0, 0])
+
+
+# The layout of pairs.
+
+PAD = 9
+texts = st.lists(st.sampled_from([1, 2, PAD]), min_size=1, max_size=6)
+
+
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=4))
+def test_the_reward_of_a_text_is_read_at_the_same_token_in_both_layouts(pairs: list[tuple[list[int], ...]]) -> None:
+    batch = collate([Compared(tokens(*chosen), tokens(*rejected), 0.0) for chosen, rejected in pairs], PAD)
+    for row in range(2 * len(pairs)):
+        (at,) = (batch.labels[row] != IGNORE).nonzero().flatten().tolist()
+        source = int(batch.shared.source[row])
+        assert batch.shared.input_ids.flatten()[source] == batch.input_ids[row, at]
+        assert batch.shared.position_ids.flatten()[source] == at
+        others = (batch.input_ids[row] != PAD).nonzero().flatten().tolist()
+        assert at == (others[-1] if others else 0)
+
+
+def compared(count: int) -> list[Compared]:
+    """Pairs that share their beginning; some texts end in the padding token, one begins with the other."""
+    draw = np.random.default_rng(0)
+    pairs = []
+    for i in range(count):
+        prompt = draw.integers(10, 60, 12).tolist()
+        chosen, rejected = (draw.integers(10, 60, size).tolist() for size in (3 + i, 5))
+        pairs.append(Compared(tokens(*prompt, *chosen, PAD), tokens(*prompt, *rejected), 0.1 * i))
+    return [*pairs, Compared(tokens(20, 21, 22), tokens(20, 21, 22, 23), 0.0)]
+
+
+def classifier() -> torch.nn.Module:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=64, **sizes, num_labels=1, pad_token_id=PAD)
+    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_shared_prompts_give_the_loss_and_gradients_of_padded_rows_in_any_split(size: int) -> None:
+    def of(layout: str, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        model = classifier()
+        learner = BradleyTerry(model, RewardTrain(layout=layout))  # type: ignore[arg-type]
+        batches = micro_batches(Step(0, 0, compared(5), []), rank=0, world=1, size=size, pad=PAD)
+        results = [learner(batch) for batch in batches]
+        loss = torch.stack([batch_loss for batch_loss, _ in results]).sum()
+        loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        return loss.detach(), torch.stack([statistics for _, statistics in results]).sum(0), gradients
+
+    for ours, theirs in zip(of("shared", size), of("padded", 8), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_placeholder_has_no_loss_with_shared_prompts_either() -> None:
+    loss, statistics = BradleyTerry(classifier(), RewardTrain(layout="shared"))(collate([], PAD))  # type: ignore[arg-type]
+    assert loss == 0
+    assert not statistics.any()
+
+
+def test_an_encoder_reads_both_texts_whole_and_refuses_a_shared_prompt() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = AutoModelForSequenceClassification.from_config(BertConfig(vocab_size=64, **sizes, num_labels=1)).eval()
+    batch = collate(compared(3), PAD)
+    padded, auto = (BradleyTerry(model, RewardTrain(layout=layout))(batch) for layout in ("padded", "auto"))
+    assert torch.equal(padded[0], auto[0])
+    with pytest.raises(BadInput, match=r"train\.layout: shared: BertForSequenceClassification"):
+        BradleyTerry(model, RewardTrain(layout="shared"))

@@ -92,13 +92,13 @@ def same_training(one: Trained, other: Trained) -> None:
 
 
 def test_one_pair_at_a_time_trains_as_all_at_once(train: Train) -> None:
-    same_training(train(train__micro_batch_pairs=1), train())
+    same_training(train(train__micro_batch_pairs=1, train__layout="shared"), train(train__layout="padded"))
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("zero", [0, 3])
 def test_two_processes_train_as_one(train: Train, zero: int) -> None:
-    split = {"train__processes": 2, "train__zero_stage": zero, "train__micro_batch_pairs": 1}
+    split = {"train__processes": 2, "train__zero_stage": zero, "train__micro_batch_pairs": 1, "train__layout": "shared"}
     same_training(train(**split), train())
 
 

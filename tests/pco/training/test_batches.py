@@ -140,6 +140,17 @@ def test_every_rank_gets_equally_many_micro_batches_none_larger_than_asked(
 
 
 @given(examples=example_lists(), world=worlds, size=sizes)
+def test_the_longest_pairs_come_first_and_those_of_similar_length_together(
+    examples: list[Example], world: int, size: int
+) -> None:
+    for batches in of_all_ranks(Step(0, 0, examples, []), world, size):
+        lengths = [batch.attention_mask.sum(-1) for batch in batches if batch.pairs]
+        longest = [torch.maximum(rows[: len(rows) // 2], rows[len(rows) // 2 :]) for rows in lengths]
+        of_pairs = [int(length) for rows in longest for length in rows]
+        assert of_pairs == sorted(of_pairs, reverse=True)
+
+
+@given(examples=example_lists(), world=worlds, size=sizes)
 def test_what_fills_up_a_rank_counts_for_nothing(examples: list[Example], world: int, size: int) -> None:
     for batches in of_all_ranks(Step(0, 0, examples, []), world, size):
         for batch in batches:

@@ -116,15 +116,23 @@ def test_a_step_changes_the_weights_far_more_than_two_equal_trainings_differ(tra
 
 
 SPLITS = [
-    {"train__micro_batch_pairs": 1, "train__fused_head": False},
-    {"train__micro_batch_pairs": 3, "train__zero_stage": 3, "train__gradient_checkpointing": True},
-    {"train__micro_batch_pairs": 1, "train__processes": 2, "train__zero_stage": 2},
+    {"train__micro_batch_pairs": 1, "train__fused_head": False, "train__layout": "padded"},
+    {
+        "train__micro_batch_pairs": 3,
+        "train__zero_stage": 3,
+        "train__gradient_checkpointing": True,
+        "train__layout": "shared",
+    },
+    {"train__micro_batch_pairs": 1, "train__processes": 2, "train__zero_stage": 2, "train__layout": "shared"},
 ]
 
 ONE_BY_ONE = [
     {"train__micro_batch_pairs": 1},
     {"train__micro_batch_pairs": 3},
     {"train__fused_head": False},
+    {"train__layout": "padded"},
+    {"train__layout": "shared"},
+    {"train__layout": "shared", "train__processes": 2, "train__zero_stage": 3, "train__micro_batch_pairs": 1},
     {"train__gradient_checkpointing": True},
     {"train__zero_stage": 1},
     {"train__zero_stage": 2},

@@ -59,9 +59,9 @@ def rated(examples: list[Example]) -> list[Rated]:
 
 
 def _result(tiny: Path, train: Train, batches: list[Batch]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, statistics and gradients, summed over the batches, in float64."""
+    """Loss, statistics and gradients, summed over the batches, in float64 and padded rows (test_layout has others)."""
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float64)
-    policy = PairPolicy(model, train)
+    policy = PairPolicy(model, train.model_copy(update={"layout": "padded"}))
     results = [policy(batch) for batch in batches]
     loss = torch.stack([batch_loss for batch_loss, _ in results]).sum()
     loss.backward()
