@@ -2,9 +2,10 @@
 
 from flows import private_server
 from flows.console import console, say
+from pco.config.file import OF_RUN
 from pco.config.run import RunConfig
 from pco.evaluation import gate
-from pco.runs.folder import BEST, CONFIG, check_same, report_path
+from pco.runs.folder import BEST, check_same, report_path
 from pco.runs.status import RunState
 from pco.specs import stages_of
 
@@ -53,7 +54,7 @@ def dry_run(config: RunConfig) -> None:
 
 def _is_over(config: RunConfig) -> bool:
     """Whether the folder says that nothing is left to do: no server and no engine starts to find that."""
-    if not (config.folder / CONFIG).exists():
+    if not (config.folder / OF_RUN).exists():
         return False
     check_same(config)
     return report_path(config).exists() and RunState(config).is_finished

@@ -16,8 +16,7 @@ import yaml
 from data import files
 from data.errors import BadInput, RunConflict
 from pco.config import formats
-from pco.config.file import OF_RUN as CONFIG
-from pco.config.file import of_run, validated
+from pco.config.file import OF_RUN, of_run, validated
 from pco.config.overrides import overridden
 from pco.config.reward import as_it_was, settings
 from pco.config.reward_training import RewardTraining
@@ -143,7 +142,7 @@ def _writer(path: Path) -> str:
 
 def check_same(config: RunConfig | RewardTraining) -> None:
     """Raise RunConflict if the config's folder holds a run with other settings that decide results."""
-    path = config.folder / CONFIG
+    path = config.folder / OF_RUN
     if not path.exists():
         return
     raw = _raw(config.folder)
@@ -181,7 +180,7 @@ def _deciding(config: RunConfig | RewardTraining) -> Mapping[str, object]:
 
 def write_config(config: RunConfig | RewardTraining, folder: Path) -> None:
     """Write all settings; a folder with this file is a run."""
-    files.write_text(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    files.write_text(folder / OF_RUN, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def point_to_best(config: RunConfig, policy: Path) -> None:
@@ -225,8 +224,8 @@ def read_config(folder: Path, overrides: list[str] | None = None) -> RunConfig:
     """
     raw = _raw(folder)
     if _is_reward_training(raw):
-        raise BadInput(f"{folder}: is a reward training, not a run of rounds: `pco reward train {folder / CONFIG}`.")
-    return parse(overridden(RunConfig, raw, overrides or []), source=str(folder / CONFIG), recorded=raw)
+        raise BadInput(f"{folder}: is a reward training, not a run of rounds: `pco reward train {folder / OF_RUN}`.")
+    return parse(overridden(RunConfig, raw, overrides or []), source=str(folder / OF_RUN), recorded=raw)
 
 
 def is_reward_training(folder: Path) -> bool:
@@ -241,7 +240,7 @@ def _is_reward_training(raw: Mapping[str, object]) -> bool:
 def _raw(folder: Path) -> dict[str, Any]:
     raw = of_run(folder)
     if raw is None:
-        known = sorted(config.parent.name for config in folder.parent.glob(f"*/{CONFIG}"))
+        known = sorted(config.parent.name for config in folder.parent.glob(f"*/{OF_RUN}"))
         raise BadInput(f"{folder}: no run here. Runs in {folder.parent}: {', '.join(known) or 'none'}.")
     raw = {**raw, "runs_dir": str(folder.parent)}
     if "reward" in raw:

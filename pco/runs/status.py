@@ -8,11 +8,12 @@ from typing import Literal, cast
 from data import store
 from data.errors import BadInput, PCOError
 from pco import rounds
+from pco.config.file import OF_RUN
 from pco.config.run import RunConfig
 from pco.evaluation.decision import Decision
 from pco.progress import Failure
 from pco.runs import approvals
-from pco.runs.folder import CONFIG, is_held, is_reward_training, read_config, report_path
+from pco.runs.folder import is_held, is_reward_training, read_config, report_path
 from pco.specs import TESTS, StageName, stages_of
 from pco.stage import Stage
 from pco.training import checkpoints
@@ -272,7 +273,7 @@ class RunLine:
 
 def of_all(runs_dir: Path) -> list[RunLine]:
     """Every run under a folder, by name."""
-    return [_run_line(path.parent) for path in sorted(runs_dir.resolve().glob(f"[!.]*/{CONFIG}"))]
+    return [_run_line(path.parent) for path in sorted(runs_dir.resolve().glob(f"[!.]*/{OF_RUN}"))]
 
 
 def _run_line(folder: Path) -> RunLine:

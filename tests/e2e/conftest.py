@@ -15,8 +15,9 @@ import httpx
 import pytest
 import yaml
 
+from pco.config.file import OF_RUN
 from pco.config.run import RunConfig
-from pco.runs.folder import CONFIG, read_config
+from pco.runs.folder import read_config
 from tests import builders, tiny_model
 from tests.points import PATIENCE_S, Points, until
 
@@ -95,7 +96,7 @@ class Case:
     def forked(self, name: str, *words: str) -> "Case":
         """A new run that shares the stages of this one, not yet begun; `words` are those of `pco fork`."""
         self.tell("fork", str(self.folder), name, *words)
-        return replace(self, file=self.folder.with_name(name) / CONFIG)
+        return replace(self, file=self.folder.with_name(name) / OF_RUN)
 
     def tell(self, *arguments: str) -> str:
         """What a command prints that ends well."""

@@ -17,9 +17,10 @@ import yaml
 
 from data.errors import PCOError
 from pco import tracking
+from pco.config.file import OF_RUN
 from pco.config.run import RunConfig
 from pco.config.trackers import Tracker
-from pco.runs.folder import CONFIG, read_config
+from pco.runs.folder import read_config
 from pco.tracking import facts
 from pco.tracking.facts import Part
 from tests import made_before
@@ -218,7 +219,7 @@ def test_trackio_keeps_the_runs_in_its_database(config: RunConfig, parts: dict[s
 
 
 def _sync_in_a_process(config: RunConfig, tracker: Tracker, **environment: str) -> str:
-    path = config.folder / CONFIG
+    path = config.folder / OF_RUN
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "track": [tracker]}))
     command = [sys.executable, "-m", "pco.tracking.main", str(config.folder)]
     done = subprocess.run(
