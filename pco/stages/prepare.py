@@ -83,11 +83,11 @@ def _dates(inputs: checks.Inputs, started: float) -> dict[str, str]:
     config, today = inputs.config, date.fromtimestamp(started).isoformat()
     second = config.evaluate.second_reward
     models = content.named(config.reward) | (content.named(second, "second_reward") if second else {})
-    dated = ["policy"] if conversations.is_dated(inputs) else []
-    dated += [name for name, part in models.items() if isinstance(part, ModelReward) and model.is_dated(part)]
-    if dated:
-        print(f"the chat templates of {', '.join(dated)} write {today}, the date of this start, in all rounds.")
-    return {f"{name}{TEMPLATE_DATE}": today for name in dated}
+    names = ["policy"] if conversations.is_dated(inputs) else []
+    names += [name for name, part in models.items() if isinstance(part, ModelReward) and model.is_dated(part)]
+    if names:
+        print(f"the chat templates of {', '.join(names)} write {today}, the date of this start, in all rounds.")
+    return {f"{name}{TEMPLATE_DATE}": today for name in names}
 
 
 def _starting_policy(inputs: checks.Inputs, stage: Stage) -> dict[str, str]:
