@@ -70,7 +70,7 @@ def _advice(role: str) -> str:
 
 
 def _conversations(inputs: Inputs) -> list[list[Message]]:
-    rows = chain(inputs.train, inputs.heldout, inputs.preferences, inputs.feedback)
+    rows = chain(inputs.train, inputs.heldout, inputs.test, inputs.preferences, inputs.feedback)
     return [row["messages"] for row in rows if row["messages"] is not None]
 
 

@@ -413,3 +413,19 @@ def test_weights_that_were_cut_short_are_refused_by_name(config: RunConfig, mode
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     assert f"{path}: not whole safetensors" in refused(config, policy__model=str(model))
+
+
+@pytest.mark.parametrize(
+    ("known", "told"), [("The  RIVER", "is also trained on"), ("a grey HERON", "is also held out")]
+)
+def test_test_prompts_that_are_in_another_set_are_refused(
+    config: RunConfig, tmp_path: Path, known: str, told: str
+) -> None:
+    path = builders.write_jsonl(tmp_path / "test.jsonl", [{"prompt": "another bridge"}, {"prompt": known}])
+    message = refused(config, prompts__test=str(path))
+    assert str(path) in message and told in message
+
+
+def test_test_prompts_are_counted(config: RunConfig, tmp_path: Path) -> None:
+    path = builders.write_jsonl(tmp_path / "test.jsonl", [{"prompt": "another bridge"}])
+    assert "1 test prompts" in checks.check(builders.changed(config, prompts__test=str(path))).summary()
