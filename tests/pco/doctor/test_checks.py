@@ -108,7 +108,9 @@ def test_prompts_that_cannot_be_read_are_refused() -> None:
 
 
 def test_a_model_that_cannot_be_read_is_refused() -> None:
-    import huggingface_hub.errors  # noqa: F401  nobody may not be able to import it
+    import encodings.utf_8_sig  # noqa: F401  nobody may not be able to import it
+
+    import huggingface_hub.errors  # noqa: F401
 
     def check(folder: Path, config: RunConfig) -> None:
         for model in ("hidden", "hidden/model"):
