@@ -11,12 +11,11 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
+import rounds
 
 from data import store
 from pco.config.run import RunConfig
@@ -25,7 +24,6 @@ from pco.specs import stages_of
 from pco.stage import Stage
 
 RESULTS = Path(__file__).parent / "results" / "quickstart"
-SAMPLE_S = 0.2
 
 
 def main() -> None:
@@ -35,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     name = time.strftime("%Y%m%d-%H%M%S")
     settings = [f"runs_dir={RESULTS}", f"run={name}", *arguments.set]
-    wall, peak = _watched([sys.executable, "-m", "flows.cli", "run", arguments.config, *_flags(settings)])
+    wall, peak, _ = rounds.watched([sys.executable, "-m", "flows.cli", "run", arguments.config, *_flags(settings)])
     config = read_config((RESULTS / name).resolve())
     rows = _rows(config)
     _print(rows, wall, peak)
@@ -46,29 +44,6 @@ def main() -> None:
 
 def _flags(settings: list[str]) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
-
-
-def _watched(command: list[str]) -> tuple[float, float]:
-    """Wall clock (s) and peak memory (GiB) of a command with all its children."""
-    began, peak = time.monotonic(), 0
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    tree = psutil.Process(process.pid)
-    while process.poll() is None:
-        peak = max(peak, _resident(tree))
-        time.sleep(SAMPLE_S)
-    if process.returncode:
-        sys.exit(f"the run failed with status {process.returncode}")
-    return time.monotonic() - began, peak / 2**30
-
-
-def _resident(tree: psutil.Process) -> int:
-    total = 0
-    for process in [tree, *tree.children(recursive=True)]:
-        try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total
 
 
 def _rows(config: RunConfig) -> list[dict[str, object]]:
