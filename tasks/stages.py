@@ -76,20 +76,22 @@ class _Watch:
         self._last_update = 0.0
 
     def advance(self, progress: Progress) -> None:
-        self._view.advance(progress, self._eta(progress))
+        eta_s = self._eta(progress)
+        self._view.advance(progress, eta_s)
         now = time.monotonic()
         if now - self._last_update < _ARTIFACT_EVERY_S and progress.done < progress.total:
             return
         self._last_update = now
         with shown_if_possible("the progress"):
-            self._show(100 * progress.done / progress.total, progress.unit)
+            self._show(100 * progress.done / progress.total, views.describe(progress, eta_s))
 
-    def _show(self, percent: float, unit: str) -> None:
+    def _show(self, percent: float, description: str) -> None:
+        description = f"{self._stage.title}: {description}"
         if self._artifact is None:
-            artifact = create_progress_artifact(percent, description=f"{self._stage.title}, {unit}")
+            artifact = create_progress_artifact(percent, description=description)
             self._artifact = cast(UUID, artifact)  # a coroutine only where an event loop runs
         else:
-            update_progress_artifact(self._artifact, percent)
+            update_progress_artifact(self._artifact, percent, description)
 
     def _eta(self, progress: Progress) -> float | None:
         """Seconds left, at the rate since the first report (engine start and resumed shards do not count)."""

@@ -18,26 +18,49 @@ def _server_is_gone(*_: Any, **__: Any) -> None:
     raise ConnectionError("no server")
 
 
+class Executor:
+    """One that gets on by a candidate at a time."""
+
+    def __init__(self, manifest: store.Manifest) -> None:
+        self.manifest = manifest
+
+    def run(
+        self, stage: Stage, *, on_progress: Callable[[Progress], None], on_log: Callable[[str], None]
+    ) -> store.Manifest:
+        for done in (1, 2, 3):
+            on_progress(Progress(done, 3, "candidates"))
+        return self.manifest
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    monkeypatch.setattr(stages, "_ARTIFACT_EVERY_S", 0)
+    return builders.stage("score", builders.config(tmp_path))
+
+
 @pytest.mark.parametrize("broken", ["create_progress_artifact", "update_progress_artifact"])
 def test_a_server_that_does_not_answer_costs_the_picture_and_not_the_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    monkeypatch.setattr(stages, "_ARTIFACT_EVERY_S", 0)
     monkeypatch.setattr(stages, "create_progress_artifact", lambda *_, **__: "id")
     monkeypatch.setattr(stages, broken, _server_is_gone)
-    stage = builders.stage("score", builders.config(tmp_path))
     manifest = stage.finish(unit="candidates", rows_in=3, rows_out=3, dropped={}, started=0.0)
-
-    class Executor:
-        def run(
-            self, stage: Stage, *, on_progress: Callable[[Progress], None], on_log: Callable[[str], None]
-        ) -> store.Manifest:
-            for done in (1, 2, 3):
-                on_progress(Progress(done, 3, "candidates"))
-            return manifest
-
     with disable_run_logger():
-        assert stages.run_stage.fn(stage, Executor()) == manifest
+        assert stages.run_stage.fn(stage, Executor(manifest)) == manifest
+
+
+def test_the_page_of_a_stage_tells_how_far_it_is_and_the_time_to_go(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(stages, "create_progress_artifact", lambda _, *, description: shown.append(description) or "id")
+    monkeypatch.setattr(stages, "update_progress_artifact", lambda *update: shown.append(update[-1]))
+    manifest = stage.finish(unit="candidates", rows_in=3, rows_out=3, dropped={}, started=0.0)
+    with disable_run_logger():
+        stages.run_stage.fn(stage, Executor(manifest))
+    first, *_, last = shown
+    assert first == f"{stage.title}: 1/3 candidates"
+    assert last == f"{stage.title}: 3/3 candidates, ETA 0 s"
 
 
 def test_the_line_of_a_finished_stage_tells_of_its_judges_position_bias(tmp_path: Path) -> None:
