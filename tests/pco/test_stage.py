@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from pco import stage as stage_module
+from pco import specs
 from pco.config.file import models_in
 from pco.config.run import RunConfig
 from pco.specs import StageName
@@ -190,7 +190,7 @@ def test_another_version_of_a_stages_code_decides_for_that_stage_alone(
     name: StageName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = fingerprints(CONFIG)
-    monkeypatch.setitem(stage_module.SPECS, name, replace(stage_module.SPECS[name], version=99))
+    monkeypatch.setitem(specs.SPECS, name, replace(specs.SPECS[name], version=99))
     after = fingerprints(CONFIG)
     assert {stage for stage in STAGES if before[stage] != after[stage]} == {name}
 

@@ -19,7 +19,7 @@ from data import files, store
 from data.errors import BadInput, CorruptArtifact, RunConflict
 from data.readers import prompt_id
 from pco import rewards
-from pco.config.file import models_in
+from pco.config.file import OF_RUN, models_in
 from pco.config.reward import EnsembleReward, RepetitionReward, RewardConfig, settings
 from pco.config.run import parse
 from pco.rewards import Reward, Score
@@ -242,7 +242,7 @@ def test_a_run_that_was_made_before_compares_texts_to_its_end(tmp_path: Path, in
     place = {"second_reward": "evaluate__second_reward"}.get(inside, "reward")
     config = builders.config(tmp_path, **{place: ensemble if inside == "ensemble" else exact})
     run_folder.write_config(config, config.folder)
-    path = config.folder / run_folder.CONFIG
+    path = config.folder / OF_RUN
     assert run_folder.read_config(config.folder) == parse(config.model_dump(mode="json"), source="test")
     text = path.read_text()
     assert text.count("numbers: true") == 1
