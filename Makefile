@@ -41,7 +41,7 @@ e2e: setup ## the long end-to-end runs with the real engines
 	$(BIN)/pytest -m e2e
 
 test-ui: setup $(VENV)/ui ## the forms, Retry and a schedule in Prefect's UI; needs chromium
-	PYTHONPATH=$(CURDIR)/$(VENV)/ui $(BIN)/pytest -m ui -rs
+	PYTHONPATH=$(abspath $(VENV))/ui $(BIN)/pytest -m ui -rs
 
 chaos: setup ## kill a run with SIGKILL at 50 and more moments; it must end as one left alone
 	$(BIN)/pytest -m chaos -s
@@ -52,10 +52,10 @@ $(VENV)/tasks $(VENV)/trackers $(VENV)/ui: $(VENV)/%: requirements/%.txt | $(VEN
 	touch $@
 
 test-tasks: setup $(VENV)/tasks ## tasks of lm-eval in an evaluation
-	PYTHONPATH=$(CURDIR)/$(VENV)/tasks $(BIN)/pytest -m tasks
+	PYTHONPATH=$(abspath $(VENV))/tasks $(BIN)/pytest -m tasks
 
 test-trackers: setup $(VENV)/trackers ## MLflow's server, TensorBoard, Weights & Biases offline, trackio
-	PYTHONPATH=$(CURDIR)/$(VENV)/trackers $(BIN)/pytest -m trackers
+	PYTHONPATH=$(abspath $(VENV))/trackers $(BIN)/pytest -m trackers
 
 test-compose: setup ## docker compose on a real engine: a run that outlives kills and restarts
 	$(BIN)/pytest -m compose -s -rs
