@@ -25,6 +25,8 @@ from tests import tiny_reward
 from tests.pco.reward_training.conftest import training_config
 from tests.points import Points
 
+pytestmark = pytest.mark.e2e
+
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 BASE = {
     "train__precision": "fp32",
@@ -95,7 +97,6 @@ def test_one_pair_at_a_time_trains_as_all_at_once(train: Train) -> None:
     same_training(train(train__micro_batch_pairs=1, train__layout="shared"), train(train__layout="padded"))
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize("zero", [0, 3])
 def test_two_processes_train_as_one(train: Train, zero: int) -> None:
     split = {"train__processes": 2, "train__zero_stage": zero, "train__micro_batch_pairs": 1, "train__layout": "shared"}
@@ -168,7 +169,6 @@ def test_adapters_are_merged_into_a_reward_model_whose_head_has_learned_too(trai
     assert trained.log[-1]["loss"] < trained.log[0]["loss"]
 
 
-@pytest.mark.e2e
 def test_an_encoder_and_a_reward_model_without_a_padding_token_learn_as_well(
     train: Train, tmp_path: Path, tokenizer: Any
 ) -> None:

@@ -37,6 +37,7 @@ def _log(stage: Stage) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+@pytest.mark.e2e
 def test_a_killed_training_resumes_exactly_and_redoes_at_most_the_steps_since_its_checkpoint(
     tmp_path: Path, tiny: Path, tokenizer: Any, one_thread: None, points: Points
 ) -> None:

@@ -145,6 +145,7 @@ def named(settings: dict[str, Any]) -> str:
     return ",".join(f"{name.removeprefix('train__')}={value}" for name, value in settings.items())
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("settings", SPLITS, ids=named)
 def test_several_ways_to_split_the_work_at_once_change_nothing(train: Train, settings: dict[str, Any]) -> None:
     same_training(train(**settings), train())
