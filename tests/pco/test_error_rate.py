@@ -6,7 +6,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -31,6 +31,7 @@ def shares(stages: list[Stage]) -> dict[int, float]:
     return {stage.round: stage.config.gate.share or 0.0 for stage in stages if stage.name == "decide"}
 
 
+@settings(max_examples=25)  # each plays a run on disk
 @given(rounds=st.integers(1, 6), refused=st.sets(st.integers(1, 6)), rate=st.floats(0.001, 0.4))
 def test_refused_rounds_spend_no_more_than_the_rate_and_promoted_ones_hand_their_share_on(
     tmp_path_factory: pytest.TempPathFactory, rounds: int, refused: set[int], rate: float

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import BadInput
@@ -32,6 +32,7 @@ def test_a_resample_is_the_rate_of_the_completions_that_were_drawn(
     assert rate == pytest.approx(controlled_rate(of_drawn.wins, of_drawn.longer), abs=0.01)
 
 
+@settings(max_examples=30)  # each resamples thousands of times
 @given(rows=completions)
 def test_the_interval_is_one_of_shares_is_seeded_and_widens_with_the_level(rows: list[tuple[int, float, int]]) -> None:
     rate, low, high = controlled_interval([games(rows)])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import BadInput, CorruptArtifact, RunConflict
@@ -34,6 +34,7 @@ def again(config: RunConfig, **settings: object) -> RunConfig:
     return builders.changed(config, **settings)
 
 
+@settings(max_examples=20)  # each plays two runs on disk
 @given(refused=st.sets(st.integers(1, 4)), otherwise=st.sampled_from(["stop", "roll_back", "continue_anyway"]))
 def test_test_prompts_change_nothing_of_what_a_run_makes_before_them(
     tmp_path_factory: pytest.TempPathFactory, refused: set[int], otherwise: str

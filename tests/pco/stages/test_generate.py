@@ -146,6 +146,7 @@ def test_the_cut_into_shards_changes_no_candidate(made: RunStage) -> None:
 # Killed and resumed.
 
 
+@pytest.mark.e2e
 def test_a_killed_generation_keeps_its_shards_and_resumed_gives_the_same_bytes(
     made: RunStage, tiny: Path, prompts: Artifact, tmp_path: Path, points: Points
 ) -> None:
