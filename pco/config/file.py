@@ -96,7 +96,7 @@ def _sections(kind: type[BaseModel], loc: tuple[str | int, ...]) -> list[type[Ba
         elif isinstance(step, str):
             fields = [section.model_fields[step] for section in found if step in section.model_fields]
             # A step that is no field is a name of the user's own, as the measures under `gate.guards`.
-            inner = dict.fromkeys(one for field in fields for one in models_in(field.annotation))
+            inner = dict.fromkeys(model for field in fields for model in models_in(field.annotation))
             found = list(inner) or found
     return found
 
