@@ -16,7 +16,7 @@ def run(config: RunConfig) -> None:
         _run(config)
     for reason in RunState(config).reasons:
         say(reason)
-    if config.prompts.test is not None:
+    if config.prompts.has_test:
         _say_test(config)
     if (best := config.folder / BEST).exists():
         say(f"Best policy: {best} ({best.resolve()})")
@@ -48,7 +48,7 @@ def dry_run(config: RunConfig) -> None:
         say(f"Warning: {warning.name}: {warning.message}.")
     check_same(config)
     stages = ", ".join(stages_of(config, 1))
-    ends = ", then the test" if config.prompts.test is not None else ""
+    ends = ", then the test" if config.prompts.has_test else ""
     say(f"Would run {config.rounds} round(s) ({stages}){ends} into {config.folder}.")
 
 

@@ -14,7 +14,7 @@ from data.store import Manifest
 from pco import rewards
 from pco.config import reward as reward_config
 from pco.config.gate import Gate
-from pco.config.prompts import FILES
+from pco.config.prompts import FILES, sources_of
 from pco.config.run import RunConfig
 from pco.evaluation import looks
 from pco.evaluation.decision import Decision
@@ -45,7 +45,7 @@ class State:
     spent: float = 0.0
     """Of `gate.error_rate`: the shares of the rounds that were refused."""
     test_set: str = ""
-    """The digest of the file `prompts.test`."""
+    """The digest of what the test prompts come from."""
 
 
 def walk(
@@ -87,7 +87,7 @@ def walk(
 def _look(config: RunConfig, state: State, *, again: bool) -> Look | None:
     """The look at the test set that is to be taken, or was: at the best policy, unless that is the starting one."""
     best = state.policies["best"].fingerprint
-    if config.prompts.test is None or best == state.policies["start"].fingerprint:
+    if not config.prompts.has_test or best == state.policies["start"].fingerprint:
         return None
     new = Look(config.run, state.round, best, state.test_set)
     earlier = [look for look in looks.read(config.folder) if look.prompts == state.test_set]
@@ -103,7 +103,7 @@ def test_rounds(config: RunConfig) -> list[int]:
 
     Before the first look it is the last round, unless no policy was promoted.
     """
-    if config.prompts.test is None:
+    if not config.prompts.has_test:
         return []
     frozen = store.read_manifest(Stage("prepare_test", 0, config).folder)
     test_set = frozen.inputs["test"] if frozen else ""
@@ -212,13 +212,15 @@ def _user_files(stage: Stage) -> dict[str, Artifact]:
     prompts = stage.config.prompts
     frozen = store.read_manifest(stage.folder)
     recorded = frozen.inputs if frozen else {}
-    named, inputs = prompts.named(), {}
-    for name in ("test",) if stage.name == "prepare_test" else FILES:
-        path = getattr(prompts, name)
-        if isinstance(path, str):
-            fingerprint = file_fingerprint(Path(path), recorded.get(name), key=f"prompts.{name}")
-            inputs[name] = Artifact(Path(path), fingerprint)
-        for place, source in named.get(name, {}).items():
+    values = (
+        {"test": prompts.of_test} if stage.name == "prepare_test" else {name: getattr(prompts, name) for name in FILES}
+    )
+    inputs = {}
+    for name, value in values.items():
+        if isinstance(value, str):
+            fingerprint = file_fingerprint(Path(value), recorded.get(name), key=f"prompts.{name}")
+            inputs[name] = Artifact(Path(value), fingerprint)
+        for place, source in sources_of(name, value).items():
             fingerprint = source_fingerprint(source, recorded.get(place), key=f"prompts.{place}")
             inputs[place] = Artifact(Path(source.dataset), fingerprint)
     return inputs

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from pco.config import reward as reward_config
 from pco.config import reward_training
+from pco.config.prompts import DataSource
 from pco.config.reward_training import RewardTraining
 from pco.config.run import RunConfig
 from pco.config.section import settings_of
@@ -93,6 +94,8 @@ def _prepare(config: RunConfig) -> dict[str, Any]:
         "train_limit": prompts.train_limit,
         "heldout_limit": prompts.heldout_limit,
     }
+    if prompts.test_share is not None:
+        settings["test_share"] = prompts.test_share
     named = prompts.named()
     if named:
         settings["sources"] = {
@@ -104,6 +107,13 @@ def _prepare(config: RunConfig) -> dict[str, Any]:
     if prompts.preferences or prompts.feedback:
         settings["rendering"] = _rendering(config)
     return settings
+
+
+def _prepare_test(config: RunConfig) -> dict[str, Any]:
+    prompts = config.prompts
+    if prompts.test_share is not None:
+        return {"test_share": prompts.test_share, "heldout_limit": prompts.heldout_limit}
+    return {"sources": {"test": prompts.test.settings}} if isinstance(prompts.test, DataSource) else {}
 
 
 def _generate(config: RunConfig) -> dict[str, Any]:
@@ -150,7 +160,7 @@ def _test(config: RunConfig) -> dict[str, Any]:
 
 
 def _has_test(config: RunConfig) -> bool:
-    return config.prompts.test is not None
+    return config.prompts.has_test
 
 
 def _decide(config: RunConfig) -> dict[str, Any]:
@@ -162,7 +172,7 @@ SPECS: dict[StageName | RewardStageName, StageSpec] = {
     for spec in (
         # Of a run, in the order of a round.
         StageSpec("prepare", "prompts", _prepare, merged="policy", in_start=_always, in_round=_never),
-        StageSpec("prepare_test", "test_prompts", lambda _: {}, in_start=_has_test, in_round=_never),
+        StageSpec("prepare_test", "test_prompts", _prepare_test, in_start=_has_test, in_round=_never),
         StageSpec("generate", "candidates", _generate, out_of_memory=_LESS_FOR_ENGINE),
         StageSpec("score", "scores", _score, out_of_memory=_LESS_FOR_REWARD),
         StageSpec("pair", "pairs", _pair, out_of_memory=_LESS_FOR_REWARD),

@@ -124,6 +124,10 @@ Sources = Annotated[
 ]
 
 
+# What a run learns from and decides by, which its first stage freezes.
+FILES = ("train", "heldout", "heldout_text", "preferences", "feedback")
+
+
 class Prompts(Section):
     """What a run learns from and is measured on.
 
@@ -140,8 +144,10 @@ class Prompts(Section):
     """Prompts that only the evaluation sees."""
     heldout_text: str
     """Human prose (`text` on each line) on which the policy's perplexity is watched."""
-    test: str | None = added(None)
+    test: Source | None = added(None)
     """Prompts that decide nothing: when the run has ended, the starting and the best policy answer them once."""
+    test_share: float | None = added(None, gt=0, lt=1, allow_inf_nan=False)
+    """In place of `test`: the share of the held-out prompts that is set aside for it, by a hash of each prompt."""
     preferences: Sources | None = None
     """Preference pairs to begin with: `prompt`, `chosen`, `rejected` a row. `replay` mixes them in, as of a round 0."""
     feedback: Source | None = None
@@ -152,8 +158,24 @@ class Prompts(Section):
     """Use only the first so many held-out prompts and texts."""
 
     @model_validator(mode="after")
+    def _one_test_set(self) -> Self:
+        if self.test is not None and self.test_share is not None:
+            raise ValueError("test and test_share: each says what the test prompts are; leave one of them out")
+        return self
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are prompts that decide nothing."""
+        return self.test is not None or self.test_share is not None
+
+    @property
+    def of_test(self) -> Source | None:
+        """Where the test prompts come from."""
+        return self.test if self.test_share is None else self.heldout
+
+    @model_validator(mode="after")
     def _weights_are_of_a_mixture(self) -> Self:
-        for name in FILES:
+        for name in (*FILES, "test"):
             value = getattr(self, name)
             if isinstance(value, DataSource) and value.weight is not None:
                 raise ValueError(f"{name}.weight: means something in a list of several sources; leave it out")
@@ -168,18 +190,18 @@ class Prompts(Section):
 
     def named(self) -> dict[str, dict[str, DataSource]]:
         """The sources of each setting that is no path, by their places in the config, such as `train.0`."""
-        named = {}
-        for name in FILES:
-            match getattr(self, name):
-                case DataSource() as source:
-                    named[name] = {name: source}
-                case list() as several:
-                    named[name] = {f"{name}.{i}": source for i, source in enumerate(several)}
-        return named
+        named = {name: sources_of(name, getattr(self, name)) for name in FILES}
+        return {name: sources for name, sources in named.items() if sources}
 
 
-# What a run learns from and decides by, which its first stage freezes.
-FILES = ("train", "heldout", "heldout_text", "preferences", "feedback")
+def sources_of(name: str, value: str | DataSource | list[DataSource] | None) -> dict[str, DataSource]:
+    """The sources in the value of a setting by their places in the config, such as `train.0`; none in a path."""
+    match value:
+        case DataSource():
+            return {name: value}
+        case list():
+            return {f"{name}.{i}": source for i, source in enumerate(value)}
+    return {}
 
 
 def _absolute(value: str | DataSource | list[DataSource] | None) -> str | DataSource | list[DataSource] | None:

@@ -56,13 +56,21 @@ class Inputs:
 
     @cached_property
     def _heldout(self) -> Read[readers.Row]:
-        return reading.prompts(self.config, "heldout", limit=self.config.prompts.heldout_limit)
+        return reading.heldout(self.config)
+
+    @property
+    def test(self) -> list[readers.Row]:
+        """The test prompts, if there are any."""
+        return self._test.rows
 
     @cached_property
-    def test(self) -> list[readers.Row]:
-        """The test prompts; none without `prompts.test`."""
-        path = self.config.prompts.test
-        return readers.read_jsonl(Path(path), key="prompt") if path else []
+    def _test(self) -> Read[readers.Row]:
+        return reading.test(self.config)
+
+    @property
+    def test_sources(self) -> dict[str, Outcome]:
+        """As `sources`, of the test prompts, which a stage of their own freezes."""
+        return dict(self._test.sources)
 
     @cached_property
     def heldout_text(self) -> list[readers.Row]:
@@ -244,7 +252,7 @@ def _leakage(inputs: Inputs) -> str:
 
 
 def _test(inputs: Inputs) -> str:
-    if inputs.config.prompts.test is None:
+    if not inputs.config.prompts.has_test:
         return "no test prompts: held-out ones, which the gate decides by, are all that the report has"
     return check_test(inputs, [*inputs.train, *inputs.preferences, *inputs.feedback], inputs.heldout)
 
@@ -260,7 +268,9 @@ def check_test(
 
     Of prompts that are trained on and known by their ids alone, `trained_ids` holds those. Raises BadInput.
     """
-    where, config = str(inputs.config.prompts.test), inputs.config
+    config = inputs.config
+    assert config.prompts.of_test is not None, "there is a test"
+    where = told(config.prompts.of_test)
     seen = {readers.prompt_key(asked(row)): "held out, and the gate decides by it" for row in heldout}
     seen |= {readers.prompt_key(asked(row)): "trained on" for row in trained}
     for row in inputs.test:

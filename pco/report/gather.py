@@ -68,7 +68,7 @@ def run_report(config: RunConfig) -> RunReport:
 
 def final_test_of(config: RunConfig) -> FinalTest | None:
     """What is known of the test; None for a run without test prompts."""
-    if config.prompts.test is None:
+    if not config.prompts.has_test:
         return None
     promoted = RunState(config).promoted
     is_over = bool(promoted) and rounds.is_over(config, promoted)

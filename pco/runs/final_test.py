@@ -16,14 +16,14 @@ from pco.stage import Stage
 
 def with_prompts(config: RunConfig, path: Path) -> RunConfig:
     """The config of a run with a test set."""
-    prompts = config.prompts.model_copy(update={"test": str(packaged.absolute(path))})
+    prompts = config.prompts.model_copy(update={"test": str(packaged.absolute(path)), "test_share": None})
     return config.model_copy(update={"prompts": prompts})
 
 
 def check(config: RunConfig) -> None:
     """Raise BadInput where there is nothing to look at yet: no test set is named, or the run has not ended."""
     run, state = config.run, RunState(config)
-    if config.prompts.test is None:
+    if not config.prompts.has_test:
         raise BadInput(f"{run}: has no test set. Name one: `pco test {run} --prompts FILE`.")
     if not (state.promoted and rounds.is_over(config, state.promoted)):
         raise BadInput(

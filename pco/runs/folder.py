@@ -151,8 +151,9 @@ def check_same(config: RunConfig | RewardTraining) -> None:
     made_with = formats.decided(validated(type(config), raw, source=str(path)), raw)
     before, now = _deciding(made_with), _deciding(config)
     # A test set may join a run, or be another one, for as long as it was not looked at.
-    free = _FREE if looks.read(config.folder) else _FREE | {"prompts.test"}
-    changed = [key for key in sorted({*before, *now}) if key not in free and before.get(key) != now.get(key)]
+    may_join = not looks.read(config.folder)
+    free = {key for key in {*before, *now} if key in _FREE or (may_join and _is_of_test_set(key))}
+    changed = [key for key in sorted({*before, *now} - free) if before.get(key) != now.get(key)]
     decided = len(list(config.folder.glob("round-*/decision/manifest.json")))
     if isinstance(config, RunConfig) and config.rounds < decided:
         raise RunConflict(
@@ -166,6 +167,11 @@ def check_same(config: RunConfig | RewardTraining) -> None:
             f"{config.folder}: this run was made with another config. {fork}take another name (--set run=...), or the "
             f"old values:\n{changes}"
         )
+
+
+def _is_of_test_set(key: str) -> bool:
+    """Not `prompts.test_share`, which takes its prompts from those that the gate decides by."""
+    return key == "prompts.test" or key.startswith("prompts.test.")
 
 
 def _deciding(config: RunConfig | RewardTraining) -> Mapping[str, object]:

@@ -1,11 +1,9 @@
 """Stage `prepare`: check everything, then freeze the prompts and name the starting policy by its digest."""
 
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date
 
-from data import card, files, schemas, store
+from data import files, schemas, store
 from data.prompts import asked
 from data.rows import FeedbackRow, PreferenceRow
 from pco import doctor
@@ -16,8 +14,6 @@ from pco.models.rendering import render, written
 from pco.rewards import content, model
 from pco.rounds import TEMPLATE_DATE, dated
 from pco.stage import Stage
-
-CARD = "sources.md"
 
 
 def run(stage: Stage) -> store.Manifest:
@@ -48,34 +44,16 @@ def run(stage: Stage) -> store.Manifest:
         if more:
             store.write_part(stage.folder, table, 0, schemas.build(table, more), stage.fingerprint)
         count += len(more)
-    dropped: Counter[str] = Counter()
-    for place, outcome in inputs.sources.items():
-        dropped.update({f"{place.partition('.')[0]}: {reason}": many for reason, many in outcome.dropped.items()})
+    dropped = reading.dropped(inputs.sources)
     return stage.finish(
         unit="prompts and texts" if count == len(rows) else "prompts, texts and pieces of feedback",
-        rows_in=count + dropped.total(),
+        rows_in=count + sum(dropped.values()),
         rows_out=count,
-        dropped=dict(dropped),
+        dropped=dropped,
         started=started,
-        outputs={**_starting_policy(inputs, stage), **dates, **_sources(inputs, stage)},
+        outputs={**_starting_policy(inputs, stage), **dates, **reading.recorded(inputs.sources, stage)},
         metrics={f"nan_references_{name}": many for name, many in inputs.nan_references.items()},
     )
-
-
-def _sources(inputs: checks.Inputs, stage: Stage) -> dict[str, str]:
-    """What became of the rows of each source, as JSON for the manifest; beside it a data card tells it to people."""
-    if not inputs.sources:
-        return {}
-    digests = {place: stage.inputs[place].fingerprint for place in inputs.sources if _is_local(stage, place)}
-    sources = {f"prompts.{place}": (of, digests.get(place, "")) for place, of in inputs.sources.items()}
-    files.write_text(stage.folder / CARD, card.of_sources(sources))
-    records = [{**reading.record(place, of), "digest": digests.get(place)} for place, of in inputs.sources.items()]
-    return {"sources": json.dumps(records)}
-
-
-def _is_local(stage: Stage, place: str) -> bool:
-    """Whether the digest of a source is that of its content."""
-    return stage.config.prompts.named()[place.partition(".")[0]][place].is_local
 
 
 def _dates(inputs: checks.Inputs, started: float) -> dict[str, str]:

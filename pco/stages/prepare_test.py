@@ -5,7 +5,7 @@ from typing import Any
 
 from data import schemas, store
 from data.rows import FeedbackRow, PreferenceRow, PromptRow
-from pco.doctor import checks
+from pco.doctor import checks, reading
 from pco.doctor.checks import Inputs
 from pco.stage import Stage
 
@@ -32,8 +32,15 @@ def run(stage: Stage) -> store.Manifest:
     )
     content = schemas.build("prompts", [{"split": "test", **row} for row in inputs.test])
     store.write_part(stage.folder, "prompts", 0, content, stage.fingerprint)
-    rows = len(inputs.test)
-    return stage.finish(unit="test prompts", rows_in=rows, rows_out=rows, dropped={}, started=started)
+    rows, dropped = len(inputs.test), reading.dropped(inputs.test_sources)
+    return stage.finish(
+        unit="test prompts",
+        rows_in=rows + sum(dropped.values()),
+        rows_out=rows,
+        dropped=dropped,
+        started=started,
+        outputs=reading.recorded(inputs.test_sources, stage),
+    )
 
 
 def _rows_if_any(folder: Path, table: str) -> list[Any]:

@@ -15,7 +15,7 @@ from data.readers import Row
 from data.store import Manifest
 from pco import doctor
 from pco.config.run import RunConfig, parse
-from pco.doctor import checks
+from pco.doctor import checks, reading
 from pco.rounds import State, inputs_of
 from pco.stage import Stage
 from pco.stages import prepare
@@ -76,7 +76,7 @@ def test_rows_that_are_dropped_are_counted_in_manifest_log_and_card(
     assert record["digest"] == manifest.inputs["train"] == files.file_digest(path)
     told = f"prompts.train: {path}: 6 of 8 rows, from prompt + reference, dropped empty prompt: 1, exact duplicate: 1"
     assert told in capsys.readouterr().out
-    text = (builders.prepare_stage(config).folder / prepare.CARD).read_text()
+    text = (builders.prepare_stage(config).folder / reading.CARD).read_text()
     for part in ("## `prompts.train`", str(path), "question = prompt", "| dropped: empty prompt | 1 |", "7 of 7 rows"):
         assert part in text
 
