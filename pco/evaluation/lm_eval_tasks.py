@@ -3,11 +3,11 @@
 import difflib
 from collections.abc import Mapping
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from data.errors import BadInput
+from pco import installed
 from pco.config.metrics import TASK
 from pco.evaluation.rows import EvaluationRow
 from pco.models.sampling import GREEDY
@@ -17,7 +17,7 @@ _BATCH = 8  # texts at a time
 
 def check(tasks: list[str]) -> None:
     """Refuse tasks where lm-eval is not installed. Its list of tasks takes seconds to load. Raises BadInput."""
-    if tasks and find_spec("lm_eval") is None:
+    if tasks and not installed.has("lm_eval"):
         raise BadInput("evaluate.tasks: needs lm-eval, which is not installed: `pip install 'pco-pipeline[tasks]'`.")
 
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 from data import files, store
 from data.errors import PCOError, StageFailed
-from pco import progress
+from pco import installed, progress
 from pco.execution import disk_space, process_group
 from pco.models import hub
 from pco.progress import Failure, Progress
@@ -114,7 +113,7 @@ def _process(stage: Stage[Any]) -> Iterator[subprocess.Popen[bytes]]:
     """The stage's process, its output going straight to the log file; no member of its group survives the block."""
     with stage.log_file.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pco.execution.worker_main", str(stage.stage_file)],
+            [installed.python(), "-m", "pco.execution.worker_main", str(stage.stage_file)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -135,8 +134,8 @@ def _environment(stage: Stage[Any]) -> dict[str, str]:
         environment.setdefault("HF_HUB_OFFLINE", "1")
     if shutil.which(os.environ.get("CXX", "g++")) is None:  # vLLM compiles small functions even where it is told not to
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # A rank of an outer launcher must not make this stage believe it is one itself.
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    # A rank of an outer launcher must not make this stage believe it is one itself; its Python it has already.
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", installed.STAGE_PYTHON):
         environment.pop(name, None)
     # As `python -P`, for DeepSpeed's ranks too: nothing of the working directory is imported in place of ours.
     environment["PYTHONSAFEPATH"] = "1"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data import files
 from data.errors import BadInput
+from pco import installed
 from pco.config.reward import (
     EnsembleReward,
     ExactAnswerReward,
@@ -73,7 +74,7 @@ def check(config: RewardConfig, prompts: Mapping[str, Sequence[Mapping[str, obje
         match part:
             case JsonSchemaReward():
                 programs.schema(part)
-            case PythonReward():
+            case PythonReward() if not installed.is_apart():  # or it may need what only stages have
                 user_code.load(functions.named(part))
             case ModelReward():
                 model.check(part)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pco import hardware
+from pco import hardware, installed
 
 AMX = "flags\t\t: fpu avx512f avx512_bf16 amx_bf16 amx_tile\n"
 ZEN = "model name\t: A CPU\nflags\t\t: fpu avx512f avx512_bf16\nmodel name\t: A CPU\n"
@@ -35,7 +35,7 @@ def machine(
             raise PackageNotFoundError(name)
         return torch
 
-    monkeypatch.setattr(hardware.metadata, "version", version)
+    monkeypatch.setattr(installed.metadata, "version", version)
 
 
 @pytest.mark.parametrize(
