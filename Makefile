@@ -38,7 +38,7 @@ test: setup lint ## lint, types, import rules and the default tests
 	$(BIN)/pytest
 
 e2e: setup ## the long end-to-end runs with the real engines
-	$(BIN)/pytest -m e2e
+	$(BIN)/pytest -m e2e --durations=25
 
 test-ui: setup $(VENV)/ui ## the forms, Retry and a schedule in Prefect's UI; needs chromium
 	PYTHONPATH=$(abspath $(VENV))/ui $(BIN)/pytest -m ui -rs
