@@ -32,7 +32,7 @@ quickstart: setup ## two rounds on a real 135M model; prints the report's path
 	$(BIN)/pco quickstart --model $(MODEL)
 
 fast: setup ## the tests that start no process and load no model: under a minute
-	$(BIN)/pytest -m "not process and not engine" --hypothesis-profile=fast
+	$(BIN)/pytest -n 2 --dist loadfile -m "not process and not engine" --hypothesis-profile=fast
 
 test: setup lint ## lint, types, import rules and the default tests
 	$(BIN)/pytest

@@ -60,6 +60,7 @@ OTHERS = {
     "policy.system": "Be brief.",
     "prompts.preferences": "/preferences.jsonl",
     "prompts.test": "/test.jsonl",
+    "prompts.test_share": 0.5,
     "prompts.feedback": "/feedback.jsonl",
     "gate.require": {"reward": {"min_change": 0.5}},
     "gate.guards": {"length": None},
