@@ -107,8 +107,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("epoch", pa.int32()),
         ("pairs", pa.int32()),
         ("feedback", pa.int32()),  # unpaired completions
-        ("tokens", pa.int64()),  # completion tokens that the loss is divided by
-        ("loss", pa.float64()),  # per completion token, as optimised
+        ("tokens", pa.int64()),  # completion tokens that the loss reads
+        ("loss", pa.float64()),  # as optimised: per completion token, or per pair with `divide_by: pairs`
         ("margin", pa.float64()),  # the rest: means over pairs
         ("gate", pa.float64()),
         ("ce", pa.float64()),

@@ -5,6 +5,7 @@ from datetime import date
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticUndefined
 
 
 class Section(BaseModel):
@@ -27,22 +28,27 @@ def iso_date(value: object) -> object:
     return value.isoformat() if isinstance(value, date) else value
 
 
-def added(default: Any, **constraints: Any) -> Any:
+_BEFORE = "before"  # in a field's JSON schema
+
+
+def added(default: Any, *, before: Any = PydanticUndefined, **constraints: Any) -> Any:
     """A field that joined its section after runs had been made with it.
 
-    While it is at its default it decides nothing and stays out of fingerprints (`settings_of`): what was made before it
-    was there stays finished. The default must therefore mean what the code did before.
+    `before` is the value that means what the code did before the field was there, by default the default. At that
+    value it decides nothing and stays out of fingerprints (`settings_of`): what was made before stays finished. With
+    another default, what a run's `config.yaml` means that lacks the field must be said where such files are read.
     """
-    return Field(default, json_schema_extra={"added": True}, **constraints)
+    meant = default if before is PydanticUndefined else before
+    return Field(default, json_schema_extra={_BEFORE: meant}, **constraints)
 
 
 def settings_of(section: Section) -> dict[str, Any]:
-    """The settings of a section as JSON values, without those that were `added` and are at their default."""
+    """The settings of a section as JSON values, without those that were `added` and mean what was done before them."""
     values = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("added"):
-            if value == field.get_default(call_default_factory=True):
+        if isinstance(field.json_schema_extra, dict) and _BEFORE in field.json_schema_extra:
+            if value == field.json_schema_extra[_BEFORE]:
                 del values[name]
         elif isinstance(value, Section):
             values[name] = settings_of(value)

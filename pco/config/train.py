@@ -17,8 +17,8 @@ class _Cringe(Section):
 
 class _Preference(Section):
     sft_weight: float = added(0.0, ge=0)
-    """Weight of the chosen completions' cross entropy beside the loss: its mean over tokens for losses of a pair, its
-    sum for `pairwise_cringe`, which is a sum over tokens itself (docs/losses.md)."""
+    """Weight of the chosen completions' cross entropy beside the loss: its mean over their tokens beside losses of a
+    pair, its sum beside `pairwise_cringe`, which is a sum over tokens itself (docs/losses.md)."""
 
     @property
     def reference_policy(self) -> Literal["previous", "start"] | None:
@@ -53,7 +53,16 @@ class SFT(Section):
         return None
 
 
-class _WithReference(_Preference):
+DivideBy = Literal["pairs", "tokens"]
+
+
+class _OfPairs(_Preference):
+    divide_by: DivideBy = added("pairs", before="tokens")
+    """What a step's summed loss is divided by: its `pairs`, as in the papers, or its completion `tokens`, as in runs
+    that began before there was a choice; they keep it to their end."""
+
+
+class _WithReference(_OfPairs):
     beta: float = Field(0.1, gt=0)
     """How closely the policy is held to the reference: larger is closer."""
     reference: Literal["previous", "start"] = "previous"
@@ -81,7 +90,7 @@ class IPO(_WithReference):
     kind: Literal["ipo"] = "ipo"
 
 
-class SimPO(_Preference):
+class SimPO(_OfPairs):
     """Mean log-probability a token of chosen against rejected, less a margin; no reference (arXiv 2405.14734)."""
 
     kind: Literal["simpo"] = "simpo"
@@ -103,6 +112,8 @@ class PythonLoss(_Preference):
     """The function's name in it."""
     folder: str = "."
     """The folder in which the module is looked for first; installed modules are found, too."""
+    divide_by: DivideBy = added("tokens")
+    """What a step's summed loss is divided by: its completion `tokens` or its `pairs`."""
     reference: Literal["none", "previous", "start"] = "none"
     """The reference policy whose log-probabilities the function reads: the one each round starts from, the starting
     policy of the run, or none."""
@@ -116,11 +127,17 @@ class PythonLoss(_Preference):
 Loss = Annotated[PairwiseCringe | SFT | DPO | IPO | SimPO | PythonLoss, Field(discriminator="kind")]
 
 
+def is_divided_by_pairs(loss: Loss) -> bool:
+    """Whether a step's loss is the mean over its pairs, not over its completion tokens."""
+    return isinstance(loss, (DPO, IPO, SimPO, PythonLoss)) and loss.divide_by == "pairs"
+
+
 class Feedback(_Cringe):
     """Binary Cringe on unpaired thumbs up and down, mixed into every step beside the pairs (`prompts.feedback`)."""
 
     weight: float = Field(1.0, ge=0)
-    """Weight of the feedback's loss against that of the pairs."""
+    """Weight of the feedback's loss against that of the pairs. Beside a mean over pairs it is a mean over the
+    feedback's own tokens; else both are sums over tokens, divided by all of the step."""
 
 
 class LoRA(Section):
@@ -221,6 +238,18 @@ class Train(Training):
     @classmethod
     def _pairwise_cringe_by_default(cls, loss: object) -> object:
         return {"kind": "pairwise_cringe", **loss} if isinstance(loss, dict) else loss
+
+
+def as_it_was(raw: Any) -> Any:
+    """The section as it stands in the config of a run, with what settings meant that were not there yet.
+
+    Losses of a pair were divided by tokens: to divide otherwise from some round on would make rounds that do not
+    compare.
+    """
+    loss = raw.get("loss") if isinstance(raw, dict) else None
+    if not isinstance(loss, dict) or loss.get("kind") not in ("dpo", "ipo", "simpo"):
+        return raw
+    return {**raw, "loss": {"divide_by": "tokens", **loss}}
 
 
 def absolute_loss(train: Train) -> Train:

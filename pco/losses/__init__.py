@@ -4,8 +4,9 @@ Conventions shared by every function here:
 
 - Logits and hidden states are already shifted: position t predicts `labels[:, t]`.
 - A label of -100 is ignored everywhere: in sums, in counts, in sampling, and its logits may hold anything.
-- Results are per completion or per pair, unreduced sums over tokens in nats. The trainer divides by
-  the number of completion tokens of the whole optimizer step.
+- Results are per completion or per pair, unreduced. Those of Cringe and SFT are sums over tokens in nats, which the
+  trainer divides by the completion tokens of the whole optimizer step; DPO, IPO and SimPO are one number a pair, which
+  it divides by the step's pairs.
 - Whatever the input's dtype, arithmetic is float32 (float64 stays float64).
 - Bad arguments raise `ValueError`.
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pco.config.train import PairwiseCringe
+from pco.config.train import PairwiseCringe, is_divided_by_pairs
 from pco.report.numbers import Interval, RunReport
 from pco.reward_training.accuracy import Bin
 
@@ -168,8 +168,9 @@ def training(report: RunReport) -> list[Plot]:
     """Training curves, a line per round; quantities that the loss does not have are left out."""
     loss = report.config.train.loss
     half_open = loss.b if isinstance(loss, PairwiseCringe) else None
+    unit = "Mean over the pairs" if is_divided_by_pairs(loss) else "Per completion token, over the pairs"
     panels: list[tuple[str, str, str, float | None]] = [
-        ("loss", "Loss", "Per completion token, over the pairs of each optimizer step.", None),
+        ("loss", "Loss", f"{unit} of each optimizer step.", None),
         (
             "margin",
             "Margin (nats)",

@@ -15,7 +15,7 @@ import yaml
 
 from data import files
 from data.errors import BadInput, RunConflict
-from pco.config import formats
+from pco.config import formats, train
 from pco.config.file import OF_RUN, of_run, validated
 from pco.config.overrides import overridden
 from pco.config.reward import as_it_was, settings
@@ -253,4 +253,6 @@ def _raw(folder: Path) -> dict[str, Any]:
         raw["reward"] = as_it_was(raw["reward"])
     if isinstance(raw.get("evaluate"), dict):
         raw["evaluate"] = {**raw["evaluate"], "second_reward": as_it_was(raw["evaluate"].get("second_reward"))}
+    if "train" in raw:
+        raw["train"] = train.as_it_was(raw["train"])
     return raw

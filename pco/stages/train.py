@@ -23,7 +23,7 @@ from pco.seeds import seed_of
 from pco.stage import Stage, round_folder
 from pco.training import loop, user_loss
 from pco.training.batches import Batch, Example, Rated, Step, examples_of, micro_batches, rated_of, steps
-from pco.training.objective import STATISTICS, PairPolicy, step_tokens
+from pco.training.objective import STATISTICS, PairPolicy, divisor, step_tokens
 
 Fitting = TypeVar("Fitting", Example, Rated)
 
@@ -116,7 +116,7 @@ def _job(stage: Stage, pair_policy: PairPolicy, examples: list[Example], rated: 
         STATISTICS,
         list(steps(examples, rated, pairs_per_step=train.pairs_per_step, epochs=train.epochs, seed=seed)),
         shares,
-        partial(step_tokens, train=train),
+        partial(divisor, train=train),
         partial(_row, train),
         "Lower train.learning_rate, use precision: fp32, or, with pairwise_cringe, raise train.loss.tau.",
     )

@@ -89,6 +89,24 @@ class SharedRows:
 
 
 @dataclass(frozen=True)
+class TokensPerPair:
+    """What a step has for each of its pairs; 1 where it has none, so that it can be divided by."""
+
+    chosen: float
+    """Tokens of chosen completions: their mean length."""
+    feedback: float
+    """Tokens of unpaired completions."""
+
+    @staticmethod
+    def of(examples: Sequence[Example], feedback: Sequence[Rated]) -> "TokensPerPair":
+        """Those of a step with these pairs and this feedback."""
+        pairs = max(1, len(examples))
+        chosen = sum(len(example.chosen) for example in examples)
+        rated = sum(len(piece.completion) for piece in feedback)
+        return TokensPerPair(chosen / pairs or 1.0, rated / pairs or 1.0)
+
+
+@dataclass(frozen=True)
 class Batch:
     """A micro-batch of R = 2B + U sequences: B chosen ones, U pieces of feedback, then the B rejected ones.
 
@@ -102,7 +120,7 @@ class Batch:
     pairs: int  # how many of the B pairs count
     good: Tensor  # (U,) bool
     reference: Tensor  # (2, B) log-probabilities of chosen and rejected under the reference; zeros without one
-    mean_chosen_tokens: float  # of the chosen completions of the whole optimizer step
+    per_pair: "TokensPerPair"  # of the whole optimizer step
     shared: SharedRows | None = None  # the same sequences in rows with shared prompts, where there are pairs
 
     @property
@@ -192,22 +210,16 @@ def micro_batches(step: Step, *, rank: int, world: int, size: int, pad: int, see
     memory shows at once. Every rank gets equally many, because ZeRO's collectives must meet; a rank that runs out gets
     one that counts for nothing.
     """
-    salt, mean = f"{seed}:{step.epoch}", mean_chosen_tokens(step.examples)
+    salt, per_pair = f"{seed}:{step.epoch}", TokensPerPair.of(step.examples, step.feedback)
     for pairs in shares(longest_first(step.examples), rank, world, size):
-        yield replace(collate(pairs, pad=pad, seed=salt), mean_chosen_tokens=mean)
+        yield replace(collate(pairs, pad=pad, seed=salt), per_pair=per_pair)
     for feedback in shares(longest_first(step.feedback), rank, world, 2 * size):
-        yield collate([], feedback, pad=pad, seed=salt)
+        yield replace(collate([], feedback, pad=pad, seed=salt), per_pair=per_pair)
 
 
 def longest_first(items: Sequence[Sized]) -> list[Sized]:
     """Pairs or feedback by the length of their longest sequence."""
     return sorted(items, key=lambda item: -item.longest)
-
-
-def mean_chosen_tokens(examples: Sequence[Example]) -> float:
-    """Mean number of tokens of the chosen completions; 1 without any, so that it can be divided by."""
-    total = sum(len(example.chosen) for example in examples)
-    return total / len(examples) if total else 1.0
 
 
 def shares(items: list[Any], rank: int, world: int, size: int) -> Iterator[list[Any]]:
@@ -222,7 +234,7 @@ def collate(examples: Sequence[Example], feedback: Sequence[Rated] = (), *, pad:
     """Pad to the right; prompts are masked out of the labels.
 
     Each generator depends on `seed` and its pair or completion alone, so the contrast tokens are the same in any
-    micro-batch on any rank. The mean number of chosen tokens is that of `examples`, as if they were the whole step.
+    micro-batch on any rank. Its tokens per pair are its own, as if it were the whole step.
     """
     pairs = list(examples) if examples or feedback else [Example("", [pad], [], [])]
     rows = [(pair.prompt, pair.chosen) for pair in pairs]
@@ -239,7 +251,7 @@ def collate(examples: Sequence[Example], feedback: Sequence[Rated] = (), *, pad:
         len(examples),
         torch.tensor([rated.good for rated in feedback], dtype=torch.bool),
         torch.tensor(reference, dtype=torch.float64).reshape(-1, 2).T,
-        mean_chosen_tokens(examples),
+        TokensPerPair.of(examples, feedback),
         _shared(pairs, feedback, pad) if pairs else None,
     )
 

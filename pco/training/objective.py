@@ -7,7 +7,18 @@ import torch
 from torch import Tensor
 
 from pco import losses
-from pco.config.train import DPO, IPO, SFT, Feedback, Loss, PairwiseCringe, PythonLoss, SimPO, Train
+from pco.config.train import (
+    DPO,
+    IPO,
+    SFT,
+    Feedback,
+    Loss,
+    PairwiseCringe,
+    PythonLoss,
+    SimPO,
+    Train,
+    is_divided_by_pairs,
+)
 from pco.training import user_loss
 from pco.training.batches import Batch, Step
 from pco.training.layout import Reader
@@ -58,8 +69,13 @@ def decoder_and_head(model: Any) -> tuple[Any, Any]:
     return plain.get_decoder(), plain.get_output_embeddings()
 
 
+def divisor(step: Step, train: Train) -> int:
+    """What the summed loss of a whole optimizer step is divided by: its pairs or its completion tokens; at least 1."""
+    return max(1, len(step.examples)) if is_divided_by_pairs(train.loss) else step_tokens(step, train)
+
+
 def step_tokens(step: Step, train: Train) -> int:
-    """The completion tokens of a whole optimizer step that its loss is divided by; at least 1."""
+    """The completion tokens of a whole optimizer step that its loss reads; at least 1."""
     chosen = sum(len(example.chosen) for example in step.examples)
     rejected = 0 if isinstance(train.loss, SFT) else sum(len(example.rejected) for example in step.examples)
     return max(1, chosen + rejected + sum(len(rated.completion) for rated in step.feedback))
@@ -138,7 +154,11 @@ def _sides(scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 def _objective(train: Train, scorer: _Scorer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Sum over pairs of their loss + weight * sum over feedback of its binary Cringe."""
+    """Sum over pairs of their loss + weight * sum over feedback of its binary Cringe.
+
+    Where the sum is to be divided by pairs, the feedback's is first divided by its tokens for each pair: what remains
+    is weight * its mean over tokens.
+    """
     parts: list[Tensor] = []
     statistics = dict.fromkeys(STATISTICS, torch.zeros((), dtype=torch.float64, device=batch.labels.device))
     if batch.reference.shape[1]:
@@ -147,7 +167,8 @@ def _objective(train: Train, scorer: _Scorer, batch: Batch) -> tuple[Tensor, Ten
         statistics |= {name: value.detach()[: batch.pairs].double().sum() for name, value in of_pairs.items()}
     if len(batch.good):
         feedback = _of_feedback(train.feedback, scorer, batch)
-        parts.append(train.feedback.weight * feedback.sum())
+        tokens = batch.per_pair.feedback if is_divided_by_pairs(train.loss) else 1.0
+        parts.append(train.feedback.weight / tokens * feedback.sum())
         statistics["feedback_loss"] = feedback.detach().double().sum()
     total = torch.stack(parts).sum()
     statistics["loss"] = total.detach().double()
@@ -169,7 +190,7 @@ def _of_pairs(loss: Loss, scorer: _Scorer, batch: Batch) -> tuple[Tensor, dict[s
         # A placeholder keeps its place in the graph, where ZeRO's collectives are, but DPO of nothing is log 2, not 0.
         return 0 * (chosen + rejected), statistics
     # Such a loss is one number per pair, however long, so the cross entropy beside it is the step's mean over tokens.
-    weight = loss.sft_weight / batch.mean_chosen_tokens
+    weight = loss.sft_weight / batch.per_pair.chosen
     return _with_sft(_of_logps(loss, chosen, rejected, batch), -chosen, weight), statistics
 
 

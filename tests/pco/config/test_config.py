@@ -360,9 +360,10 @@ def test_a_setting_that_came_later_decides_only_where_it_is_changed() -> None:
         return settings
 
     before = {"kind": "dpo", "beta": 0.1, "reference": "previous", "label_smoothing": 0.0}
-    assert of_loss(DPO()) == before
-    assert of_loss(DPO(length_normalized=True)) == before | {"length_normalized": True}
-    assert of_loss(DPO(sft_weight=0.5)) == before | {"sft_weight": 0.5}
+    assert of_loss(DPO(divide_by="tokens")) == before
+    assert of_loss(DPO()) == before | {"divide_by": "pairs"}
+    assert of_loss(DPO(divide_by="tokens", length_normalized=True)) == before | {"length_normalized": True}
+    assert of_loss(DPO(divide_by="tokens", sft_weight=0.5)) == before | {"sft_weight": 0.5}
     assert "sft_weight" not in of_loss(PairwiseCringe())
     assert of_loss(PairwiseCringe(sft_weight=0.5))["sft_weight"] == 0.5
 

@@ -1,5 +1,6 @@
 """One config, one writer per run."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadInput, RunConflict
-from pco.runs.folder import opened, read_config
+from pco.config.file import OF_RUN
+from pco.config.train import PairwiseCringe
+from pco.runs.folder import check_same, opened, read_config, write_config
 from tests import builders
 
 
@@ -57,6 +60,24 @@ def test_how_a_judge_is_reached_may_change_within_a_run(tmp_path: Path) -> None:
         opened(builders.config(tmp_path, run="judge", reward={**judge, "model": "another"})),
     ):
         pass
+
+
+@pytest.mark.parametrize("kind", ["dpo", "ipo", "simpo"])
+def test_a_run_that_was_made_before_divides_losses_of_a_pair_by_tokens_to_its_end(tmp_path: Path, kind: str) -> None:
+    config = builders.config(tmp_path, train__loss={"kind": kind})
+    write_config(config, config.folder)
+    path = config.folder / OF_RUN
+    assert read_config(config.folder).train == config.train
+    text = path.read_text()
+    assert text.count("divide_by: pairs") == 1
+    path.write_text(re.sub(" *divide_by: pairs\n", "", text))
+    before = read_config(config.folder)
+    assert before.train.loss.divide_by == "tokens"  # type: ignore[union-attr]
+    with pytest.raises(RunConflict, match="divide_by"):
+        check_same(config)
+    check_same(before)
+    other = read_config(config.folder, ["train.loss.kind=pairwise_cringe"])
+    assert other.train.loss == PairwiseCringe()
 
 
 def test_a_moved_run_is_read_where_it_lies(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pco.execution import launcher
 from pco.stage import Stage
 from pco.training import user_loss
 from pco.training.batches import Batch, Example, Rated, Step, collate, examples_of, micro_batches, rated_of, steps
-from pco.training.objective import STATISTICS, PairPolicy, step_tokens
+from pco.training.objective import STATISTICS, PairPolicy, divisor, step_tokens
 from tests import builders
 from tests.pco.losses.trl_losses import dpo_trainer_loss
 
@@ -36,6 +36,8 @@ LOSSES = [
     SimPO(sft_weight=0.3),
     PythonLoss(**OWN, sft_weight=0.3),
     PythonLoss(**OWN, reference="start"),
+    DPO(divide_by="tokens", sft_weight=0.3),
+    PythonLoss(**OWN, divide_by="pairs"),
 ]
 
 
@@ -165,13 +167,39 @@ def test_every_epoch_spreads_all_feedback_evenly_over_its_steps(examples: list[E
         assert seen == {piece.rated_id for piece in rated}
 
 
-def test_the_divisor_counts_the_tokens_that_the_loss_sums_over(examples: list[Example], rated: list[Rated]) -> None:
+def test_sums_over_tokens_are_divided_by_tokens_and_losses_of_a_pair_by_pairs(
+    examples: list[Example], rated: list[Rated]
+) -> None:
     step = Step(0, 0, examples, rated)
     chosen, rejected = sum(len(e.chosen) for e in examples), sum(len(e.rejected) for e in examples)
-    feedback = sum(len(piece.completion) for piece in rated)
-    assert step_tokens(step, Train()) == chosen + rejected + feedback
-    assert step_tokens(step, Train(loss=SFT())) == chosen + feedback
-    assert step_tokens(Step(0, 0, [], []), Train()) == 1
+    all_tokens = chosen + rejected + sum(len(piece.completion) for piece in rated)
+    for loss in (PairwiseCringe(), PythonLoss(**OWN), DPO(divide_by="tokens"), SimPO(divide_by="tokens")):
+        assert divisor(step, Train(loss=loss)) == step_tokens(step, Train(loss=loss)) == all_tokens
+    assert divisor(step, Train(loss=SFT())) == all_tokens - rejected
+    for loss in (DPO(), IPO(), SimPO(), DPO(length_normalized=True), PythonLoss(**OWN, divide_by="pairs")):
+        assert divisor(step, Train(loss=loss)) == len(examples)
+        assert step_tokens(step, Train(loss=loss)) == all_tokens
+    for loss in (PairwiseCringe(), DPO()):
+        assert divisor(Step(0, 0, [], []), Train(loss=loss)) == 1
+
+
+def test_feedback_beside_a_mean_over_pairs_is_a_mean_over_its_own_tokens(
+    tiny: Path, examples: list[Example], rated: list[Rated]
+) -> None:
+    def loss_and_feedback(loss: DPO, feedback: Feedback) -> tuple[float, float]:
+        train, step = Train(loss=loss, feedback=feedback), Step(0, 0, examples, rated)
+        batches = list(micro_batches(step, rank=0, world=1, size=2, pad=0, seed="s"))
+        total, statistics, _ = _result(tiny, train, batches)
+        return float(total) / divisor(step, train), float(statistics[STATISTICS.index("feedback_loss")])
+
+    tokens = sum(len(piece.completion) for piece in rated)
+    without, feedback = loss_and_feedback(DPO(), Feedback(weight=0.0))
+    weighed, _ = loss_and_feedback(DPO(), Feedback(weight=0.7))
+    assert weighed - without == pytest.approx(0.7 * feedback / tokens)
+    all_tokens = step_tokens(Step(0, 0, examples, rated), Train())
+    without, _ = loss_and_feedback(DPO(divide_by="tokens"), Feedback(weight=0.0))
+    weighed, _ = loss_and_feedback(DPO(divide_by="tokens"), Feedback(weight=0.7))
+    assert weighed - without == pytest.approx(0.7 * feedback / all_tokens)
 
 
 def _feedback_rows(tokenizer: Any, count: int) -> list[builders.Row]:
@@ -221,7 +249,9 @@ def test_a_loss_of_log_ratios_starts_where_policy_and_reference_are_the_same_and
     train = Stage("train", 1, config, inputs)
     launcher.run(train)
     log = store.read_table(train.folder, "train_log").to_pylist()
-    assert log[0]["loss"] * log[0]["tokens"] / log[0]["pairs"] == pytest.approx(at_first, rel=1e-5)
+    divided_by_tokens = isinstance(loss, PythonLoss)
+    mean = log[0]["loss"] * (log[0]["tokens"] / log[0]["pairs"] if divided_by_tokens else 1)
+    assert mean == pytest.approx(at_first, rel=1e-5)
     assert [row["feedback"] for row in log] == [3, 3]
     assert all(row["feedback_loss"] > 0 for row in log)
     assert {row["gate"] for row in log} == {None}
