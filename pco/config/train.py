@@ -88,6 +88,9 @@ class IPO(_WithReference):
     """Identity preference optimization: DPO's margin is pulled to 1 / (2 beta) by a square."""
 
     kind: Literal["ipo"] = "ipo"
+    length_normalized: bool = added(False)
+    """Divide each completion's log-ratio by its tokens, as TRL does and, it says, the authors did for their paper.
+    1 / (2 beta) is then a margin in nats a token."""
 
 
 class SimPO(_OfPairs):

@@ -61,8 +61,7 @@ def dpo(
 
     """
     check_number("beta", beta, above=0)
-    columns = policy_chosen, policy_rejected, ref_chosen, ref_rejected
-    ratio = _log_ratio(*columns) if tokens is None else _mean_log_ratio(*columns, tokens)
+    ratio = _log_ratio(policy_chosen, policy_rejected, ref_chosen, ref_rejected, tokens)
     return _smoothed(beta * ratio, label_smoothing)
 
 
@@ -73,16 +72,18 @@ def ipo(
     ref_rejected: Tensor,
     *,
     beta: float,
+    tokens: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Identity preference optimization (arXiv 2310.12036, equation 17; beta is its tau), per pair.
 
-    `(h - 1 / (2 beta))^2` with h as in `dpo`. Hand in log-probabilities divided by their number of
-    tokens for the variant that does not grow with length.
+    `(h - 1 / (2 beta))^2` with h as in `dpo`. With `tokens` each difference in h is divided by its completion's: the
+    form that does not grow with length, with which its authors made the paper's results (so TRL's `DPOTrainer` says,
+    whose IPO this is).
 
     Shapes, dtypes and errors as in `dpo`.
     """
     check_number("beta", beta, above=0)
-    ratio = _log_ratio(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+    ratio = _log_ratio(policy_chosen, policy_rejected, ref_chosen, ref_rejected, tokens)
     return (ratio - 1 / (2 * beta)).square()
 
 
@@ -140,35 +141,26 @@ def _smoothed(logit: Tensor, label_smoothing: float) -> Tensor:
     return -(1 - label_smoothing) * F.logsigmoid(logit) - label_smoothing * F.logsigmoid(-logit)
 
 
-def _log_ratio(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> Tensor:
-    check_same_rows(
-        policy_chosen=policy_chosen,
-        policy_rejected=policy_rejected,
-        ref_chosen=ref_chosen,
-        ref_rejected=ref_rejected,
-    )
-    dtype = wide(policy_chosen.dtype)
-    policy = policy_chosen.to(dtype) - policy_rejected.to(dtype)
-    return policy - (ref_chosen.to(dtype) - ref_rejected.to(dtype))
-
-
-def _mean_log_ratio(
+def _log_ratio(
     policy_chosen: Tensor,
     policy_rejected: Tensor,
     ref_chosen: Tensor,
     ref_rejected: Tensor,
-    tokens: tuple[Tensor, Tensor],
+    tokens: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """As `_log_ratio`, with each completion's part divided by its tokens."""
+    """The h of `dpo`; with `tokens`, each completion's part divided by its own."""
+    counts = {} if tokens is None else {"chosen_tokens": tokens[0], "rejected_tokens": tokens[1]}
     check_same_rows(
         policy_chosen=policy_chosen,
         policy_rejected=policy_rejected,
         ref_chosen=ref_chosen,
         ref_rejected=ref_rejected,
-        chosen_tokens=tokens[0],
-        rejected_tokens=tokens[1],
+        **counts,
     )
     dtype = wide(policy_chosen.dtype)
+    if tokens is None:
+        policy = policy_chosen.to(dtype) - policy_rejected.to(dtype)
+        return policy - (ref_chosen.to(dtype) - ref_rejected.to(dtype))
     chosen = policy_chosen.to(dtype) - ref_chosen.to(dtype)
     rejected = policy_rejected.to(dtype) - ref_rejected.to(dtype)
     return _per_token(chosen, tokens[0]) - _per_token(rejected, tokens[1])

@@ -198,6 +198,7 @@ def _of_logps(loss: DPO | IPO | SimPO | PythonLoss, chosen: Tensor, rejected: Te
     """Per pair (B,): a loss that reads the log-probabilities (B,) of whole completions alone."""
     ref_chosen, ref_rejected = batch.reference.to(chosen.dtype)
     tokens = _token_counts(batch, batch.chosen).to(chosen), _token_counts(batch, batch.rejected).to(chosen)
+    by_length = tokens if isinstance(loss, (DPO, IPO)) and loss.length_normalized else None
     match loss:
         case DPO():
             return losses.dpo(
@@ -207,10 +208,10 @@ def _of_logps(loss: DPO | IPO | SimPO | PythonLoss, chosen: Tensor, rejected: Te
                 ref_rejected,
                 beta=loss.beta,
                 label_smoothing=loss.label_smoothing,
-                tokens=tokens if loss.length_normalized else None,
+                tokens=by_length,
             )
         case IPO():
-            return losses.ipo(chosen, rejected, ref_chosen, ref_rejected, beta=loss.beta)
+            return losses.ipo(chosen, rejected, ref_chosen, ref_rejected, beta=loss.beta, tokens=by_length)
         case SimPO():
             return losses.simpo(
                 chosen,

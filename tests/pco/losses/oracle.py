@@ -138,6 +138,10 @@ def normalized_dpo(
     return -(1 - smoothing) * log_sigmoid(logit) - smoothing * log_sigmoid(-logit)
 
 
+def normalized_ipo(pw: float, pl: float, rw: float, rl: float, tokens: tuple[int, int], beta: float) -> float:
+    return (mean(pw, tokens[0]) - mean(rw, tokens[0]) - mean(pl, tokens[1]) + mean(rl, tokens[1]) - 0.5 / beta) ** 2
+
+
 def simpo(pw: float, pl: float, tokens: tuple[int, int], beta: float, gamma: float, smoothing: float) -> float:
     logit = beta * mean(pw, tokens[0]) - beta * mean(pl, tokens[1]) - gamma
     return -(1 - smoothing) * log_sigmoid(logit) - smoothing * log_sigmoid(-logit)

@@ -135,12 +135,13 @@ def test_preference_losses_refuse_a_column_among_rows(function: Any, place: int)
         function(*columns, beta=0.1)
 
 
+@pytest.mark.parametrize("function", [losses.dpo, losses.ipo])
 @pytest.mark.parametrize("place", range(6))
-def test_length_normalised_dpo_refuses_a_column_among_rows(place: int) -> None:
+def test_length_normalised_losses_refuse_a_column_among_rows(function: Any, place: int) -> None:
     columns = [ONES] * 6
     columns[place] = ONES[:, None]
     with pytest.raises(ValueError, match=r"\(2, 1\).* it would broadcast to \(B, B\)"):
-        losses.dpo(*columns[:4], beta=0.1, tokens=(columns[4], columns[5]))
+        function(*columns[:4], beta=0.1, tokens=(columns[4], columns[5]))
 
 
 @pytest.mark.parametrize("place", range(4))

@@ -151,7 +151,7 @@ def test_dpo_and_ipo_equal_the_oracle(rows: list[tuple[float, ...]], beta: float
 
 
 @given(st.lists(st.tuples(numbers, numbers, numbers, numbers), max_size=4), st.floats(0.01, 5), st.data())
-def test_simpo_and_length_normalised_dpo_equal_the_oracle(
+def test_losses_that_divide_by_lengths_equal_the_oracle(
     rows: list[tuple[float, ...]], beta: float, data: st.DataObject
 ) -> None:
     counts = data.draw(st.lists(st.tuples(*[st.integers(0, 300)] * 2), min_size=len(rows), max_size=len(rows)))
@@ -166,6 +166,8 @@ def test_simpo_and_length_normalised_dpo_equal_the_oracle(
     expected = [oracle.normalized_dpo(*row, count, beta, smoothing) for row, count in zip(rows, counts, strict=True)]
     result = losses.dpo(*columns, beta=beta, label_smoothing=smoothing, tokens=tokens)
     np.testing.assert_allclose(result, expected, **EXACT)
+    expected = [oracle.normalized_ipo(*row, count, beta) for row, count in zip(rows, counts, strict=True)]
+    np.testing.assert_allclose(losses.ipo(*columns, beta=beta, tokens=tokens), expected, **EXACT)
     expected = [oracle.simpo(*row[:2], count, beta, gamma, smoothing) for row, count in zip(rows, counts, strict=True)]
     result = losses.simpo(*columns[:2], tokens=tokens, beta=beta, gamma=gamma, label_smoothing=smoothing)
     np.testing.assert_allclose(result, expected, **EXACT)

@@ -42,11 +42,11 @@ def test_dpo_and_ipo_equal_trl_in_value_and_gradient(kind: str) -> None:
     hidden, labels, head, reference = sequences()
     per_token, mask = log_probabilities(hidden, labels, head)
     theirs = dpo_trainer_loss({kind: 1.0}, per_token, mask, reference, beta=BETA)
-    # TRL's IPO takes the mean log-probability per token.
-    counts = mask.sum(-1) if kind == "ipo" else torch.ones(4)
-    policy = losses.fused_logps(hidden, labels, head, chunk_tokens=5) / counts
+    policy = losses.fused_logps(hidden, labels, head, chunk_tokens=5)
     function = losses.ipo if kind == "ipo" else losses.dpo
-    ours = function(*policy.chunk(2), *(reference / counts).chunk(2), beta=BETA).mean()
+    # TRL's IPO divides by lengths.
+    tokens = tuple(mask.sum(-1).chunk(2)) if kind == "ipo" else None
+    ours = function(*policy.chunk(2), *reference.chunk(2), beta=BETA, tokens=tokens).mean()
     assert_equal_with_gradients(ours, theirs, [hidden, head])
 
 

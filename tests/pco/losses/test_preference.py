@@ -1,4 +1,4 @@
-"""What must hold of DPO, its length-normalised form and SimPO whatever the numbers are, and at the ends."""
+"""What must hold of DPO, IPO and SimPO, by length or not, whatever the numbers are, and at the ends."""
 
 import math
 from collections.abc import Callable
@@ -24,10 +24,15 @@ def normalized_dpo(chosen: Tensor, rejected: Tensor, chosen_tokens: Tensor, reje
     return losses.dpo(chosen, rejected, *reference, beta=5.0, tokens=(chosen_tokens, rejected_tokens))
 
 
-NORMALIZED = [simpo, normalized_dpo]
+def normalized_ipo(chosen: Tensor, rejected: Tensor, chosen_tokens: Tensor, rejected_tokens: Tensor) -> Tensor:
+    reference = torch.full_like(chosen, -3.0), torch.full_like(chosen, -4.0)
+    return losses.ipo(chosen, rejected, *reference, beta=0.1, tokens=(chosen_tokens, rejected_tokens))
 
 
-@pytest.mark.parametrize("loss", NORMALIZED)
+NORMALIZED = [simpo, normalized_dpo, normalized_ipo]
+
+
+@pytest.mark.parametrize("loss", [simpo, normalized_dpo])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_margins_of_ten_thousand_a_token_stay_finite_and_right(loss: Loss, dtype: torch.dtype) -> None:
     # One token on each side: nothing is made smaller by the division.
@@ -96,17 +101,22 @@ def test_repeating_both_completions_changes_nothing() -> None:
         losses.dpo(*columns, beta=5.0, tokens=tokens), losses.dpo(*doubled, beta=5.0, tokens=twice_tokens)
     )
     torch.testing.assert_close(
+        losses.ipo(*columns, beta=0.1, tokens=tokens), losses.ipo(*doubled, beta=0.1, tokens=twice_tokens)
+    )
+    torch.testing.assert_close(
         losses.simpo(*columns[:2], beta=2.0, gamma=0.5, tokens=tokens),
         losses.simpo(*doubled[:2], beta=2.0, gamma=0.5, tokens=twice_tokens),
     )
 
 
-def test_with_one_token_each_length_normalised_dpo_is_dpo() -> None:
+def test_with_one_token_each_length_normalised_dpo_is_dpo_and_ipo_is_ipo() -> None:
     rng = torch.Generator().manual_seed(2)
     columns = [torch.randn(5, generator=rng, dtype=torch.float64) for _ in range(4)]
     ones = torch.ones(5, dtype=torch.int64)
     normalized = losses.dpo(*columns, beta=0.7, label_smoothing=0.1, tokens=(ones, ones))
     torch.testing.assert_close(normalized, losses.dpo(*columns, beta=0.7, label_smoothing=0.1))
+    normalized = losses.ipo(*columns, beta=0.7, tokens=(ones, ones))
+    torch.testing.assert_close(normalized, losses.ipo(*columns, beta=0.7))
 
 
 def test_simpo_falls_as_the_margin_grows_and_is_log_2_where_it_equals_gamma() -> None:

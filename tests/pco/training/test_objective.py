@@ -37,6 +37,7 @@ LOSSES = [
     PythonLoss(**OWN, sft_weight=0.3),
     PythonLoss(**OWN, reference="start"),
     DPO(divide_by="tokens", sft_weight=0.3),
+    IPO(length_normalized=True),
     PythonLoss(**OWN, divide_by="pairs"),
 ]
 
