@@ -171,6 +171,18 @@ MUTATIONS = (
         "beta * margin - gamma",
         "beta * margin + gamma",
     ),
+    Mutation(
+        "unlikelihood counts the token itself among the others",
+        "unlikelihood.py",
+        "logits.scatter(1, labels, -torch.inf).logsumexp(1)",
+        "logits.logsumexp(1)",
+    ),
+    Mutation(
+        "unlikelihood has lost its digits where a token is nearly sure",
+        "unlikelihood.py",
+        "per_row(-F.logsigmoid(-odds), mask)",
+        "per_row(-torch.log1p(-torch.sigmoid(odds)), mask)",
+    ),
 )
 
 

@@ -42,6 +42,19 @@ class PairwiseCringe(_Cringe, _Preference):
     """Divide each log-probability in the margin by its completion's tokens."""
 
 
+class Unlikelihood(Section):
+    """Cross entropy of chosen + alpha * unlikelihood of rejected, -log(1 - p) of each token (arXiv 1908.04319)."""
+
+    kind: Literal["unlikelihood"] = "unlikelihood"
+    alpha: float = Field(1.0, ge=0)
+    """Weight of the unlikelihood of rejected tokens beside the cross entropy on chosen ones."""
+
+    @property
+    def reference_policy(self) -> None:
+        """It needs none."""
+        return None
+
+
 class SFT(Section):
     """Cross entropy on the chosen completions alone."""
 
@@ -127,7 +140,7 @@ class PythonLoss(_Preference):
         return None if self.reference == "none" else self.reference
 
 
-Loss = Annotated[PairwiseCringe | SFT | DPO | IPO | SimPO | PythonLoss, Field(discriminator="kind")]
+Loss = Annotated[PairwiseCringe | Unlikelihood | SFT | DPO | IPO | SimPO | PythonLoss, Field(discriminator="kind")]
 
 
 def is_divided_by_pairs(loss: Loss) -> bool:

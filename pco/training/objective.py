@@ -17,6 +17,7 @@ from pco.config.train import (
     PythonLoss,
     SimPO,
     Train,
+    Unlikelihood,
     is_divided_by_pairs,
 )
 from pco.training import user_loss
@@ -101,6 +102,7 @@ class _Scorer(Protocol):
     def logps(self, rows: slice) -> Tensor: ...
     def pairwise_cringe(self, **knobs: Unpack[_PairwiseKnobs]) -> losses.PairwiseCringe: ...
     def binary_cringe(self, **knobs: Unpack[_CringeKnobs]) -> losses.BinaryCringe: ...
+    def unlikelihood(self, *, alpha: float) -> losses.Unlikelihood: ...
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,10 @@ class Fused:
             hidden, labels, self.batch.good, self.head.weight, head_bias=self._bias, **knobs
         )
 
+    def unlikelihood(self, *, alpha: float) -> losses.Unlikelihood:
+        sides = _sides(self.hidden, self.batch)
+        return losses.fused_unlikelihood(*sides, self.head.weight, head_bias=self._bias, alpha=alpha)
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -146,6 +152,9 @@ class Plain:
     def binary_cringe(self, **knobs: Unpack[_CringeKnobs]) -> losses.BinaryCringe:
         rated = self.batch.rated
         return losses.binary_cringe(self.logits[rated], self.batch.labels[rated], self.batch.good, **knobs)
+
+    def unlikelihood(self, *, alpha: float) -> losses.Unlikelihood:
+        return losses.unlikelihood(*_sides(self.logits, self.batch), alpha=alpha)
 
 
 def _sides(scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -184,6 +193,9 @@ def _of_pairs(loss: Loss, scorer: _Scorer, batch: Batch) -> tuple[Tensor, dict[s
         result = scorer.pairwise_cringe(**_knobs(loss, batch))
         statistics = {name: getattr(result, name) for name in ("margin", "gate", "ce", "cringe")}
         return _with_sft(result.loss, result.ce, loss.sft_weight), statistics
+    if isinstance(loss, Unlikelihood):
+        pairs = scorer.unlikelihood(alpha=loss.alpha)
+        return pairs.loss, _absent(pairs.ce) | {"ce": pairs.ce, "margin": pairs.margin}
     chosen, rejected = scorer.logps(batch.chosen), scorer.logps(batch.rejected)
     statistics = _absent(chosen) | {"ce": -chosen, "margin": chosen - rejected}
     if not batch.pairs:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pco.losses._fused.head import head_scores
+from pco.losses._fused.log_odds import log_odds
 from pco.losses._fused.work import Work
 from pco.losses.checks import IGNORE, Generators, check_k, check_labels, check_range
 from pco.losses.contrast import draw_uniforms
@@ -78,6 +79,29 @@ def fused_scores(
     if k is not None:
         full[mask] = ids
     return FusedScores(chosen_logps, rejected_logps, gaps, full)
+
+
+def fused_log_odds(
+    hidden: Tensor, labels: Tensor, head_weight: Tensor, *, head_bias: Tensor | None, chunk_tokens: int | None
+) -> Tensor:
+    """Log-odds (N,) of the N labels (B, T) that count, row by row."""
+    mask = labels != IGNORE
+    none = labels.new_empty(0)
+    lengths = tuple(mask.sum(-1).tolist())
+    work = Work(
+        positions=(_positions(labels), none),
+        labels=labels[mask].long(),
+        lengths=lengths,
+        rows=len(lengths),
+        eager_rows=0,
+        contrast=None,
+        uniforms=None,
+        k=0,
+        chunk=_chunk_tokens(chunk_tokens, head_weight.shape[0]),
+        dtype=_compute_dtype(hidden, head_weight),
+        grad=torch.is_grad_enabled(),
+    )
+    return log_odds(hidden.flatten(0, 1), head_weight, head_bias, work)
 
 
 def _positions(labels: Tensor) -> Tensor:

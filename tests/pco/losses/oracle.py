@@ -65,6 +65,17 @@ def cringe_completion(logits: Array, labels: Ids, contrast: Ids) -> float:
     return total
 
 
+def unlikelihood_completion(logits: Array, labels: Ids) -> float:
+    """Sum of -log(1 - p), from the sum of the other tokens' probabilities."""
+    total = 0.0
+    for scores, label in zip(logits, labels, strict=True):
+        if label != IGNORED:
+            others = [log_probability(scores, token) for token in range(len(scores)) if token != label]
+            top = max(others)
+            total -= top + math.log(math.fsum(math.exp(other - top) for other in others))
+    return total
+
+
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 

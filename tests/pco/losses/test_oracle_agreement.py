@@ -124,6 +124,22 @@ def test_binary_cringe_equals_the_oracle_in_both_forms(case: Case, alpha: float,
             np.testing.assert_allclose(result.loss[row].detach(), ce + alpha * term, **EXACT)
 
 
+@given(cases, st.floats(0, 3))
+def test_unlikelihood_equals_the_oracle_in_both_forms(case: Case, alpha: float) -> None:
+    plain = losses.unlikelihood(*case.logits, alpha=alpha)
+    fused = losses.fused_unlikelihood(*case.hidden, case.weight, head_bias=case.bias, chunk_tokens=3, alpha=alpha)
+    chosen, chosen_labels, rejected, rejected_labels = (tensor.detach().numpy() for tensor in case.logits)
+    for row in range(len(chosen)):
+        ce = -oracle.completion_logp(chosen[row], chosen_labels[row])
+        term = oracle.unlikelihood_completion(rejected[row], rejected_labels[row])
+        margin = -ce - oracle.completion_logp(rejected[row], rejected_labels[row])
+        for result in (plain, fused):
+            np.testing.assert_allclose(result.ce[row].detach(), ce, **EXACT)
+            np.testing.assert_allclose(result.unlikelihood[row].detach(), term, **EXACT)
+            np.testing.assert_allclose(result.loss[row].detach(), ce + alpha * term, **EXACT)
+            np.testing.assert_allclose(result.margin[row].detach(), margin, **EXACT)
+
+
 @given(cases)
 def test_log_probabilities_and_sft_equal_the_oracle_in_both_forms(case: Case) -> None:
     logits, labels = case.logits[0], case.chosen_labels

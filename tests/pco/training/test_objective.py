@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from data import store
 from pco import losses
-from pco.config.train import DPO, IPO, SFT, Feedback, LoRA, PairwiseCringe, PythonLoss, SimPO, Train
+from pco.config.train import DPO, IPO, SFT, Feedback, LoRA, PairwiseCringe, PythonLoss, SimPO, Train, Unlikelihood
 from pco.execution import launcher
 from pco.stage import Stage
 from pco.training import user_loss
@@ -38,6 +38,7 @@ LOSSES = [
     PythonLoss(**OWN, reference="start"),
     DPO(divide_by="tokens", sft_weight=0.3),
     IPO(length_normalized=True),
+    Unlikelihood(alpha=0.7),
     PythonLoss(**OWN, divide_by="pairs"),
 ]
 
@@ -174,7 +175,14 @@ def test_sums_over_tokens_are_divided_by_tokens_and_losses_of_a_pair_by_pairs(
     step = Step(0, 0, examples, rated)
     chosen, rejected = sum(len(e.chosen) for e in examples), sum(len(e.rejected) for e in examples)
     all_tokens = chosen + rejected + sum(len(piece.completion) for piece in rated)
-    for loss in (PairwiseCringe(), PythonLoss(**OWN), DPO(divide_by="tokens"), SimPO(divide_by="tokens")):
+    by_tokens = [
+        PairwiseCringe(),
+        Unlikelihood(),
+        PythonLoss(**OWN),
+        DPO(divide_by="tokens"),
+        SimPO(divide_by="tokens"),
+    ]
+    for loss in by_tokens:
         assert divisor(step, Train(loss=loss)) == step_tokens(step, Train(loss=loss)) == all_tokens
     assert divisor(step, Train(loss=SFT())) == all_tokens - rejected
     for loss in (DPO(), IPO(), SimPO(), DPO(length_normalized=True), PythonLoss(**OWN, divide_by="pairs")):
