@@ -2,6 +2,7 @@
 
 from flows import private_server
 from flows.console import console, say
+from pco import rounds
 from pco.config.file import OF_RUN
 from pco.config.run import RunConfig
 from pco.evaluation import gate
@@ -44,6 +45,8 @@ def dry_run(config: RunConfig) -> None:
     say(f"{doctor.power(len(inputs.heldout))}.")
     if promise := gate.promise(config.gate, config.rounds):
         say(promise)
+    if plan := rounds.plan(config):
+        say(plan)
     for warning in warnings:
         say(f"Warning: {warning.name}: {warning.message}.")
     check_same(config)

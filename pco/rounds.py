@@ -34,7 +34,7 @@ class State:
 
     round: int = 0
     policies: dict[str, Artifact] = field(default_factory=dict)
-    """`start`; `trained`, the newest; `current`, which a round begins from; `best`."""
+    """`start`; `trained`, the newest; `current`, which a round samples from and by default trains; `best`."""
     evaluations: dict[str, Artifact] = field(default_factory=dict)
     """Of the policies `start`, `trained` and `best`."""
     made: dict[StageName, Artifact] = field(default_factory=dict)
@@ -147,6 +147,21 @@ def dated(config: RunConfig, outputs: Mapping[str, str]) -> RunConfig:
     return config.model_copy(update=update)
 
 
+def plan(config: RunConfig) -> str:
+    """What a run's trainings begin from, where that is not the policy of the round before; else nothing."""
+    if config.train.begin_from == "previous":
+        return ""
+    rounds, share = config.replay.rounds, config.replay.share
+    if rounds == 0:
+        return (
+            "Each round trains the starting policy anew, on the round's own pairs alone: set replay.rounds to `all` to "
+            "train it on those of earlier rounds, too."
+        )
+    earlier = "all earlier rounds" if rounds == "all" else f"{rounds} earlier round(s)"
+    drawn = "all pairs" if share == "all" else f"at most {share:g} pair(s) for each of them"
+    return f"Each round trains the starting policy anew, on the round's own pairs and {drawn} of {earlier}."
+
+
 def as_begun(config: RunConfig) -> RunConfig:
     """The config of a run with the dates that it began with, if it has begun."""
     prepared = store.read_manifest(Stage("prepare", 0, config).folder)
@@ -177,7 +192,8 @@ def inputs_of(name: StageName, config: RunConfig, state: State) -> dict[str, Art
             part = "start" if config.train.loss.reference_policy == "start" else "current"
             inputs = {"policy": policies[part], "pairs": made["pair"]}
         case "train":
-            inputs = {"policy": policies["current"], "pairs": made["pair"], **user_loss.inputs(stage)}
+            part = "start" if config.train.begin_from == "start" else "current"
+            inputs = {"policy": policies[part], "pairs": made["pair"], **user_loss.inputs(stage)}
             if config.prompts.feedback is not None:
                 inputs["prompts"] = made["prepare"]
             inputs |= {"reference": made["refer"]} if "refer" in made else {}
@@ -228,7 +244,8 @@ def _user_files(stage: Stage) -> dict[str, Artifact]:
 
 def _earlier_pairs(config: RunConfig, state: State) -> dict[str, Artifact]:
     """Those that a round may replay: of as many rounds before it as the config says, and the seed preferences."""
-    numbers = range(max(0, state.round - config.replay.rounds), state.round)
+    rounds = state.round if config.replay.rounds == "all" else config.replay.rounds
+    numbers = range(max(0, state.round - rounds), state.round)
     return {replay.input_name(number): state.pairs[number] for number in numbers if number in state.pairs}
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -123,10 +123,11 @@ class Pair(Section):
 class Replay(Section):
     """Pairs of earlier rounds and seed preferences (`prompts.preferences`), mixed in with each round's own."""
 
-    rounds: int = Field(0, ge=0)
-    """How many earlier rounds to draw from; 0 trains on each round's own pairs alone. Seed preferences are round 0."""
-    share: float = Field(1.0, gt=0)
-    """At most so many replayed pairs for each pair of the round itself."""
+    rounds: Annotated[int, Field(ge=0)] | Literal["all"] = 0
+    """How many earlier rounds to draw from, or `all`; 0 trains on each round's own pairs alone. Seed preferences are
+    round 0."""
+    share: Annotated[float, Field(gt=0)] | Literal["all"] = 1.0
+    """At most so many replayed pairs for each pair of the round itself; `all` draws every pair there is."""
     half_life: float | None = Field(None, gt=0)
     """Rounds after which a pair is half as likely to be drawn; null: all are equally likely."""
     rescore: bool = added(default=False)

@@ -235,6 +235,7 @@ HOW_TRAINING_RUNS = (
 def deciding(train: Training) -> dict[str, Any]:
     """The settings that decide a training's result."""
     settings = {name: value for name, value in settings_of(train).items() if name not in HOW_TRAINING_RUNS}
+    settings.pop("begin_from", None)  # the policy is an input of the stage
     if isinstance(train, Train) and isinstance(train.loss, PythonLoss):
         settings["loss"].pop("folder")  # the function's file is an input of the stage, by content
     return settings
@@ -245,6 +246,10 @@ class Train(Training):
 
     loss: Loss = PairwiseCringe()
     """The training objective on pairs."""
+    begin_from: Literal["previous", "start"] = "previous"
+    """The policy that a round's training begins from: that of the `previous` round, as the gate left it, or the run's
+    starting policy, which each round then trains anew; `replay.rounds: all` with `replay.share: all` gives it all pairs
+    so far. Either way the round's completions are sampled from the previous policy."""
     feedback: Feedback = Feedback()
     """The objective on unpaired feedback, if there is any."""
     fused_head: bool = True
@@ -254,6 +259,15 @@ class Train(Training):
     @classmethod
     def _pairwise_cringe_by_default(cls, loss: object) -> object:
         return {"kind": "pairwise_cringe", **loss} if isinstance(loss, dict) else loss
+
+    @model_validator(mode="after")
+    def _reference_is_where_training_begins(self) -> Self:
+        if self.begin_from == "start" and self.loss.reference_policy == "previous":
+            raise ValueError(
+                "begin_from: start: set loss.reference: start, too. `previous` is the policy that a round goes on "
+                "from, and no training begins from it here"
+            )
+        return self
 
 
 def as_it_was(raw: Any) -> Any:

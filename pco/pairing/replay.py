@@ -24,9 +24,9 @@ _SEEDS = 2**31  # seeds are smaller
 def write(stage: Stage, *, fresh: int) -> dict[str, float]:
     """Write the stage's `replay` table if its inputs hold earlier rounds; returns how many pairs were `replayed`.
 
-    At most `share` pairs for each of the `fresh` ones are drawn without replacement; a pair made a rounds ago has the
-    weight 2^(-a / half_life). A pair that is there already, fresh or replayed, is not drawn. Where the drawn pairs are
-    scored again, the result also counts those that `turned`, and those that were `undecided` and left out.
+    At most `share` pairs for each of the `fresh` ones, or all, are drawn without replacement; a pair made a rounds ago
+    has the weight 2^(-a / half_life). A pair that is there already, fresh or replayed, is not drawn. Where the drawn
+    pairs are scored again, the result also counts those that `turned`, and those that were `undecided` and left out.
     """
     earlier: list[ReplayRow] = []
     for number in range(stage.round):
@@ -59,12 +59,14 @@ def write(stage: Stage, *, fresh: int) -> dict[str, float]:
 
 def _drawn(stage: Stage, earlier: list[ReplayRow], fresh: int) -> list[ReplayRow]:
     """At most `share` pairs of earlier rounds for each fresh pair, sampled by weight."""
+    share = stage.config.replay.share
+    limit = len(earlier) if share == "all" else int(share * fresh)
     ranked = sorted(earlier, key=lambda pair: -_sampling_key(stage, pair))
     content_of = _unordered_content if stage.config.replay.rescore else _content
     seen = {content_of(pair) for pair in store.read_parts(stage.folder, "pairs", stage.fingerprint).to_pylist()}
     drawn: list[ReplayRow] = []
     for pair in ranked:
-        if len(drawn) >= int(stage.config.replay.share * fresh):
+        if len(drawn) >= limit:
             break
         if (content := content_of(pair)) not in seen:
             seen.add(content)

@@ -59,6 +59,13 @@ def test_a_dry_run_checks_and_starts_nothing(config_file: Path) -> None:
     assert not (config_file.parent / "runs").exists()
 
 
+def test_a_dry_run_tells_where_training_begins_if_not_from_the_round_before(config_file: Path) -> None:
+    changes = ["train.begin_from=start", "replay.rounds=all", "replay.share=all"]
+    words = ["run", str(config_file), "--dry-run", *(word for change in changes for word in ("--set", change))]
+    told = runner.invoke(app, words).stdout
+    assert "trains the starting policy anew, on the round's own pairs and all pairs of all earlier rounds." in told
+
+
 def test_a_dry_run_tells_what_the_doctor_warns_of(config_file: Path) -> None:
     result = runner.invoke(app, ["run", str(config_file), "--dry-run"])
     assert "Warning: enough prompts: 1 held-out prompts find a gain only if" in result.output

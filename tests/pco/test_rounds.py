@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from data.errors import RunConflict
 from pco.config.run import RunConfig
-from pco.rounds import is_over, walk
-from pco.runs import status
-from pco.runs.folder import BEST, opened, point_to_best
+from pco.rounds import is_over, plan, walk
+from pco.runs import fork, status
+from pco.runs.folder import BEST, check_same, opened, point_to_best
 from pco.runs.status import RunState
 from pco.stage import Stage
 from tests import builders
@@ -36,6 +37,50 @@ def _round_of(stage: Stage, name: str) -> str:
 def test_each_round_goes_on_from_the_one_before_it(tmp_path: Path) -> None:
     found = trainings(builders.played(run_of(tmp_path, "stop")))
     assert [policy for policy, _ in found.values()] == ["start", "round-01", "round-02", "round-03", "round-04"]
+
+
+def test_rounds_may_train_the_starting_policy_anew_on_what_the_best_one_wrote(tmp_path: Path) -> None:
+    config = builders.changed(run_of(tmp_path, "roll_back"), train__begin_from="start")
+    stages = builders.played(config, refused={2})
+    assert {policy for policy, _ in trainings(stages).values()} == {"start"}
+    sampled = [_round_of(stage, "policy") for stage in stages if stage.name == "generate"]
+    assert sampled == ["start", "round-01", "round-01", "round-03", "round-04"]
+
+
+def test_a_fork_that_begins_from_the_start_keeps_the_first_round_which_does_so_either_way(tmp_path: Path) -> None:
+    config = run_of(tmp_path, "stop")
+    builders.played(config)
+    forked = builders.changed(config, run="forked", train__begin_from="start")
+    shared = [(stage.round, stage.name) for stage in fork.fork(config, forked, None).shared]
+    assert shared[-1] == (2, "pair")
+    assert {policy for policy, _ in trainings(builders.played(forked)).values()} == {"start"}
+    assert RunState(forked).is_finished
+
+
+def test_a_run_whose_rounds_begin_from_the_start_is_resumed_where_it_was_cut(tmp_path: Path) -> None:
+    config = builders.changed(run_of(tmp_path, "stop"), train__begin_from="start", replay__rounds="all")
+    before = [stage.fingerprint for stage in builders.played(config, until=(3, "train"))]
+    stages = builders.played(config)
+    assert [stage.fingerprint for stage in stages][: len(before)] == before
+    assert trainings(stages)[3][0] == "start"
+    with pytest.raises(RunConflict, match=r"train\.begin_from: 'start' there, 'previous' now"):
+        check_same(builders.changed(config, train__begin_from="previous"))
+
+
+@pytest.mark.parametrize(
+    ("replay", "told"),
+    [
+        ({"rounds": 0}, "own pairs alone: set replay.rounds to `all`"),
+        ({"rounds": "all", "share": "all"}, "own pairs and all pairs of all earlier rounds."),
+        ({"rounds": 2, "share": 0.5}, "own pairs and at most 0.5 pair(s) for each of them of 2 earlier round(s)."),
+    ],
+)
+def test_a_plan_tells_what_rounds_train_on_that_begin_from_the_start(
+    tmp_path: Path, replay: dict[str, Any], told: str
+) -> None:
+    config = builders.config(tmp_path, replay=replay)
+    assert plan(config) == ""
+    assert told in plan(builders.changed(config, train__begin_from="start"))
 
 
 @pytest.mark.parametrize("otherwise", ["stop", "ask"])

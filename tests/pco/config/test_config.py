@@ -208,6 +208,21 @@ def test_a_second_reward_that_makes_labels_is_refused(second: dict[str, Any], re
         config.parse(raw, source="x")
 
 
+def test_a_reference_that_no_training_begins_from_is_refused_where_rounds_begin_from_the_start() -> None:
+    raw = builders.raw_config(Path("/somewhere"))
+    raw["train"] = {"begin_from": "start", "loss": {"kind": "dpo"}}
+    assert "set loss.reference: start" in fault(raw)
+    for loss in ({"kind": "dpo", "reference": "start"}, {"kind": "simpo"}, {"kind": "python", "module": "m"}):
+        RunConfig.model_validate({**raw, "train": {"begin_from": "start", "loss": loss}})
+
+
+@pytest.mark.parametrize("replay", [{"rounds": -1}, {"rounds": "some"}, {"share": 0}, {"share": "every"}])
+def test_a_replay_of_neither_a_number_nor_all_is_refused(replay: dict[str, Any]) -> None:
+    raw = builders.raw_config(Path("/somewhere"))
+    assert f"replay.{next(iter(replay))}" in fault({**raw, "replay": replay})
+    RunConfig.model_validate({**raw, "replay": dict.fromkeys(replay, "all")})
+
+
 def test_preferences_that_no_round_would_train_on_are_refused() -> None:
     raw = builders.raw_config(Path("/somewhere"))
     raw["prompts"]["preferences"] = "/seed.jsonl"

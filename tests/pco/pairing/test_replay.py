@@ -58,9 +58,11 @@ def test_a_first_round_has_nothing_to_replay(tmp_path: Path) -> None:
     assert len(replay.rows_of(stage.folder)) == FRESH
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.5, FRESH // 2), (1.0, FRESH), (99.0, 2 * FRESH)])
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.5, FRESH // 2), (1.0, FRESH), (99.0, 2 * FRESH), ("all", 2 * FRESH)]
+)
 def test_as_many_are_drawn_as_the_share_says_and_no_more_than_there_are(
-    tmp_path: Path, share: float, expected: int
+    tmp_path: Path, share: float | str, expected: int
 ) -> None:
     stage = _rounds(tmp_path, 3, replay__share=share)
     manifest = store.read_manifest(stage.folder)
@@ -104,9 +106,9 @@ def test_a_pair_that_came_again_is_not_replayed(tmp_path: Path) -> None:
     assert _rounds_drawn(again) == []
 
 
-@pytest.mark.parametrize(("rounds", "given"), [(0, []), (1, [3]), (2, [2, 3]), (9, [1, 2, 3])])
+@pytest.mark.parametrize(("rounds", "given"), [(0, []), (1, [3]), (2, [2, 3]), (9, [1, 2, 3]), ("all", [1, 2, 3])])
 def test_a_round_is_given_the_pairs_of_as_many_earlier_rounds_as_the_config_says(
-    tmp_path: Path, rounds: int, given: list[int]
+    tmp_path: Path, rounds: int | str, given: list[int]
 ) -> None:
     builders.write_prompts(tmp_path, ["train"], ["heldout"])
     config = builders.config(tmp_path, rounds=4, replay__rounds=rounds)
