@@ -49,6 +49,8 @@ def _distinct(n: int, *, shown: bool = False) -> Metric:
 
 _REWARD = "mean over greedy and sampled completions; higher is better"
 _SECOND_REWARD = "of one that makes no labels; higher is better"
+_BEST_OF_N = "of a prompt's samples, the one that it prefers; what choosing among samples would add"
+_SECOND_BEST_OF_N = "of the sample that the first reward prefers"
 _REPETITION = "share of repeated 3-grams of tokens"
 _ENTROPY = "nats per sampled token; near 0 all samples are alike"
 _KL = "nats per token, on what the start sampled"
@@ -74,6 +76,8 @@ METRICS = (
     _win("lc_second_win_vs_start", "Second wins at equal length", "by the second reward", paired=False),
     _win("lc_second_win_vs_previous", "Second wins at equal length, previous", "by the second reward", paired=False),
     _win("lc_second_win_vs_reference", "Second wins at equal length, references", "by the second reward", paired=False),
+    Metric("best_of_n", "Reward of the best sample", _BEST_OF_N, 1, "reward", shown=True),
+    Metric("second_best_of_n", "Second reward of the best sample", _SECOND_BEST_OF_N, 1, "reward", shown=True),
     Metric("f1", "F1", "words in common with the prompt's reference", 1, "share", compared=True, shown=True),
     _distinct(1),
     _distinct(2, shown=True),

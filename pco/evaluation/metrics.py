@@ -29,6 +29,7 @@ from pco.rewards.programs import repeated_share
 
 REPETITION_N = {"repetition": 3, "repetition_4": 4}
 DISTINCT_N = (1, 2, 3)
+BEST_OF_N = {"reward": "best_of_n", "second_reward": "second_best_of_n"}
 WINS = {"win": "reward", "second_win": "second_reward"}  # the metric by which each kind of win is decided
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -36,9 +37,33 @@ _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
 
 def read(folder: Path) -> list[EvaluationRow]:
-    """The rows of a finished evaluation."""
+    """The rows of a finished evaluation, and those that follow from them (`with_best_of_n`)."""
     rows: list[EvaluationRow] = store.read_table(folder, "evaluations").to_pylist()
-    return rows
+    return with_best_of_n(rows)
+
+
+def with_best_of_n(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
+    """The rows, and for each prompt with several samples the rewards of the sample that the first reward prefers.
+
+    They follow from the others and stand in no table. n is the largest number of samples with a reward that a prompt
+    has; prompts with fewer have no such row, since the best of fewer is worse. Of samples that are preferred alike it
+    is the mean.
+    """
+    values: dict[str, dict[str, dict[int | None, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        if row["measure"] in BEST_OF_N and row["mode"] == SAMPLED and row["prompt_id"] is not None:
+            values[row["measure"]][row["prompt_id"]][row["sample"]] = row["value"]
+    n = max(map(len, values["reward"].values()), default=0)
+    best: list[EvaluationRow] = []
+    for prompt, rewards in values["reward"].items():
+        preferred = [sample for sample, reward in rewards.items() if reward == max(rewards.values())]
+        for measure, name in BEST_OF_N.items():
+            found = [value for sample in preferred if (value := values[measure][prompt].get(sample)) is not None]
+            if len(rewards) == n > 1 and len(found) == len(preferred):
+                best.append(
+                    {"measure": name, "mode": SAMPLED, "prompt_id": prompt, "sample": None, "value": fmean(found)}
+                )
+    return [*rows, *best]
 
 
 def completion_rows(

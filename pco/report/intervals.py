@@ -26,6 +26,8 @@ def against_start(rows: Sequence[EvaluationRow], start: Sequence[EvaluationRow])
             for mode in (GREEDY, SAMPLED):
                 of_mode = [row for row in rows if row["mode"] == mode]
                 values[f"{metric.key}/{mode}"] = per_prompt_differences(of_mode, start, metric=metric.key)
+        elif metric.paired and metric.shown and not metric.relative:
+            values[metric.key] = per_prompt_differences(rows, start, metric=metric.key)
         elif metric.paired and metric.key.endswith("_vs_start"):
             values[metric.key] = per_prompt_means(rows, metric.key)
         elif metric.key.startswith("lc_") and (at_equal_length := metrics.length_controlled_interval(rows, metric.key)):

@@ -88,7 +88,7 @@ def evaluated(
         started=started,
         metrics={
             **sampling,
-            **metrics.summarise(rows),
+            **metrics.summarise(metrics.with_best_of_n(rows)),
             **({"without_reward": unscored} if unscored else {}),
             **rewards.metrics(store.counted(stage.folder, "evaluations", stage.fingerprint)),
         },

@@ -16,7 +16,7 @@ def run(stage: Stage) -> store.Manifest:
     def compare() -> None:
         start = metrics.read(stage.inputs["start"].folder)
         best = store.read_parts(stage.folder, "evaluations", stage.fingerprint).to_pylist()
-        rows = schemas.build("tests", tested.differences(start, best))
+        rows = schemas.build("tests", tested.differences(start, metrics.with_best_of_n(best)))
         store.write_part(stage.folder, "tests", 0, rows, stage.fingerprint)
 
     return evaluated(stage, "test", "test", write_more=compare)

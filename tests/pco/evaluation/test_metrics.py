@@ -203,6 +203,39 @@ def test_one_reference_answer_is_met_by_every_completion_of_its_prompt(own: Any,
     assert metrics.reference_rows(rows, {("reward", prompt): math.nan}) == []
 
 
+@given(completions)
+def test_the_best_of_n_is_the_highest_reward_of_a_prompts_samples(own: dict[tuple[str, str, int], float]) -> None:
+    samples = {p: [value for (mode, a, _), value in own.items() if (mode, a) == (SAMPLED, p)] for p in "abc"}
+    n = max(map(len, samples.values()))
+    expected = {builders.prompt_id(p): max(rewards) for p, rewards in samples.items() if len(rewards) == n > 1}
+    rows = evaluated(own)
+    more = metrics.with_best_of_n(rows)
+    assert more[: len(rows)] == rows
+    assert {row["prompt_id"]: row["value"] for row in more[len(rows) :]} == expected
+    summary = metrics.summarise(more)
+    assert summary.get("best_of_n") == (pytest.approx(fmean(expected.values())) if expected else None)
+    if expected and len(expected) == sum(map(bool, samples.values())):  # no prompt was left out
+        assert summary["best_of_n"] >= summary["reward/sampled"]
+
+
+def test_the_second_reward_of_the_best_sample_is_of_the_one_that_the_first_prefers() -> None:
+    candidates = [builders.candidate_row(prompt, sample) for prompt in "ab" for sample in range(3)]
+    rows = metrics.completion_rows(
+        candidates, [1.0, 3.0, 2.0, 5.0, 5.0, 0.0], second_rewards=[9.0, 1.0, 9.0, 2.0, 4.0, math.nan]
+    )
+    best = metrics.with_best_of_n(rows)[len(rows) :]
+    assert [row["value"] for row in best if row["measure"] == "best_of_n"] == [3.0, 5.0]
+    assert [row["value"] for row in best if row["measure"] == "second_best_of_n"] == [1.0, 3.0]  # ties: their mean
+
+
+def test_prompts_with_a_sample_without_a_reward_have_no_best_of_n() -> None:
+    candidates = [builders.candidate_row(prompt, sample) for prompt in "ab" for sample in range(2)]
+    rows = metrics.completion_rows(candidates, [1.0, 3.0, math.nan, 9.0])
+    assert [row["value"] for row in metrics.with_best_of_n(rows) if row["measure"] == "best_of_n"] == [3.0]
+    alone = metrics.completion_rows(candidates[:1], [1.0])
+    assert metrics.with_best_of_n(alone) == alone
+
+
 two_texts = st.lists(
     st.tuples(st.floats(-200, -0.1), st.floats(-200, -0.1), st.integers(1, 50)), min_size=1, max_size=6
 )

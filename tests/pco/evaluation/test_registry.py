@@ -50,11 +50,12 @@ def test_a_task_of_lm_eval_is_a_metric_and_any_other_unknown_name_is_none() -> N
 
 
 def test_everything_that_a_summary_says_is_a_metric() -> None:
-    candidates = [builders.candidate_row(str(i), mode=mode) for i in range(3) for mode in ("greedy", "sampled")]
+    modes = (("greedy", 0), ("sampled", 0), ("sampled", 1))
+    candidates = [builders.candidate_row(str(i), sample, mode=mode) for i in range(3) for mode, sample in modes]
     rows = metrics.completion_rows(
         candidates,
-        [0.0, 1.0] * 3,
-        second_rewards=[1.0, 2.0] * 3,
+        [0.0, 1.0, 2.0] * 3,
+        second_rewards=[1.0, 2.0, 3.0] * 3,
         references={row["prompt_id"]: "1 2" for row in candidates},
     )
     texts = metrics.text_rows(["text"], [(-3.0, 2)])
@@ -62,7 +63,7 @@ def test_everything_that_a_summary_says_is_a_metric() -> None:
         rows += metrics.rows_against(policy, rows, rows)
     rows += [*texts, *metrics.drift_rows(texts, texts), *metrics.corpus_rows(candidates)]
     rows.append(metrics.kl_row(candidates[1], -2.0))
-    summary = metrics.summarise(rows)
+    summary = metrics.summarise(metrics.with_best_of_n(rows))
     known = {about.key for about in METRICS}
     in_rows_only = {f"length_vs_{policy}" for policy in POLICIES}
     assert {name.partition("/")[0] for name in summary} == known | in_rows_only
