@@ -329,6 +329,16 @@ def test_every_loss_without_a_reference_learns_the_same_whatever_the_split_and_m
 
 
 @pytest.mark.e2e
+def test_unlikelihood_learns_the_same_under_zero_3_and_tells_chosen_from_rejected(train: Train) -> None:
+    loss = {"train__loss": {"kind": "unlikelihood"}}
+    trained = train(**loss)
+    same_training(train(**loss, train__processes=2, train__zero_stage=3, train__micro_batch_pairs=1), trained)
+    margins = [(row["epoch"], row["margin"] * row["pairs"]) for row in trained.log]
+    first, last = (sum(margin for epoch, margin in margins if epoch == wanted) for wanted in (0, 1))
+    assert last > first
+
+
+@pytest.mark.e2e
 def test_equal_trainings_give_equal_bytes(train: Train) -> None:
     # A time limit is no part of the result, and makes this another run.
     again = train(stage_timeout_s=600)
