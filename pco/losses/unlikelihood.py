@@ -97,9 +97,8 @@ def fused_unlikelihood(
     check_hidden("chosen_hidden", chosen_hidden, chosen_labels, head_weight, head_bias)
     check_hidden("rejected_hidden", rejected_hidden, rejected_labels, head_weight, head_bias)
     check_pairs(chosen_hidden, rejected_hidden, "hidden")
-    options = {"head_bias": head_bias, "chunk_tokens": chunk_tokens}
-    chosen = fused_logps(chosen_hidden, chosen_labels, head_weight, **options)
-    odds = fused_log_odds(rejected_hidden, rejected_labels, head_weight, **options)
+    chosen = fused_logps(chosen_hidden, chosen_labels, head_weight, head_bias=head_bias, chunk_tokens=chunk_tokens)
+    odds = fused_log_odds(rejected_hidden, rejected_labels, head_weight, head_bias=head_bias, chunk_tokens=chunk_tokens)
     return _combine(chosen, odds, rejected_labels != IGNORE, alpha)
 
 

@@ -53,7 +53,7 @@ class LogOdds(torch.autograd.Function):
                 put(work, tokens, (residual @ call.head) * factor.unsqueeze(1), (of_hidden, None))
                 if of_head is not None:
                     of_head.add(residual, inputs, factor)
-        grads = of_hidden, of_head and of_head.weight, of_head and of_head.bias
+        grads = of_hidden, *((of_head.weight, of_head.bias) if of_head else (None, None))
         return *(
             grad.to(value.dtype) if need and grad is not None and value is not None else None
             for grad, value, need in zip(grads, (hidden, weight, bias), ctx.needs_input_grad, strict=False)
