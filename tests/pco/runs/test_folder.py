@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from data.errors import BadInput, RunConflict
 from pco.config.file import OF_RUN
@@ -78,6 +79,20 @@ def test_a_run_that_was_made_before_divides_losses_of_a_pair_by_tokens_to_its_en
     check_same(before)
     other = read_config(config.folder, ["train.loss.kind=pairwise_cringe"])
     assert other.train.loss == PairwiseCringe()
+
+
+def test_a_run_of_dpo_that_was_made_before_is_not_stale_and_goes_on_as_it_began(tmp_path: Path) -> None:
+    builders.write_prompts(tmp_path, ["a"], ["b"])
+    config = builders.config(tmp_path, rounds=2, train__loss={"kind": "dpo", "divide_by": "tokens"})
+    done = builders.played(config, until=(2, "train"))
+    path = config.folder / OF_RUN
+    raw = yaml.safe_load(path.read_text())
+    del raw["train"]["loss"]["divide_by"]
+    path.write_text(yaml.safe_dump(raw))
+    stages = builders.played(read_config(config.folder))
+    assert [stage.fingerprint for stage in stages[: len(done)]] == [stage.fingerprint for stage in done]
+    losses = [stage.config.train.loss for stage in stages if stage.name == "train"]
+    assert losses == [config.train.loss] * 2
 
 
 def test_a_moved_run_is_read_where_it_lies(tmp_path: Path) -> None:
