@@ -23,3 +23,7 @@ class StageFailed(PCOError):
 
 class AwaitsAnswer(PCOError):
     """The gate refused a round and is to ask a person, who has not answered yet."""
+
+
+class BudgetSpent(PCOError):
+    """A judge would cost more than was allowed; its answers so far are kept."""

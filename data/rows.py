@@ -207,6 +207,22 @@ class DecisionRow(TypedDict):
     high: float | None
 
 
+class RewardBenchmarkRow(TypedDict):
+    """A row of `reward_benchmark`."""
+
+    item: int
+    source_id: str | None
+    subset: str
+    tie: str | None
+    tie_number: int | None
+    correct: bool
+    length: int
+    reward: float
+    as_first: float | None
+    as_second: float | None
+    reward_model: str
+
+
 class FinalTestRow(TypedDict):
     """A row of `tests`."""
 
@@ -255,5 +271,6 @@ ROWS: dict[str, type] = {
     "reward_tests": RewardTestRow,
     "evaluations": EvaluationRow,
     "decisions": DecisionRow,
+    "reward_benchmark": RewardBenchmarkRow,
     "tests": FinalTestRow,
 }

@@ -176,6 +176,21 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("high", pa.float64()),
         nullable=("low", "high"),
     ),
+    # Of a public benchmark of reward models: a row per answer, the right ones of a prompt first.
+    "reward_benchmark": _schema(
+        ("item", pa.int32()),  # a prompt, by its place among all
+        ("source_id", pa.string()),  # the id in the file
+        ("subset", pa.string()),
+        ("tie", pa.string()),  # of RewardBench 2's Ties: ref or tied
+        ("tie_number", pa.int32()),
+        ("correct", pa.bool_()),
+        ("length", pa.int32()),  # in characters
+        ("reward", pa.float64()),  # of a judge: the share of the win over the right answer, whose own is a half
+        ("as_first", pa.float64()),  # of a judge: that share where the answer came first,
+        ("as_second", pa.float64()),  # and where it came second
+        ("reward_model", pa.string()),
+        nullable=("source_id", "tie", "tie_number", "as_first", "as_second"),
+    ),
     # The best policy against the starting one on the test prompts, a row per metric.
     "tests": _schema(
         ("metric", pa.string()),

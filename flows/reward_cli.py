@@ -5,18 +5,22 @@ from typing import Annotated
 
 import typer
 
+from data import reward_benchmarks
 from flows import private_server
-from flows.console import KEPT, Overrides, clear_errors, console, print_table, say
+from flows.console import KEPT, Overrides, RunsDir, clear_errors, console, errors, print_table, say
+from pco.config import reward as reward_config
 from pco.config.reward_training import RewardTraining, load
 from pco.reward_training import order
 from pco.runs.folder import check_same, report_path
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Train reward models on preferences.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", help="Train and evaluate reward models and judges."
+)
 
 
 @app.callback()
 def group() -> None:
-    """Train reward models on preferences."""
+    """Train and evaluate reward models and judges."""
 
 
 @app.command()
@@ -82,3 +86,77 @@ def _conclude(config: RewardTraining) -> None:
         say(line)
     say(f"Model: {config.folder / 'model'}")
     say(f"Report: {report_path(config)}")
+
+
+@app.command()
+def evaluate(
+    reward: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|CONFIG",
+            help="A reward model's folder or hub id, or a YAML file with a `reward` section, such as a run's config.",
+        ),
+    ],
+    data: Annotated[
+        list[Path],
+        typer.Option("--data", metavar="FILE", help="JSONL, JSON, CSV or Parquet; give it again for several files."),
+    ],
+    max_cost: Annotated[
+        float | None,
+        typer.Option(min=0, help="Stop before a judge's replies cost more, those of earlier attempts included."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for the results; by default `reward-evaluations` in the one of all runs."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check reward and data, and say what a judge would cost; score nothing.")
+    ] = False,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Hold a reward model or a judge to a public benchmark: RewardBench and RewardBench 2, or files of their columns.
+
+    A row has `prompt`, `chosen`, `rejected` and `subset`: texts as in RewardBench, or lists of texts under `chosen` and
+    `rejected`, with `num_correct`, as in RewardBench 2. The result has accuracies by subset with intervals, and how far
+    the reward follows length and a judge the position. A judge's cost is shown before it is asked anything.
+
+    Examples:
+    - `pco reward evaluate runs/reward/model --data reward-bench-2.parquet`
+
+    - `pco reward evaluate judge.yaml --data reward-bench.parquet --max-cost 5`
+
+    """
+    with clear_errors(KEPT):
+        from pco.report import reward_benchmark as report
+        from pco.runs import reward_benchmark
+
+        config, name = _named(reward, overrides)
+        items = reward_benchmarks.read(data)
+        folder = out or runs_dir / reward_benchmark.FOLDER
+        plan = reward_benchmark.plan(config, items, data, name=name, out=folder, max_cost=max_cost)
+        say(f"{len(items):,} prompts; results in {plan.folder}")
+        cost = reward_benchmark.estimate(plan)
+        if cost is not None:
+            say(f"The judge: {cost}.")
+        if dry_run:
+            return
+        with errors.status(f"{name}: benchmark") as shown:
+            reward_benchmark.run(
+                plan, lambda done: shown.update(f"{name}: {done.done:,} of {done.total:,} {done.unit}")
+            )
+        path = report.write(plan.folder, name)
+        for table in report.tables(report.read(plan.folder)):
+            print_table(table)
+        say(f"Report: {path}")
+
+
+def _named(reward: str, overrides: list[str] | None) -> tuple[reward_config.RewardConfig, str]:
+    """The reward that an argument names, and a short name of it."""
+    if reward.endswith((".yaml", ".yml")):
+        config = reward_config.read(Path(reward), overrides)
+        named = getattr(config, "model", None)
+        return config, Path(named).name if isinstance(named, str) else Path(reward).stem
+    return reward_config.of_model(reward, overrides), Path(reward).name

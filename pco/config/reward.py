@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from data import files, packaged
+from pco.config import file
+from pco.config.overrides import overridden
 from pco.config.section import Section, added, iso_date, settings_of
 
 
@@ -145,6 +147,8 @@ class JudgeReward(Section):
     """The environment variable that holds the key, never the key itself; null sends none."""
     template: str | None = None
     """A text file to ask with instead of the built-in text; it holds {prompt}, {first} and {second}."""
+    verdicts: Literal["three", "five"] = added("three")
+    """`three`: A, B or tie. `five`: A>>B, A>B, A=B, B>A or B>>A, as Arena-Hard asks; a slight win is three quarters."""
     against: Literal["candidates", "reference"] = "candidates"
     """`candidates`: with the prompt's other candidates, or in an evaluation with the starting policy's completion.
     `reference`: with the prompt's `reference`."""
@@ -227,6 +231,34 @@ class EnsembleReward(Section):
 
 
 RewardConfig = Annotated[_Singles | EnsembleReward, Field(discriminator="kind")]
+
+
+class RewardSection(Section):
+    """The part of a config that is a reward."""
+
+    reward: RewardConfig
+
+
+def read(path: Path, overrides: list[str] | None = None) -> RewardConfig:
+    """The reward under `reward` of a YAML file, which may be a run's config; the other sections are not looked at.
+
+    Raises BadInput that names each fault with its key.
+    """
+    return _section(file.read(RewardSection, path, overrides or []), source=str(path))
+
+
+def of_model(name: str, overrides: list[str] | None = None) -> RewardConfig:
+    """The reward of a model's folder or hub id; overrides are those of a config, such as `reward.dtype=float32`.
+
+    Raises BadInput that names each fault with its key.
+    """
+    raw = {"reward": {"kind": "model", "model": name}}
+    return _section(overridden(RewardSection, raw, overrides or []), source=name)
+
+
+def _section(raw: dict[str, Any], *, source: str) -> RewardConfig:
+    section = {key: value for key, value in raw.items() if key == "reward"}
+    return absolute(file.validated(RewardSection, section, source=source).reward)
 
 
 def models(config: RewardConfig) -> list[str]:

@@ -45,6 +45,24 @@ def paired_interval(differences: Sequence[float], *, level: float = 0.95, seed: 
     return mean, low, high
 
 
+def wilson_interval(mean: float, count: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a share (Wilson 1927): (low, high), within 0 and 1 also where all or none of `count` succeeded.
+
+    Also of the mean of values between 0 and 1, such as ties that count half: these vary at most as much as ones and
+    zeros of the same mean, so that the interval is rather too wide.
+
+    Raises BadInput for a mean outside of 0 and 1, or no values.
+    """
+    if not 0 <= mean <= 1 or count < 1:
+        raise BadInput(
+            f"wilson_interval: expected a mean between 0 and 1 of at least one value; found {mean}, {count}."
+        )
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    margin = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+    return max(0.0, min(middle - margin, mean)), min(1.0, max(middle + margin, mean))
+
+
 def sign_test(differences: Sequence[float]) -> float:
     """Two-sided p-value of the exact sign test: could as many be above zero by chance? Zeros are left out."""
     above, below = (sum(sign * difference > 0 for difference in differences) for sign in (1, -1))

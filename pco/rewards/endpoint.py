@@ -47,6 +47,7 @@ class Refusal:
 
 
 OnReply = Callable[[str, Reply | Refusal, int], None]
+MayAsk = Callable[[str], bool]
 
 
 class _Transient(Exception):
@@ -78,14 +79,17 @@ def ask(
     *,
     on_reply: OnReply,
     counts: Counts,
+    may_ask: MayAsk = lambda _: True,
 ) -> None:
     """Ask all questions; calls `on_reply` for each reply, with how many are left. Counts `requests` and `retries`.
+
+    `may_ask` is called before a question is first sent. One that it denies is left out; those under way are awaited.
 
     Raises BadInput when no request can succeed (key, address, model), StageFailed when a request failed too often.
     `on_reply` was called for all replies before that.
     """
     try:
-        asyncio.run(_ask_all(questions, config, on_reply, counts))
+        asyncio.run(_ask_all(questions, config, on_reply, counts, may_ask))
     except BaseExceptionGroup as group:  # the first failure ended the others
         raise next((error for error in group.exceptions if isinstance(error, PCOError)), group) from None
 
@@ -95,6 +99,7 @@ async def _ask_all(
     config: JudgeReward,
     on_reply: OnReply,
     counts: Counts,
+    may_ask: MayAsk,
 ) -> None:
     import httpx
 
@@ -112,6 +117,8 @@ async def _ask_all(
 
         async def ask_when_free(question: str) -> None:
             async with free:
+                if not may_ask(question):
+                    return
                 reply = await _ask_with_retries(client, question, config, rate_limit, counts)
             left.discard(question)
             on_reply(question, reply, len(left))

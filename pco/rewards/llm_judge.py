@@ -5,25 +5,23 @@ et al., arXiv 2306.05685). So each comparison is asked in both orders and counts
 single reply would carry the position bias into the reward. The shares of the two sides add up to 1.
 """
 
-import contextlib
 import math
 import random
 import re
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from data import files
 from data.errors import BadInput
 from data.journal import Journal
 from pco.config.reward import JudgeReward
 from pco.rewards import endpoint
 from pco.rewards.endpoint import Refusal, Reply
+from pco.rewards.judge_replies import Estimate, Replies
 from pco.rewards.scores import Candidates, Counts, Score, Scorer
 from pco.seeds import seed_of
 
@@ -45,7 +43,7 @@ COUNTED = (
 UNREAD = "the judge gave no readable verdict"
 ALONE = "nothing to compare with"
 
-TEMPLATE = """\
+_QUESTION = """\
 Below are a request and two answers to it. Decide which answer is better: more helpful, more correct, and closer to \
 what the request asks for. The order of the answers and their length must not matter.
 
@@ -59,20 +57,27 @@ what the request asks for. The order of the answers and their length must not ma
 {second}
 
 ### Verdict
+"""
+TEMPLATE = f"""\
+{_QUESTION}\
 Reply with [[A]] if answer A is better, [[B]] if answer B is better, or [[tie]] if neither is. Write nothing else.
+"""
+FIVE_WAY_TEMPLATE = f"""\
+{_QUESTION}\
+Reply with [[A>>B]] if answer A is much better, [[A>B]] if it is slightly better, [[A=B]] if neither is better, \
+[[B>A]] if answer B is slightly better, or [[B>>A]] if it is much better. Write nothing else.
 """
 
 _VERDICT = re.compile(r"\[\[\s*(A|B|tie)\s*\]\]|\A\W*(A|B|tie)\W*\Z", re.IGNORECASE)
 _SHARES = {"A": 1.0, "B": 0.0, "TIE": 0.5}  # of the answer that comes first
-_PRINT_EVERY_S = 30.0
+_FIVE_WAY_VERDICT = re.compile(r"\[\[\s*([AB])\s*(>>|>|=|<|<<)\s*([AB])\s*\]\]", re.IGNORECASE)
+_FIVE_WAY_SHARES = {">>": 1.0, ">": 0.75, "=": 0.5, "<": 0.25, "<<": 0.0}  # of the answer that is named first
 
 
 @dataclass(frozen=True)
-class _Comparison:
-    """A candidate against another one, which then also gets a share, or against a fixed text (`other` is None)."""
+class Match:
+    """Two answers to a prompt that a judge is to compare."""
 
-    candidate: int
-    other: int | None
     prompt: str
     text: str
     opponent: str
@@ -85,6 +90,39 @@ class _Comparison:
         )
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge said of a match: the share of the win that goes to its `text`, 0 to 1, in either order.
+
+    `first` is from the question in which the text came first, `second` from the other; None where there was no
+    readable reply.
+    """
+
+    first: float | None
+    second: float | None
+
+    @property
+    def share(self) -> float | None:
+        """The mean of both orders; None unless both can be read, since one alone would carry the position bias."""
+        return None if self.first is None or self.second is None else (self.first + self.second) / 2
+
+    @property
+    def follows_position(self) -> bool:
+        """Whether the winner was the answer in the same place both times."""
+        if self.first is None or self.second is None:
+            return False
+        return (self.first - 0.5) * (self.second - 0.5) < 0
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A candidate against another one, which then also gets a share, or against a fixed text (`other` is None)."""
+
+    candidate: int
+    other: int | None
+    match: Match
+
+
 def check(config: JudgeReward) -> None:
     """Refuse a judge that cannot work, as far as that is known without a request. Raises BadInput."""
     _template(config)
@@ -93,7 +131,7 @@ def check(config: JudgeReward) -> None:
 
 def _template(config: JudgeReward) -> str:
     if config.template is None:
-        return TEMPLATE
+        return FIVE_WAY_TEMPLATE if config.verdicts == "five" else TEMPLATE
     path = Path(config.template)
     try:
         text = path.read_text(encoding="utf-8")
@@ -120,27 +158,94 @@ def verdict(reply: str) -> float | None:
     return _SHARES[names[-1].upper()] if names else None
 
 
-def scorer(config: JudgeReward, folder: Path | None, counts: Counts) -> Scorer:
-    """Compares the candidates of a batch; adds to `counts` what `metrics` summarises.
+def five_way_verdict(reply: str) -> float | None:
+    """The first text's share of the win by the last [[A>>B]], [[A>B]], [[A=B]], [[B>A]] or [[B>>A]]: 1, 0.75, ... 0.
 
-    Replies are kept in `folder`, and a question with a reply there is not asked again. Without a folder they are lost.
-
-    Raises BadInput as `check` does.
+    The scale is that of Arena-Hard (arXiv 2406.11939); [[B<A]] is [[A>B]]. None when the reply has no verdict.
     """
-    template = _template(config)
-    endpoint.check(config)
-    replies = _ReplyCache(config, None if folder is None else Journal(folder / ANSWERS), counts)
+    verdicts = [
+        (left, relation) for left, relation, right in _FIVE_WAY_VERDICT.findall(reply) if left.upper() != right.upper()
+    ]
+    if not verdicts:
+        return None
+    left, relation = verdicts[-1]
+    share = _FIVE_WAY_SHARES[relation]
+    return share if left.upper() == "A" else 1 - share
+
+
+class Judge:
+    """Compares answers. Its replies are kept in `folder`, and a question with a reply there is not asked again.
+
+    Without a folder they are lost. `counts` gets what `metrics` summarises. `max_cost` is what all its replies in the
+    folder may cost together.
+
+    Raises BadInput as `check` does, or for a `max_cost` without prices.
+    """
+
+    def __init__(
+        self, config: JudgeReward, folder: Path | None, counts: Counts, *, max_cost: float | None = None
+    ) -> None:
+        self._template = _template(config)
+        endpoint.check(config)
+        journal = None if folder is None else Journal(folder / ANSWERS)
+        self._replies = Replies(config, journal, counts, max_cost=max_cost)
+        self._read = five_way_verdict if config.verdicts == "five" else verdict
+        self._counts = counts
+
+    def estimate(self, matches: Sequence[Match]) -> Estimate:
+        """What `verdicts` of these would ask and cost at most."""
+        return self._replies.estimate(self._questions(matches))
+
+    def verdicts(self, matches: Sequence[Match]) -> list[Verdict]:
+        """A verdict for each match, in order. Equal texts tie without a request.
+
+        Raises what `Replies.get` raises.
+        """
+        reply_to = self._replies.get(self._questions(matches))
+        verdicts = []
+        for match in matches:
+            if match.text == match.opponent:
+                verdicts.append(Verdict(0.5, 0.5))
+                continue
+            first, second = (reply_to[question] for question in match.questions(self._template))
+            verdicts.append(self._verdict(first, second))
+        return verdicts
+
+    def _questions(self, matches: Sequence[Match]) -> list[str]:
+        differing = [match for match in matches if match.text != match.opponent]
+        return list(chain.from_iterable(match.questions(self._template) for match in differing))
+
+    def _verdict(self, as_first: Reply | Refusal, as_second: Reply | Refusal) -> Verdict:
+        first, opponent = self._counted(as_first), self._counted(as_second)
+        found = Verdict(first, None if opponent is None else 1 - opponent)
+        self._counts["comparisons"] += 1
+        self._counts["unread"] += found.share is None
+        self._counts["inconsistent"] += found.follows_position
+        return found
+
+    def _counted(self, reply: Reply | Refusal) -> float | None:
+        """The share of the text that comes first, counted by kind; None when there is no verdict."""
+        if isinstance(reply, Refusal):
+            self._counts["refused"] += 1
+            return None
+        share = self._read(reply.text)
+        if share is None:
+            self._counts["unparsable"] += 1
+        else:
+            self._counts["tie" if share == 0.5 else "first" if share > 0.5 else "second"] += 1
+        return share
+
+
+def scorer(config: JudgeReward, folder: Path | None, counts: Counts) -> Scorer:
+    """Compares the candidates of a batch, with a `Judge`."""
+    judge = Judge(config, folder, counts)
 
     def score(candidates: Candidates) -> list[Score]:
         comparisons = list(_comparisons(candidates, config))
-        # Equal texts tie without a request.
-        differing = [comparison for comparison in comparisons if comparison.text != comparison.opponent]
-        questions = chain.from_iterable(comparison.questions(template) for comparison in differing)
-        reply_to = replies.get(list(questions))
+        verdicts = judge.verdicts([comparison.match for comparison in comparisons])
         shares: dict[int, list[float | None]] = defaultdict(list)
-        for comparison in comparisons:
-            first, second = (reply_to.get(question) for question in comparison.questions(template))
-            share = 0.5 if first is None or second is None else _share(first, second, counts)
+        for comparison, found in zip(comparisons, verdicts, strict=True):
+            share = found.share
             shares[comparison.candidate].append(share)
             if comparison.other is not None:
                 shares[comparison.other].append(None if share is None else 1 - share)
@@ -164,13 +269,13 @@ def _comparisons(candidates: Candidates, config: JudgeReward) -> Iterator[_Compa
         if fixed in row:
             opponent = row[fixed]
             assert opponent is not None  # `rewards.check` refuses prompts without a reference
-            yield _Comparison(i, None, row["source_prompt"], row["completion"], opponent)
+            yield _Comparison(i, None, Match(row["source_prompt"], row["completion"], opponent))
         else:
             groups[row["prompt_id"]].append(i)
     for prompt_id, members in groups.items():
         for i, j in opponents(prompt_id, members, config.opponents):
             text, opponent = candidates[i]["completion"], candidates[j]["completion"]
-            yield _Comparison(i, j, candidates[i]["source_prompt"], text, opponent)
+            yield _Comparison(i, j, Match(candidates[i]["source_prompt"], text, opponent))
 
 
 def opponents(prompt_id: str, members: list[int], count: int | None) -> list[tuple[int, int]]:
@@ -183,81 +288,6 @@ def opponents(prompt_id: str, members: list[int], count: int | None) -> list[tup
             neighbour = circle[(place + step) % len(circle)]
             pairs.add((min(member, neighbour), max(member, neighbour)))
     return sorted(pairs)
-
-
-def _share(as_first: Reply | Refusal, as_second: Reply | Refusal, counts: Counts) -> float | None:
-    """The mean of a candidate's shares in both orders: it comes first in one question and second in the other."""
-    counts["comparisons"] += 1
-    share_of_first, share_of_opponent = _counted(as_first, counts), _counted(as_second, counts)
-    if share_of_first is None or share_of_opponent is None:
-        counts["unread"] += 1
-        return None
-    counts["inconsistent"] += {share_of_first, share_of_opponent} in ({1.0}, {0.0})
-    return (share_of_first + 1 - share_of_opponent) / 2
-
-
-def _counted(reply: Reply | Refusal, counts: Counts) -> float | None:
-    """The share of the text that comes first, counted by kind; None when there is no verdict."""
-    if isinstance(reply, Refusal):
-        counts["refused"] += 1
-        return None
-    first = verdict(reply.text)
-    counts[{None: "unparsable", 1.0: "first", 0.0: "second", 0.5: "tie"}[first]] += 1
-    return first
-
-
-class _ReplyCache:
-    """The judge's replies by the content of the question: read from the journal, or asked for and added to it."""
-
-    def __init__(self, config: JudgeReward, journal: Journal | None, counts: Counts) -> None:
-        self._config, self._journal, self._counts = config, journal, counts
-        self._replies = dict(_recorded(journal)) if journal else {}
-
-    def get(self, questions: Sequence[str]) -> dict[str, Reply | Refusal]:
-        """The judge's reply to each question; equal questions are asked once.
-
-        Raises what `endpoint.ask` raises, and BadInput when the endpoint refused every question so far.
-        """
-        keys = {question: files.digest(endpoint.request(question, self._config)) for question in questions}
-        missing = [question for question, key in keys.items() if key not in self._replies]
-        self._counts["cached"] += len(keys) - len(missing)
-        refusals: dict[str, Reply | Refusal] = {}
-        last_print = time.monotonic()
-
-        def record(question: str, reply: Reply | Refusal, left: int) -> None:
-            nonlocal last_print
-            if isinstance(reply, Refusal):
-                refusals[question] = reply
-            else:
-                self._replies[keys[question]] = reply
-                if self._journal:
-                    self._journal.add({"key": keys[question], **asdict(reply)})
-            if time.monotonic() - last_print > _PRINT_EVERY_S:  # a stage without output looks like one that hangs
-                last_print = time.monotonic()
-                print(f"judge: {left:,} of {len(missing):,} questions left", flush=True)
-
-        endpoint.ask(missing, self._config, on_reply=record, counts=self._counts)
-        if missing and len(refusals) == len(missing) and not self._replies:
-            raise BadInput(f"{self._config.base_url}: refused every question; {refusals[missing[0]]}")
-        replies = {question: self._replies[key] for question, key in keys.items() if question not in refusals}
-        self._count_tokens(replies.values())
-        return {**replies, **refusals}
-
-    def _count_tokens(self, replies: Iterable[Reply]) -> None:
-        """Count tokens and cost of all replies that are used, also of those that an earlier attempt paid for."""
-        config = self._config
-        for reply in replies:
-            self._counts["prompt_tokens"] += reply.prompt_tokens
-            self._counts["completion_tokens"] += reply.completion_tokens
-            self._counts["cost"] += (
-                reply.prompt_tokens * config.input_price + reply.completion_tokens * config.output_price
-            ) / 1e6
-
-
-def _recorded(journal: Journal) -> Iterator[tuple[str, Reply]]:
-    for row in journal.read():
-        with contextlib.suppress(KeyError, TypeError):  # a line that this module did not write
-            yield row.pop("key"), Reply(**row)
 
 
 def metrics(counts: Mapping[str, float]) -> dict[str, float]:

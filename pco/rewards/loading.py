@@ -32,14 +32,21 @@ def load(config: RewardConfig, folder: Path | None = None) -> Reward:
 
     Raises BadInput when something that it needs is missing or cannot work.
     """
+    counts: Counts = defaultdict(float)
+    return Reward(config, digest(config), _scorer(config, folder, counts), counts)
+
+
+def digest(config: RewardConfig) -> str:
+    """What names a reward: a hash of its settings and of the files that it is made of. No model is loaded.
+
+    Raises BadInput when something that it needs is missing.
+    """
     hashes: dict[str, str] = {}
     for name, part in content.named(config).items():
         file_digest = content.loaded_digest(part)
         if file_digest is not None:
             hashes[name] = file_digest
-    digest = files.digest({"reward": settings(config), "files": hashes} if hashes else settings(config))
-    counts: Counts = defaultdict(float)
-    return Reward(config, digest, _scorer(config, folder, counts), counts)
+    return files.digest({"reward": settings(config), "files": hashes} if hashes else settings(config))
 
 
 def _scorer(config: RewardConfig, folder: Path | None, counts: Counts) -> Scorer:

@@ -59,7 +59,7 @@ def opened(config: RunConfig | RewardTraining, flow_run: str = "") -> Iterator[N
     """
     with files.write_errors(config.folder):
         config.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(config.folder, flow_run):
+    with locked(config.folder, flow_run):
         check_same(config)
         files.sweep(config.folder)
         write_config(config, config.folder)
@@ -67,8 +67,11 @@ def opened(config: RunConfig | RewardTraining, flow_run: str = "") -> Iterator[N
 
 
 @contextmanager
-def _locked(folder: Path, flow_run: str) -> Iterator[None]:
-    """The kernel drops the lock of a process that dies, so a stale one cannot exist."""
+def locked(folder: Path, flow_run: str = "") -> Iterator[None]:
+    """Hold a folder that is there for writing. The kernel drops the lock of a process that dies.
+
+    Raises RunConflict when another process holds it.
+    """
     path = folder / _LOCK
     with files.write_errors(path):
         handle = path.open("a+b", buffering=0)  # with a buffer, closing would write again what could not be written

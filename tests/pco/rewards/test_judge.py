@@ -20,13 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import store
-from data.errors import BadInput, PCOError, StageFailed
+from data.errors import BadInput, BudgetSpent, PCOError, StageFailed
 from data.journal import Journal
 from pco import rewards
 from pco.config.reward import JudgeReward, settings
 from pco.config.run import parse
 from pco.rewards import endpoint, llm_judge
-from pco.rewards.llm_judge import ALONE, ANSWERS, UNREAD, filled, verdict
+from pco.rewards.llm_judge import ALONE, ANSWERS, UNREAD, Judge, Match, Verdict, filled, five_way_verdict, verdict
 from pco.stage import Stage
 from pco.stages import evaluate, score
 from tests import builders
@@ -89,6 +89,73 @@ def test_the_last_verdict_counts_whatever_stands_around_it(answer: str, named: s
 )
 def test_a_bare_verdict_is_one_and_anything_else_is_none(answer: str, share: float | None) -> None:
     assert verdict(answer) == share
+
+
+@given(
+    left=st.sampled_from("ABab"),
+    relation=st.sampled_from(["<<", "<", "=", ">", ">>"]),
+    around=st.text(alphabet="A>[ ]"),
+)
+def test_a_five_way_verdict_is_the_same_from_either_side(left: str, relation: str, around: str) -> None:
+    right = "B" if left in "Aa" else "A"
+    turned = {"<<": ">>", "<": ">", "=": "=", ">": "<", ">>": "<<"}[relation]
+    share = five_way_verdict(f"[[A=B]] {around} [[{left}{relation}{right}]].")
+    assert share == five_way_verdict(f"[[{right}{turned}{left}]]")
+    assert share == {"<<": 0.0, "<": 0.25, "=": 0.5, ">": 0.75, ">>": 1.0}[relation if left in "Aa" else turned]
+
+
+@pytest.mark.parametrize("reply", ["", "A", "[[A]]", "[[A>A]]", "[A>B]", "[[A>>>B]]"])
+def test_what_is_no_five_way_verdict_is_none(reply: str) -> None:
+    assert five_way_verdict(reply) is None
+
+
+def test_a_five_way_judge_gives_shares_in_quarters_and_its_settings_are_new_only_where_it_is_one(serve: Serve) -> None:
+    server = serve(lambda question: "[[A>>B]]" if shown(question)[0] == "x" else "[[A=B]]")
+    config = configured(server, verdicts="five")
+    assert values(config, rows("x", "y")) == [0.75, 0.25]
+    assert "[[B>>A]]" in server.questions[0]
+    assert settings(config)["verdicts"] == "five"
+    assert "verdicts" not in settings(configured(server))
+
+
+def test_a_budget_stops_before_it_is_exceeded_and_a_higher_one_asks_only_what_is_left(
+    serve: Serve, tmp_path: Path
+) -> None:
+    server = serve(longer)  # 103 tokens a reply: 1.03 each at 10 per thousand
+    config = configured(server, input_price=1e4, output_price=1e4, max_tokens=3, concurrency=2)
+    matches = [Match("p", "x" * (i + 1), "") for i in range(10)]
+
+    def judge(max_cost: float | None) -> Judge:
+        return Judge(config, tmp_path, rewards.scores.Counts(float), max_cost=max_cost)
+
+    estimate = judge(None).estimate(matches)
+    assert (estimate.requests, estimate.cached, estimate.completion_tokens) == (20, 0, 60)
+    assert estimate.cost is not None
+    assert estimate.cost > 0
+    with pytest.raises(BudgetSpent, match="were not asked"):
+        judge(10.0).verdicts(matches)
+    paid = len(server.bodies)
+    assert 0 < paid * 1.03 <= 10
+    with pytest.raises(BudgetSpent):
+        judge(10.0).verdicts(matches)
+    assert len(server.bodies) == paid  # what an earlier attempt spent counts
+    assert [found.share for found in judge(1000.0).verdicts(matches)] == [1.0] * 10
+    assert len(server.bodies) == 20
+    assert judge(None).estimate(matches).requests == 0
+
+
+def test_a_budget_without_prices_is_refused(serve: Serve) -> None:
+    with pytest.raises(BadInput, match="input_price"):
+        Judge(configured(serve(longer)), None, rewards.scores.Counts(float), max_cost=1.0)
+
+
+@given(first=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), second=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]))
+def test_a_verdict_follows_the_position_where_both_orders_name_the_same_place(first: float, second: float) -> None:
+    found = Verdict(first, second)
+    assert found.share == (first + second) / 2
+    places = {"A" if first > 0.5 else "B" if first < 0.5 else "", "A" if second < 0.5 else "B" if second > 0.5 else ""}
+    assert found.follows_position == (places in ({"A"}, {"B"}))
+    assert Verdict(first, None).share is None
 
 
 @given(texts=st.tuples(st.text(), st.text(), st.text()))
