@@ -223,6 +223,19 @@ class RewardBenchmarkRow(TypedDict):
     reward_model: str
 
 
+class JudgementRow(TypedDict):
+    """A row of `judgements`."""
+
+    prompt_id: str
+    win: float
+    as_first: float | None
+    as_second: float | None
+    length: int
+    other_length: int
+    style: list[int]
+    other_style: list[int]
+
+
 class FinalTestRow(TypedDict):
     """A row of `tests`."""
 
@@ -272,5 +285,6 @@ ROWS: dict[str, type] = {
     "evaluations": EvaluationRow,
     "decisions": DecisionRow,
     "reward_benchmark": RewardBenchmarkRow,
+    "judgements": JudgementRow,
     "tests": FinalTestRow,
 }

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from data.errors import CorruptArtifact
 
 _TOKENS = pa.list_(pa.field("item", pa.int32(), nullable=False))
+_COUNTS = _TOKENS
 _MESSAGES = pa.list_(
     pa.field(
         "item",
@@ -190,6 +191,18 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("as_second", pa.float64()),  # and where it came second
         ("reward_model", pa.string()),
         nullable=("source_id", "tie", "tie_number", "as_first", "as_second"),
+    ),
+    # A judge's word on a policy's greedy completions against another's answers, a row per prompt.
+    "judgements": _schema(
+        ("prompt_id", pa.string()),
+        ("win", pa.float64()),  # the policy's share of it, 0 to 1
+        ("as_first", pa.float64()),  # where its answer came first; empty of imported annotations
+        ("as_second", pa.float64()),
+        ("length", pa.int32()),  # in characters
+        ("other_length", pa.int32()),
+        ("style", _COUNTS),  # headers, list items and bold passages of Markdown
+        ("other_style", _COUNTS),
+        nullable=("as_first", "as_second"),
     ),
     # The best policy against the starting one on the test prompts, a row per metric.
     "tests": _schema(

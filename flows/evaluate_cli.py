@@ -186,6 +186,78 @@ def export(
         say(f"{out}: {len(outputs):,} completions")
 
 
+@app.command()
+def annotations(
+    name: Annotated[str, typer.Argument(metavar="RUN[:ROUND]", help="The evaluated policy, whose export was judged.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.json", help="AlpacaEval's `annotations.json`.")],
+    level: Level = 0.95,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Import AlpacaEval's annotations of what `pco export` wrote: the win rate, also at equal length and style.
+
+    Annotations of other prompts or texts than the evaluation's are refused with their numbers. The table `judgements`
+    is in the run's folder, under `judgements`.
+
+    Example: `pco annotations quickstart:2 results/quickstart:2/weighted_alpaca_eval_gpt4_turbo/annotations.json`
+    """
+    with clear_errors(_KEPT):
+        from pco.runs import judgements
+
+        _print_judgements(judgements.imported(judgements.evaluated(name, runs_dir), file), level)
+
+
+@app.command()
+def judge(
+    name: Annotated[
+        str, typer.Argument(metavar="RUN[:ROUND]", help="The evaluated policy; by default the last round.")
+    ],
+    against: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN[:ROUND]|FILE.json", help="The other policy, or a `model_outputs.json` of AlpacaEval."
+        ),
+    ],
+    config: Annotated[Path, typer.Option(help="YAML file whose `reward` is a judge (docs/rewards.md).")],
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="Stop before the replies cost more, those of earlier attempts included.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; ask nothing.")] = False,
+    overrides: Overrides = None,
+    level: Level = 0.95,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Let a language model judge a policy's greedy completions against another's answers to the same held-out prompts.
+
+    Each prompt is asked in both orders. With `verdicts: five` the judge says as in Arena-Hard how much better an answer
+    is. Replies are kept: the same command asks only what is left. What it costs at most is said first.
+
+    Examples:
+    - `pco judge quickstart:2 quickstart:0 --config judge.yaml --dry-run`
+
+    - `pco judge quickstart:2 gpt4_turbo.json --config judge.yaml --set reward.verdicts=five --max-cost 5`
+
+    """
+    with clear_errors(_KEPT):
+        from pco.config import reward
+        from pco.runs import judgements
+
+        policy = judgements.evaluated(name, runs_dir)
+        judge_config = reward.read(config, overrides)
+        contest = judgements.contest(policy, against, judge_config, runs_dir=runs_dir, max_cost=max_cost)
+        say(f"{len(policy.answers):,} prompts: {judgements.estimate(contest)}.")
+        if not dry_run:
+            _print_judgements(judgements.judged(contest), level)
+
+
+def _print_judgements(folder: Path, level: float) -> None:
+    from pco.report import judgements as report
+
+    print_table(report.table(folder, level=level))
+    for line in report.sentences(folder):
+        say(line)
+    say(f"Judgements: {folder}")
+
+
 def _evaluation(name: str, runs_dir: Path) -> tuple[RunConfig, Path]:
     """A run and the folder of a finished evaluation of it, named as `RUN` or `RUN:ROUND`."""
     config, number = find_round(name, runs_dir)

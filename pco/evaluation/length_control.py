@@ -1,4 +1,4 @@
-"""What a win rate would be if both sides' completions were equally long."""
+"""What a win rate would be if both sides' completions were equally long, or of one style."""
 
 import math
 from collections.abc import Sequence
@@ -44,13 +44,13 @@ def controlled_rate(wins: Sequence[float], longer: Sequence[float]) -> float:
 
 
 def _fitted(inputs: np.ndarray, won: np.ndarray) -> np.ndarray:
-    """Intercept and slope of greatest posterior probability.
+    """Intercept and slopes of greatest posterior probability.
 
     Newton's steps with an upper bound in place of the curvature, which never overshoot (Boehning and Lindsay 1988).
     """
-    prior = np.array([0.0, 1.0])
+    prior = np.array([0.0] + [1.0] * (inputs.shape[1] - 1))
     bound = inputs.T @ inputs / 4 + np.diag(prior)
-    weights = np.zeros(2)
+    weights = np.zeros(inputs.shape[1])
     for _ in range(_STEPS):
         predicted = 1 / (1 + np.exp(-inputs @ weights))
         step = np.linalg.solve(bound, inputs.T @ (won - predicted) - prior * weights)
@@ -114,3 +114,54 @@ def _rates(won: np.ndarray, length: np.ndarray, times: np.ndarray) -> np.ndarray
         if np.abs(steps).max() < _PRECISE_ENOUGH:
             break
     return np.where(plain, rate, 1 / (1 + np.exp(-intercept)))
+
+
+def style_controlled_interval(
+    wins: Sequence[float], features: Sequence[Sequence[float]], *, level: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """The win rate at equal style and its confidence interval: (rate, low, high). One win for each prompt, 0 to 1.
+
+    `features` has for each prompt the differences of style between both answers, each 0 where they are alike. As
+    Arena-Hard's style control (arXiv 2406.11939), the regression of `controlled_rate` with several inputs, here each
+    divided by its standard deviation. A feature that never differs has no part. The interval is a percentile bootstrap
+    over prompts; a single prompt says nothing of the spread: (rate, 0, 1).
+
+    Raises BadInput where there are no wins.
+    """
+    won = np.asarray(wins, dtype=np.float64)
+    if won.size == 0:
+        raise BadInput("style_controlled_interval: expected a win for each prompt; found none.")
+    differences = np.asarray(features, dtype=np.float64).reshape(won.size, -1)
+    spread = differences.std(axis=0)
+    inputs = np.column_stack([np.ones_like(won), differences[:, spread > 0] / spread[spread > 0]])
+    rate, start = float(won.mean()), np.zeros(inputs.shape[1])
+    if 0 < rate < 1:  # else there is nothing to control, and no finite intercept
+        start = _fitted(inputs, won)
+        rate = 1 / (1 + math.exp(-float(start[0])))
+    if won.size == 1:
+        return rate, 0.0, 1.0
+    drawn = np.random.default_rng(seed).multinomial(won.size, np.full(won.size, 1 / won.size), size=_RESAMPLES)
+    parts = np.array_split(drawn.astype(np.float64), math.ceil(_RESAMPLES / _RESAMPLES_AT_ONCE))
+    rates = np.concatenate([_weighted_rates(inputs, won, part, start) for part in parts])
+    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    return rate, float(low), float(high)
+
+
+def _weighted_rates(inputs: np.ndarray, won: np.ndarray, times: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """The fit of `_fitted` where each prompt counts `times`, a row of which is a resample; rates at inputs of 0.
+
+    `start` are the weights of all prompts, from which those of a resample are not far.
+    """
+    rate = times @ won / times.sum(axis=1)
+    plain = (rate <= 0) | (rate >= 1)
+    prior = np.array([0.0] + [1.0] * (inputs.shape[1] - 1))
+    bound = np.einsum("rn,nk,nl->rkl", times, inputs, inputs) / 4 + np.diag(prior)
+    weights = np.tile(start, (len(times), 1)) * ~plain[:, None]
+    for _ in range(_STEPS):
+        missed = times * (won - 1 / (1 + np.exp(-weights @ inputs.T)))
+        slopes = missed @ inputs - prior * weights
+        steps = np.linalg.solve(bound, slopes[:, :, None])[:, :, 0] * ~plain[:, None]
+        weights += steps
+        if np.abs(steps).max() < _PRECISE_ENOUGH:
+            break
+    return np.where(plain, rate, 1 / (1 + np.exp(-weights[:, 0])))

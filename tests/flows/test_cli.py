@@ -42,6 +42,8 @@ def test_help_of_every_command_explains_it() -> None:
         "compare",
         "evaluate",
         "export",
+        "annotations",
+        "judge",
         "model",
         "track",
     ):
