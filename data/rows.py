@@ -205,6 +205,7 @@ class DecisionRow(TypedDict):
     promoted: bool
     low: float | None
     high: float | None
+    doubt: str | None
 
 
 class RewardBenchmarkRow(TypedDict):

@@ -175,7 +175,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("promoted", pa.bool_()),  # the round's decision, the same in every row
         ("low", pa.float64()),  # the interval of `value`, where it has one
         ("high", pa.float64()),
-        nullable=("low", "high"),
+        ("doubt", pa.string()),  # where mean and interval say different things: how many prompts would decide
+        nullable=("low", "high", "doubt"),
     ),
     # Of a public benchmark of reward models: a row per answer, the right ones of a prompt first.
     "reward_benchmark": _schema(
@@ -259,7 +260,7 @@ _ADDED = {
     "preferences": ("source_prompt", "messages"),
     "feedback": ("messages",),
     "reward_pairs": ("messages",),
-    "decisions": ("low", "high"),
+    "decisions": ("low", "high", "doubt"),
 }
 
 

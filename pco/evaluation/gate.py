@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from functools import partial
 
 from pco.config.gate import Gate, Guard, Requirement
+from pco.config.metrics import TASK
 from pco.evaluation import metrics
 from pco.evaluation.differences import per_prompt_differences, per_prompt_means, per_text_drifts, text_differences
-from pco.evaluation.intervals import paired_interval
+from pco.evaluation.intervals import paired_interval, prompts_to_decide
 from pco.evaluation.rows import EvaluationRow
 
 Bounds = tuple[float | None, float | None]
 Rows = Sequence[EvaluationRow]
 
 _SHOWN_LEVEL = 0.95  # of the interval in a message where a rule demands none
+_AFFORDABLE = 100  # times as many prompts as there are
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class RuleResult:
     reason: str
     low: float | None = None
     high: float | None = None
+    doubt: str | None = None
+    """Where the mean and its interval say different things: how many prompts would decide."""
 
 
 def apply_rules(new: Rows, others: Mapping[str, Rows], gate: Gate) -> list[RuleResult]:
@@ -130,7 +134,45 @@ def _result(statistic: _Statistic, rule: Requirement | Guard, *, bounds: Bounds,
         and (upper is None or _is_beyond(statistic, rule, bound=upper, sign=-1, level=level))
     )
     reason = interval.join(statistic.message)
-    return RuleResult(statistic.rule, statistic.number, _in_words(rule, bounds), passed, reason, low, high)
+    doubt = _doubt(statistic, rule, bounds=bounds, level=level) if math.isfinite(statistic.number) else None
+    return RuleResult(statistic.rule, statistic.number, _in_words(rule, bounds), passed, reason, low, high, doubt)
+
+
+def _doubt(statistic: _Statistic, rule: Requirement | Guard, *, bounds: Bounds, level: float | None) -> str | None:
+    """Which number of prompts would decide a rule whose mean says one thing, and whose interval does not; else None.
+
+    A requirement is in doubt when its mean is beyond the bound and it failed, a guard when its mean is and it passed.
+    """
+    if level is None:
+        return None
+    for bound, sign in zip(bounds, (1, -1), strict=True):
+        if bound is None:
+            continue
+        towards = sign if isinstance(rule, Requirement) else -sign  # where the rule would be decided
+        excess = [towards * value for value in statistic.excess(bound)]
+        mean, low, _ = paired_interval(excess, level=level)
+        if mean > 0 >= low:
+            return _needed(excess, statistic.rule, level=level)
+    return None
+
+
+def _needed(excess: list[float], rule: str, *, level: float) -> str:
+    unit, now = _unit(rule), len(excess)
+    needed = prompts_to_decide(excess, level=level)
+    if needed is None:
+        return f"a single one of the {unit} does not say how much they differ"
+    if needed <= now:
+        return f"too few {unit} changed to tell; only more {unit} would"
+    if needed > _AFFORDABLE * now:
+        return f"no affordable number of {unit} would decide: at this difference it takes {needed:,}; {now:,} are there"
+    return f"at this difference {needed:,} {unit} would decide, {needed - now:,} more than now"
+
+
+def _unit(rule: str) -> str:
+    metric = rule.partition(" ")[0]
+    if metric in {"perplexity", "drift"}:
+        return "human texts"
+    return "documents" if metric.startswith(TASK) else "prompts"
 
 
 def _is_beyond(
@@ -180,6 +222,7 @@ def _one_in(share: float) -> str:
 def explain(number: int, results: Sequence[RuleResult]) -> str:
     """The decision on a round as a sentence, with every number that led to it."""
     failed = [f"{result.reason}, must be {result.bound}" for result in results if not result.passed]
+    doubts = [f". In doubt: {result.rule}, {result.doubt}" for result in results if result.doubt]
     if failed:
-        return f"round {number} refused: {'; '.join(failed)}"
-    return f"round {number} promoted: " + "; ".join(result.reason for result in results)
+        return f"round {number} refused: {'; '.join(failed)}" + "".join(doubts)
+    return f"round {number} promoted: " + "; ".join(result.reason for result in results) + "".join(doubts)

@@ -10,6 +10,8 @@ from data.errors import BadInput
 
 _ROUNDING = 1e-9  # differences closer than this share of their range are equal
 _FEWEST_CHANGES = 3  # two prompts with a change, both for the better, are chance one time in four
+_FEWEST_JUDGED = 4  # a slope takes two degrees of freedom
+_SMALLEST_SHARE = 0.1  # of a residual that leverage may leave
 
 
 def paired_interval(differences: Sequence[float], *, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
@@ -37,12 +39,71 @@ def paired_interval(differences: Sequence[float], *, level: float = 0.95, seed: 
         return mean, mean, mean
     error = float(values.std(ddof=1)) / math.sqrt(values.size)
     margin = float(stdtrit(values.size - 1, (1 + level) / 2)) * error
-    low, high = mean - margin, mean + margin
+    return mean, *_with_common(values, mean - margin, mean + margin)
+
+
+def prediction_powered_interval(
+    judged: Sequence[float], cheap: Sequence[float], cheap_rest: Sequence[float], *, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean of a dear measure that is known of some prompts, with the help of a cheap one that is known of all.
+
+    `judged` are paired differences by the dear measure, `cheap` those of the same prompts by the cheap one, in the same
+    order, and `cheap_rest` those of all other prompts. The judged prompts must be a random draw. The cheap measure may
+    have any unit and any bias: it narrows the interval as far as it goes with the dear one, and never shifts its mean.
+    Returns (mean, low, high).
+
+    Prediction-powered inference (Angelopoulos et al., arXiv 2301.09633) with the power-tuned lambda of PPI++ (arXiv
+    2311.01453), which is not clipped, since the units differ:
+
+        mean = mean(judged) + lambda (mean(cheap_rest) - mean(cheap)),
+        lambda = cov(judged, cheap) / var(cheap) * N / (n + N)     for n judged prompts and N others.
+
+    For small samples the variance is that of the regression estimator (Cochran 1977, section 12.3), in which lambda is
+    itself estimated: the residuals' has n - 2 degrees of freedom, grows with the distance of the means, and has each
+    residual scaled by its leverage (HC3, MacKinnon and White 1985). The quantile is Student's by Satterthwaite's
+    degrees of freedom. Where fewer than four prompts are judged, or the cheap measure does not differ, it is
+    `paired_interval(judged)`, as it is where there are no others. Where `paired_interval` would cover the common
+    value of rare changes, so does this.
+
+    Raises BadInput as `paired_interval` does, or for a `cheap` of another length than `judged`.
+    """
+    from scipy.special import stdtrit  # heavy to import
+
+    mean, low, high = paired_interval(judged, level=level)
+    dear, near, rest = (np.asarray(values, dtype=np.float64) for values in (judged, cheap, cheap_rest))
+    if near.shape != dear.shape or not (np.isfinite(near).all() and np.isfinite(rest).all()):
+        raise BadInput(
+            f"prediction_powered_interval: expected a finite cheap difference for each of {dear.size} judged ones and "
+            f"for the rest; found {near.size}."
+        )
+    apart = near - near.mean()
+    squares = float(apart @ apart)
+    if dear.size < _FEWEST_JUDGED or rest.size < 2 or squares <= _ROUNDING * float(near @ near) or np.ptp(dear) == 0:
+        return mean, low, high
+    slope = float(apart @ dear) / squares
+    weight = slope * rest.size / (dear.size + rest.size)
+    shift = float(rest.mean() - near.mean())
+    estimate = mean + weight * shift
+    # Each residual has its part in the estimate, both by the mean and by the slope.
+    leverage = 1 / dear.size + apart**2 / squares
+    residuals = (dear - mean - slope * apart) / np.maximum(1 - leverage, _SMALLEST_SHARE)
+    parts = (1 / dear.size + apart * shift * rest.size / (dear.size + rest.size) / squares) * residuals
+    # What the slope does not remove of the judged prompts, and the sampling of all prompts by the cheap measure.
+    of_residuals = float(parts @ parts)
+    of_cheap = slope**2 * float(np.var(np.concatenate([near, rest]), ddof=1)) / (dear.size + rest.size)
+    variance = of_residuals + of_cheap
+    freedom = variance**2 / (of_residuals**2 / (dear.size - 2) + of_cheap**2 / (dear.size + rest.size - 1))
+    margin = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(variance)
+    return estimate, *_with_common(dear, estimate - margin, estimate + margin)
+
+
+def _with_common(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """An interval that also covers the common value of more than half of the values, if fewer than three differ."""
     common = float(np.median(values))  # the value of more than half of them, if there is one
-    changes = int(np.count_nonzero(np.abs(values - common) > _ROUNDING * spread))
+    changes = int(np.count_nonzero(np.abs(values - common) > _ROUNDING * float(np.ptp(values))))
     if changes < values.size / 2 and changes < _FEWEST_CHANGES:
-        low, high = min(low, common), max(high, common)
-    return mean, low, high
+        return min(low, common), max(high, common)
+    return low, high
 
 
 def wilson_interval(mean: float, count: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -61,6 +122,39 @@ def wilson_interval(mean: float, count: int, *, level: float = 0.95) -> tuple[fl
     middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
     margin = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
     return max(0.0, min(middle - margin, mean)), min(1.0, max(middle + margin, mean))
+
+
+def prompts_to_decide(
+    excess: Sequence[float], *, level: float, interval: tuple[float, float, float] | None = None
+) -> int | None:
+    """How many prompts would put the whole interval above 0 if mean and spread stayed what they are.
+
+    `excess` are paired differences by how much each lies above a bound. None where no number would: the mean is not
+    above 0, or there is a single difference, which tells no spread. `interval` is the one that is used where it is not
+    `paired_interval`, such as a prediction-powered one: (mean, low, high), which shrinks alike.
+
+    Raises BadInput as `paired_interval` does.
+    """
+    from scipy.special import stdtrit  # heavy to import
+
+    mean, low, high = interval or paired_interval(excess, level=level)
+    count = len(excess)
+    if not mean > 0 or count < 2:
+        return None
+    spread = float(np.std(excess, ddof=1))
+    if interval is not None:  # as wide as one of Student's with this spread
+        spread = (high - low) / 2 * math.sqrt(count) / float(stdtrit(count - 1, (1 + level) / 2))
+
+    def decides(prompts: int) -> bool:
+        return mean > float(stdtrit(prompts - 1, (1 + level) / 2)) * spread / math.sqrt(prompts)
+
+    while not decides(count):
+        count *= 2
+    least = 2
+    while least < count:  # the margin shrinks with every prompt
+        middle = (least + count) // 2
+        least, count = (least, middle) if decides(middle) else (middle + 1, count)
+    return count
 
 
 def sign_test(differences: Sequence[float]) -> float:

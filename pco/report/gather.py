@@ -155,7 +155,10 @@ def _round(config: RunConfig, number: int, prompts: Prompts) -> RoundReport:
 
 def _decision(config: RunConfig, number: int) -> GateReport | None:
     rows: list[DecisionRow] = _rows(config, number, "decide", "decisions")
-    results = [RuleResult(row["rule"], row["value"], row["bound"], row["passed"], row["reason"]) for row in rows]
+    results = [
+        RuleResult(row["rule"], row["value"], row["bound"], row["passed"], row["reason"], doubt=row["doubt"])
+        for row in rows
+    ]
     return GateReport(rows[0]["promoted"], results) if rows else None
 
 

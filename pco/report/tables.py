@@ -188,7 +188,7 @@ def _result_row(number: int, result: RuleResult) -> list[Cell]:
         Cell(f"{result.value:.4g}".replace("-", "−")),
         Cell(result.bound),
         Cell("✓ passed" if result.passed else "✗ failed", tone="good" if result.passed else "bad"),
-        Cell(result.reason),
+        Cell(result.reason, note=f"in doubt: {result.doubt}" if result.doubt else ""),
     ]
 
 

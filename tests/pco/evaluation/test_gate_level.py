@@ -93,6 +93,28 @@ def simulated_level(name: str, test: str, completions: int, prompts: int = 16) -
     return sum(both) / 2
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.95])
+@pytest.mark.parametrize("name", ["normal", "heavy-tailed", "wins", "repetition of 30 %", "pass rate 50%"])
+def test_with_a_cheap_measure_beside_a_judge_equal_policies_are_seldom_promoted(name: str, correlation: float) -> None:
+    equal, _ = BENCHMARK.FAMILIES[name](64, 1)
+    generator = np.random.default_rng(0)
+    differences = equal(generator, ROUNDS, 64, 1)
+    cheap = BENCHMARK.cheap_measure(differences, correlation, generator)
+    both = [BENCHMARK.powered(sign * differences, cheap * sign, 16, NOMINAL) for sign in (1, -1)]
+    assert sum(both) / 2 <= NOMINAL + TOLERANCE + 2 * standard_error()
+
+
+def test_a_cheap_measure_that_goes_with_the_judge_finds_more_than_the_judged_prompts_alone() -> None:
+    _, better = BENCHMARK.FAMILIES["wins"](200, 1)
+    generator = np.random.default_rng(0)
+    differences = better(generator, ROUNDS, 200, 1)
+    cheap = BENCHMARK.cheap_measure(differences, 0.95, generator)
+    found = BENCHMARK.powered(differences, cheap, 50, NOMINAL)
+    alone = BENCHMARK.promoted("gate", differences[:, :50], NOMINAL)
+    all_judged = BENCHMARK.promoted("gate", differences, NOMINAL)
+    assert alone + 0.1 < found <= all_judged + 0.02
+
+
 def standard_error() -> float:
     return float(np.sqrt(NOMINAL * (1 - NOMINAL) / (2 * ROUNDS)))
 

@@ -5,12 +5,19 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from data.errors import BadInput
-from pco.evaluation.intervals import adjusted, detectable_difference, paired_interval, sign_test
+from pco.evaluation.intervals import (
+    adjusted,
+    detectable_difference,
+    paired_interval,
+    prediction_powered_interval,
+    prompts_to_decide,
+    sign_test,
+)
 
 SIMULATED = 2000
 finite = st.floats(-1e6, 1e6)
@@ -129,3 +136,82 @@ def test_holms_correction_keeps_the_order_and_never_lowers_a_value(values: list[
     ranked = [q for _, q in sorted(zip(values, after, strict=True))]
     assert ranked == sorted(ranked)
     assert adjusted([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+@settings(max_examples=30)
+@given(
+    judged=st.lists(st.integers(-5, 5).map(float), min_size=4, max_size=20),
+    rest=st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=20),
+    scale=st.sampled_from([-3.0, 0.5, 100.0]),
+    shift=st.integers(-9, 9).map(float),
+    seed=st.integers(0, 9),
+)
+def test_the_unit_and_bias_of_a_cheap_measure_change_nothing(
+    judged: list[float], rest: list[float], scale: float, shift: float, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    cheap = [value + int(generator.integers(-2, 3)) for value in judged]
+    interval = prediction_powered_interval(judged, cheap, rest)
+    other = prediction_powered_interval(
+        judged, [scale * value + shift for value in cheap], [scale * value + shift for value in rest]
+    )
+    assert other == pytest.approx(interval, rel=1e-6, abs=1e-6)
+    assert interval[1] <= interval[0] <= interval[2]
+    mean, low, high = interval
+    turned = prediction_powered_interval([-value for value in judged], cheap, rest)
+    assert turned == pytest.approx((-mean, -high, -low), rel=1e-6, abs=1e-6)
+
+
+def test_a_perfect_cheap_measure_is_as_good_as_judging_all_and_a_useless_one_as_the_judged_alone() -> None:
+    generator = np.random.default_rng(0)
+    everyone = generator.normal(0.3, 1, 400).tolist()
+    perfect = prediction_powered_interval(everyone[:50], everyone[:50], everyone[50:])
+    assert perfect == pytest.approx(paired_interval(everyone), abs=2e-3)
+    noise = generator.normal(size=400).tolist()
+    _, low, high = prediction_powered_interval(everyone[:50], noise[:50], noise[50:])
+    alone = paired_interval(everyone[:50])
+    assert high - low == pytest.approx(alone[2] - alone[1], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("judged", "cheap", "rest"),
+    [
+        ([1.0, 2.0, 4.0], [1.0, 2.0, 3.0], [5.0, 6.0]),  # too few to fit a slope
+        ([1.0, 2.0, 4.0, 3.0], [7.0] * 4, [7.0, 8.0]),  # nothing to go by
+        ([1.0, 2.0, 4.0, 3.0], [1.0, 2.0, 3.0, 4.0], []),  # all are judged
+    ],
+)
+def test_without_a_cheap_measure_to_go_by_it_is_the_interval_of_the_judged(
+    judged: list[float], cheap: list[float], rest: list[float]
+) -> None:
+    assert prediction_powered_interval(judged, cheap, rest) == paired_interval(judged)
+
+
+def test_one_judged_prompt_of_many_that_changed_proves_nothing_beside_a_cheap_measure() -> None:
+    judged = [1.0] + [0.0] * 29
+    cheap = [5.0] + [0.0] * 29
+    _, low, _ = prediction_powered_interval(judged, cheap, [4.0] * 300)
+    assert low <= 0
+
+
+def test_a_cheap_measure_of_other_prompts_is_refused() -> None:
+    with pytest.raises(BadInput, match="for each of 4 judged"):
+        prediction_powered_interval([1.0, 2.0, 3.0, 4.0], [1.0], [2.0, 3.0])
+    with pytest.raises(BadInput):
+        prediction_powered_interval([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, float("nan")], [2.0, 3.0])
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(-9, 10).map(float), min_size=2, max_size=30), st.sampled_from([0.8, 0.9, 0.95]))
+def test_so_many_prompts_decide_and_no_fewer(excess: list[float], level: float) -> None:
+    needed = prompts_to_decide(excess, level=level)
+    mean, spread = float(np.mean(excess)), float(np.std(excess, ddof=1))
+    if needed is None:
+        assert mean <= 0
+        return
+
+    def low(count: int) -> float:
+        return mean - float(stats.t.ppf((1 + level) / 2, count - 1)) * spread / math.sqrt(count)
+
+    assert low(needed) > 0
+    assert needed == 2 or low(needed - 1) <= 0

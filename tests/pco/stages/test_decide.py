@@ -305,3 +305,28 @@ def test_an_answer_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     files.write_text(stage.folder / "answer.json", '{"approve": tr')
     with pytest.raises(CorruptArtifact, match=r"answer.json: holds no answer"):
         decide.run(stage)
+
+
+def in_doubt(differences: list[float], kind: str = "require", **bounds: Any) -> str | None:
+    before: Values = {"reward": [0.0] * len(differences)}
+    gate = rule("reward", kind, **{"confidence": 0.9, "against": "previous", **bounds})
+    (result,) = results({"reward": differences}, before, gate)
+    assert result.doubt is None or result.doubt in explain(1, [result])
+    return result.doubt
+
+
+def test_a_rule_in_doubt_says_how_many_prompts_would_decide() -> None:
+    doubt = in_doubt(NOISE, min_change=0.0)
+    assert doubt is not None
+    assert "139 prompts would decide, 107 more than now" in doubt
+    assert in_doubt(NOISE * 5, min_change=0.0) is None  # so many do
+    assert in_doubt([-value for value in NOISE], min_change=0.0) is None  # the mean says no, too
+    assert in_doubt(SURE, min_change=0.0) is None
+    assert in_doubt([-value for value in NOISE], "guards", min_change=0.0) == doubt  # whether it is harm
+    assert in_doubt(SURE, "guards", min_change=0.0) is None
+
+
+def test_a_doubt_that_no_affordable_number_of_prompts_removes_is_told_as_that() -> None:
+    assert "no affordable number of prompts" in str(in_doubt([1.0, -0.99] * 16, min_change=0.0))
+    assert "too few prompts changed" in str(in_doubt([1.0, 1.0] + [0.0] * 98, min_change=0.0, confidence=0.8))
+    assert "a single one" in str(in_doubt([0.25], min_change=0.0))
