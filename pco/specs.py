@@ -148,13 +148,15 @@ def _evaluate(config: RunConfig) -> dict[str, Any]:
     if not config.evaluate.tasks:
         del evaluate["task_limit"]
     evaluate["second_reward"] = second and reward_config.settings(second)
+    if config.gate.judged is not None:
+        evaluate["judged_share"] = config.gate.judged.share
     return {**settings, "evaluate": evaluate, **_score(config)}
 
 
 def _test(config: RunConfig) -> dict[str, Any]:
-    """An evaluation's, without the tasks of lm-eval, whose documents the gate may have seen."""
+    """An evaluation's, without the tasks of lm-eval, whose documents the gate may have seen; all prompts are judged."""
     settings = _evaluate(config)
-    for name in ("tasks", "task_limit"):
+    for name in ("tasks", "task_limit", "judged_share"):
         settings["evaluate"].pop(name, None)
     return settings
 
@@ -164,7 +166,8 @@ def _has_test(config: RunConfig) -> bool:
 
 
 def _decide(config: RunConfig) -> dict[str, Any]:
-    return {"gate": config.gate.model_dump(mode="json", include={"require", "guards"})}
+    gate = config.gate.model_dump(mode="json", include={"require", "guards", "judged"})
+    return {"gate": {name: value for name, value in gate.items() if value is not None}}
 
 
 SPECS: dict[StageName | RewardStageName, StageSpec] = {

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pco.config.metrics import METRICS, metric
+from pco.config.metrics import METRICS, TASK, metric
 from pco.config.section import Section, added
 
 
@@ -62,6 +62,25 @@ class Guard(_Rule):
     outside; null: when the mean does."""
 
 
+class Judged(Section):
+    """A dear reward for a share of the held-out prompts, beside a cheap metric of all."""
+
+    share: float = Field(gt=0, lt=1)
+    """The share of the held-out prompts whose completions get the `reward`, drawn by the run's seed, the same in all
+    rounds."""
+    beside: str
+    """The metric of all prompts that helps, such as `second_reward` or `length`. It may have any unit and bias."""
+
+    @field_validator("beside")
+    @classmethod
+    def _is_of_each_completion(cls, beside: str) -> str:
+        about = metric(beside)
+        of_texts = about is not None and (about.key in {"perplexity", "drift", "kl"} or about.key.startswith(TASK))
+        if about is None or not about.paired or about.relative or of_texts or beside == "reward":
+            raise ValueError("expected a metric of each completion other than the reward, such as second_reward")
+        return beside
+
+
 _REQUIRE: dict[str, Requirement | None] = {"reward": Requirement(min_change=0.0, confidence=0.9)}
 _GUARDS: dict[str, Guard | None] = {
     "perplexity": Guard(max_ratio=1.5),
@@ -89,6 +108,8 @@ class Gate(Section):
     error_rate: float | None = added(None, gt=0, lt=0.5)
     """How likely a whole run that brings nothing may promote something, such as 0.05. The rounds share it, and it sets
     the confidence of each requirement, which is left out then. null: each round has its own risk, by `confidence`."""
+    judged: Judged | None = added(None)
+    """Give the reward, such as a judge's, to a share of the held-out prompts only; null: to all."""
 
     @model_validator(mode="after")
     def _rules_can_be_applied(self) -> Self:

@@ -216,6 +216,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _rules_have_measures(self) -> "RunConfig":
         rules = {f"gate.{kind}.{name}": name for kind in ("require", "guards") for name in getattr(self.gate, kind)}
+        if self.gate.judged is not None:
+            rules["gate.judged.beside"] = self.gate.judged.beside
         for where, name in rules.items():
             if "second" in name and self.evaluate.second_reward is None:
                 raise ValueError(f"{where}: nothing is measured by it: set evaluate.second_reward")

@@ -13,11 +13,16 @@ def per_prompt_means(rows: Iterable[EvaluationRow], metric: str) -> list[float]:
 
     Empty for a metric of all completions together.
     """
+    return list(means_by_prompt(rows, metric).values())
+
+
+def means_by_prompt(rows: Iterable[EvaluationRow], metric: str) -> dict[str, float]:
+    """`per_prompt_means` by the prompts' ids."""
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["measure"] == metric and row["prompt_id"] is not None:
             values[row["prompt_id"]][row["mode"]].append(row["value"])
-    return [fmean(map(fmean, by_mode.values())) for by_mode in values.values()]
+    return {prompt_id: fmean(map(fmean, by_mode.values())) for prompt_id, by_mode in values.items()}
 
 
 def per_prompt_differences(
@@ -28,8 +33,15 @@ def per_prompt_differences(
     Only completions of which both policies have one; greedy and sampled ones weigh alike, as in `summarise`. The
     prompt is the unit, since completions of one prompt are alike.
     """
+    return list(differences_by_prompt(rows, against, metric=metric, times=times).values())
+
+
+def differences_by_prompt(
+    rows: Iterable[EvaluationRow], against: Iterable[EvaluationRow], *, metric: str, times: float = 1.0
+) -> dict[str, float]:
+    """`per_prompt_differences` by the prompts' ids."""
     excess = paired_rows(metric, metric, rows, against, lambda own, other: own - times * other)
-    return per_prompt_means(excess, metric)
+    return means_by_prompt(excess, metric)
 
 
 def paired_rows(

@@ -5,11 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pco.config.gate import Gate, Guard, Requirement
+from pco.config.gate import Gate, Guard, Judged, Requirement
 from pco.config.metrics import TASK
 from pco.evaluation import metrics
-from pco.evaluation.differences import per_prompt_differences, per_prompt_means, per_text_drifts, text_differences
-from pco.evaluation.intervals import paired_interval, prompts_to_decide
+from pco.evaluation.differences import (
+    differences_by_prompt,
+    per_prompt_differences,
+    per_prompt_means,
+    per_text_drifts,
+    text_differences,
+)
+from pco.evaluation.intervals import paired_interval, prediction_powered_interval, prompts_to_decide
 from pco.evaluation.rows import EvaluationRow
 
 Bounds = tuple[float | None, float | None]
@@ -49,7 +55,7 @@ def apply_rules(new: Rows, others: Mapping[str, Rows], gate: Gate) -> list[RuleR
     results: list[RuleResult] = []
     for name, rule in rules:
         if rule is not None:
-            results += _apply(name, rule, policies, level=_level(rule, unsure_guards))
+            results += _apply(name, rule, policies, level=_level(rule, unsure_guards), judged=gate.judged)
     return results
 
 
@@ -60,7 +66,12 @@ def _level(rule: Requirement | Guard, unsure_guards: int) -> float | None:
 
 
 def _apply(
-    metric: str, rule: Requirement | Guard, policies: Mapping[str, Rows], *, level: float | None
+    metric: str,
+    rule: Requirement | Guard,
+    policies: Mapping[str, Rows],
+    *,
+    level: float | None,
+    judged: Judged | None,
 ) -> list[RuleResult]:
     """One result for each kind of bound that the rule has."""
     results = []
@@ -68,6 +79,8 @@ def _apply(
         bounds = rule.bounds[kind]
         if bounds != (None, None):
             statistic = statistic_of(metric, policies["new"], policies[rule.against], rule.against)
+            if judged is not None and metric == "reward" and kind == "_change":
+                statistic = _powered(policies["new"], policies[rule.against], rule.against, judged.beside)
             results.append(_result(statistic, rule, bounds=bounds, level=level))
     return results
 
@@ -86,6 +99,14 @@ class _Statistic:
     message: tuple[str, str]
     values: list[float]
     excess: Callable[[float], list[float]]
+    cheap: tuple[list[float], list[float]] | None = None
+    """Where only some prompts are judged: the differences by a cheap metric of these, in order, and of all others."""
+
+    def interval(self, values: Sequence[float], level: float) -> tuple[float, float, float]:
+        """The mean of `values`, or of what is derived from them, and its interval."""
+        if self.cheap is None:
+            return paired_interval(values, level=level)
+        return prediction_powered_interval(values, *self.cheap, level=level)
 
 
 def _value(metric: str, new: Rows, other: Rows, against: str) -> _Statistic:
@@ -102,6 +123,25 @@ def _change(metric: str, new: Rows, other: Rows, against: str) -> _Statistic:
     message = (f"{metric} {before:.4f} -> {now:.4f} ({now - before:+.4f}", f" vs {against})")
     return _Statistic(
         f"{metric} change", now - before, message, values, lambda bound: [value - bound for value in values]
+    )
+
+
+def _powered(new: Rows, other: Rows, against: str, beside: str) -> _Statistic:
+    """The change of a reward that judged some prompts, with the help of a metric of all."""
+    cheap = differences_by_prompt(new, other, metric=beside)
+    judged = differences_by_prompt(new, other, metric="reward")
+    judged = {prompt_id: value for prompt_id, value in judged.items() if prompt_id in cheap}
+    values, near = list(judged.values()), [cheap[prompt_id] for prompt_id in judged]
+    rest = [value for prompt_id, value in cheap.items() if prompt_id not in judged]
+    number = prediction_powered_interval(values, near, rest)[0] if values else math.nan
+    how = f" vs {against}, judged on {len(values)} of {len(cheap)} prompts with {beside} beside)"
+    return _Statistic(
+        "reward change",
+        number,
+        (f"reward ({number:+.4f}", how),
+        values,
+        lambda bound: [value - bound for value in values],
+        (near, rest),
     )
 
 
@@ -125,7 +165,7 @@ def _result(statistic: _Statistic, rule: Requirement | Guard, *, bounds: Bounds,
     low = high = None
     interval = ""
     if statistic.values and math.isfinite(statistic.number):
-        _, low, high = paired_interval(statistic.values, level=level or _SHOWN_LEVEL)
+        _, low, high = statistic.interval(statistic.values, level or _SHOWN_LEVEL)
         interval = f" [{low:+.4f}, {high:+.4f}]"
     lower, upper = bounds
     passed = (
@@ -150,26 +190,29 @@ def _doubt(statistic: _Statistic, rule: Requirement | Guard, *, bounds: Bounds, 
             continue
         towards = sign if isinstance(rule, Requirement) else -sign  # where the rule would be decided
         excess = [towards * value for value in statistic.excess(bound)]
-        mean, low, _ = paired_interval(excess, level=level)
+        mean, low, high = statistic.interval(excess, level)
         if mean > 0 >= low:
-            return _needed(excess, statistic.rule, level=level)
+            return _needed(excess, statistic, level=level, interval=(mean, low, high))
     return None
 
 
-def _needed(excess: list[float], rule: str, *, level: float) -> str:
-    unit, now = _unit(rule), len(excess)
-    needed = prompts_to_decide(excess, level=level)
+def _needed(excess: list[float], statistic: _Statistic, *, level: float, interval: tuple[float, float, float]) -> str:
+    unit, now = _unit(statistic), len(excess)
+    needed = prompts_to_decide(excess, level=level, interval=interval if statistic.cheap else None)
     if needed is None:
         return f"a single one of the {unit} does not say how much they differ"
     if needed <= now:
         return f"too few {unit} changed to tell; only more {unit} would"
     if needed > _AFFORDABLE * now:
         return f"no affordable number of {unit} would decide: at this difference it takes {needed:,}; {now:,} are there"
-    return f"at this difference {needed:,} {unit} would decide, {needed - now:,} more than now"
+    alike = " among as many more of all" if statistic.cheap else ""
+    return f"at this difference {needed:,} {unit} would decide, {needed - now:,} more than now{alike}"
 
 
-def _unit(rule: str) -> str:
-    metric = rule.partition(" ")[0]
+def _unit(statistic: _Statistic) -> str:
+    if statistic.cheap:
+        return "judged prompts"
+    metric = statistic.rule.partition(" ")[0]
     if metric in {"perplexity", "drift"}:
         return "human texts"
     return "documents" if metric.startswith(TASK) else "prompts"
@@ -183,7 +226,7 @@ def _is_beyond(
     if level is None:
         excess = sign * (statistic.number - bound)
         return excess > 0 if strictly else excess >= 0
-    _, low, high = paired_interval([sign * value for value in statistic.excess(bound)], level=level)
+    _, low, high = statistic.interval([sign * value for value in statistic.excess(bound)], level)
     return low > 0 if strictly else high >= 0
 
 

@@ -14,6 +14,7 @@ from data.rows import CandidateRow, EvaluationRow
 from pco import rewards
 from pco.config.reward import ExactAnswerReward, RewardConfig, parts
 from pco.evaluation import lm_eval_tasks, metrics
+from pco.evaluation.judged import judged_prompts
 from pco.models.engine import Request, Sampler, free_memory
 from pco.models.protocols import Tokenizer
 from pco.models.rendering import load_tokenizer, render, written
@@ -79,7 +80,9 @@ def evaluated(
         pass  # progress counts completions
     rows = store.read_parts(stage.folder, "evaluations", stage.fingerprint).to_pylist()
     write_more()
-    unscored = len(candidates) - sum(row["measure"] == "reward" for row in rows)
+    judged = _judged(stage, candidates)
+    to_score = [row for row in candidates if judged is None or row["prompt_id"] in judged]
+    unscored = len(to_score) - sum(row["measure"] == "reward" for row in rows)
     return stage.finish(
         unit=f"{name} completions",
         rows_in=sum(map(len, shards)),
@@ -90,6 +93,7 @@ def evaluated(
             **sampling,
             **metrics.summarise(metrics.with_best_of_n(rows)),
             **({"without_reward": unscored} if unscored else {}),
+            **({} if judged is None else {"judged_prompts": len(judged)}),
             **rewards.metrics(store.counted(stage.folder, "evaluations", stage.fingerprint)),
         },
     )
@@ -130,7 +134,8 @@ def _measured(
     of_references = {("length", row["prompt_id"]): float(len(row["token_ids"])) for row in answers}
     for name, config in _rewards_by_metric(stage):
         reward = rewards.load(config, stage.config.folder)
-        scores[name], answer_rewards = _rewards(stage, reward, candidates, answers)
+        judged = _judged(stage, candidates) if name == "reward" else None
+        scores[name], answer_rewards = _rewards(stage, reward, candidates, answers, judged)
         counts.update(reward.counts)
         del reward  # its engine must be gone before the next one starts
         of_references |= {(name, row["prompt_id"]): value for row, value in zip(answers, answer_rewards, strict=True)}
@@ -143,6 +148,14 @@ def _measured(
     others["reference"] = metrics.reference_rows(rows, of_references)
     against = chain.from_iterable(metrics.rows_against(name, rows, other) for name, other in others.items())
     return [*rows, *against, *metrics.corpus_rows(candidates)]
+
+
+def _judged(stage: Stage, candidates: list[CandidateRow]) -> set[str] | None:
+    """The prompts whose completions get the reward; None for all. A final test gives it to all."""
+    judged = stage.config.gate.judged
+    if judged is None or stage.name != "evaluate":
+        return None
+    return judged_prompts((row["prompt_id"] for row in candidates), judged.share, stage.config.seed)
 
 
 def _rewards_by_metric(stage: Stage) -> list[tuple[str, RewardConfig]]:
@@ -164,12 +177,22 @@ def _answers(stage: Stage, candidates: list[CandidateRow], tokenizer: Tokenizer,
 
 
 def _rewards(
-    stage: Stage, reward: Reward, candidates: list[CandidateRow], answers: list[CandidateRow]
+    stage: Stage,
+    reward: Reward,
+    candidates: list[CandidateRow],
+    answers: list[CandidateRow],
+    judged: set[str] | None,
 ) -> tuple[list[float], list[float]]:
     """The reward of each completion and of each reference answer; not finite where there is none.
 
+    Only `judged` prompts get one, if they are given.
+
     Raises BadInput when no completion has one: there would be no reward to compare.
     """
+    if judged is not None:
+        some, their_answers = ([row for row in rows if row["prompt_id"] in judged] for rows in (candidates, answers))
+        values, answer_values = _rewards(stage, reward, some, their_answers, None)
+        return _spread(values, candidates, judged), _spread(answer_values, answers, judged)
     scores = rewards.score_rows(reward, stage, candidates)
     if all(score.dropped for score in scores):
         raise BadInput(
@@ -180,6 +203,12 @@ def _rewards(
     if any(isinstance(part, ExactAnswerReward) for part in parts(reward.config)):
         return [score.value for score in scores], [math.nan] * len(answers)
     return [score.value for score in scores], [score.value for score in rewards.score_rows(reward, stage, answers)]
+
+
+def _spread(values: list[float], rows: list[CandidateRow], judged: set[str]) -> list[float]:
+    """The values of the rows of judged prompts, and NaN for the others."""
+    of_judged = iter(values)
+    return [next(of_judged) if row["prompt_id"] in judged else math.nan for row in rows]
 
 
 def _shards(stage: Stage, tokenizer: Tokenizer, split: str) -> list[Sequence[Request]]:

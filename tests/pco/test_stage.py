@@ -65,6 +65,7 @@ OTHERS = {
     "gate.require": {"reward": {"min_change": 0.5}},
     "gate.guards": {"length": None},
     "gate.error_rate": 0.05,
+    "gate.judged": {"share": 0.5, "beside": "length"},
     "reward": {"kind": "length", "max_tokens": 9},
     "evaluate.second_reward": {"kind": "length", "max_tokens": 9},
     "policy.template_date": "2026-01-02",
@@ -156,6 +157,7 @@ def test_what_is_not_used_stays_out_so_that_runs_made_before_it_was_there_are_st
         ("evaluate.samples", {"evaluate"}),
         ("gate.require", {"decide"}),
         ("gate.guards", {"decide"}),
+        ("gate.judged", {"evaluate", "decide"}),
         ("evaluate.second_reward", {"evaluate"}),
         ("seed", {"generate", "pair", "train", "evaluate"}),
     ],
@@ -163,7 +165,9 @@ def test_what_is_not_used_stays_out_so_that_runs_made_before_it_was_there_are_st
 def test_a_setting_changes_the_stages_that_read_it_and_no_others(dotted: str, stages: set[str]) -> None:
     value = another(dotted, *leaves(CONFIG)[dotted])
     after = fingerprints(builders.changed(CONFIG, **{dotted.replace(".", "__"): value}))
-    tests = {"test_start", "test"} if "evaluate" in stages and dotted != "evaluate.tasks" else set()
+    tests = (
+        {"test_start", "test"} if "evaluate" in stages and dotted not in {"evaluate.tasks", "gate.judged"} else set()
+    )
     assert {name for name, before in fingerprints(CONFIG).items() if before != after[name]} == stages | tests
 
 

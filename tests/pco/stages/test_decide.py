@@ -1,6 +1,7 @@
 """The gate: a round is promoted exactly when every rule passes, and says why."""
 
 import math
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -330,3 +331,38 @@ def test_a_doubt_that_no_affordable_number_of_prompts_removes_is_told_as_that() 
     assert "no affordable number of prompts" in str(in_doubt([1.0, -0.99] * 16, min_change=0.0))
     assert "too few prompts changed" in str(in_doubt([1.0, 1.0] + [0.0] * 98, min_change=0.0, confidence=0.8))
     assert "a single one" in str(in_doubt([0.25], min_change=0.0))
+
+
+def test_of_few_judged_prompts_a_metric_of_all_makes_the_gate_surer_and_never_shifts_it() -> None:
+    draw = random.Random(0)
+    quality = [draw.gauss(0.3, 1) for _ in range(200)]
+    judged = [value + draw.gauss(0, 0.2) for value in quality]
+    gate = rule("reward", "require", min_change=0.0, confidence=0.9, against="previous")
+    helped = Gate.model_validate({**gate.model_dump(), "judged": {"share": 0.1, "beside": "length"}})
+
+    def result(count: int, gate: Gate) -> RuleResult:
+        zeros: Values = {"reward": [0.0] * count, "length": [0.0] * 200}
+        (found,) = results({"reward": judged[:count], "length": [10 * value + 7 for value in quality]}, zeros, gate)
+        return found
+
+    alone, with_length, all_judged = result(20, gate), result(20, helped), result(200, gate)
+    assert not alone.passed and with_length.passed and all_judged.passed
+    assert "judged on 20 of 200 prompts with length beside" in with_length.reason
+    assert with_length.low is not None and with_length.high is not None
+    assert alone.low is not None and alone.high is not None
+    assert with_length.high - with_length.low < 0.6 * (alone.high - alone.low)
+    assert with_length.low < all_judged.value < with_length.high
+    assert with_length.value == pytest.approx((with_length.low + with_length.high) / 2)
+    assert str(alone.doubt).startswith("at this difference")
+    assert result(200, helped) == all_judged or result(200, helped).value == pytest.approx(all_judged.value)
+
+
+def test_a_doubt_about_judged_prompts_counts_judgements() -> None:
+    gate = rule("reward", "require", min_change=0.0, confidence=0.9, against="previous")
+    helped = Gate.model_validate({**gate.model_dump(), "judged": {"share": 0.5, "beside": "length"}})
+    zeros: Values = {"reward": [0.0] * 32, "length": [0.0] * 64}
+    (found,) = results({"reward": NOISE, "length": [1.0, -2.0, 3.0, 0.0] * 16}, zeros, helped)
+    assert not found.passed
+    assert "judged prompts would decide" in str(found.doubt)
+    (none,) = results({"length": [1.0] * 64}, zeros, helped)
+    assert not none.passed and none.doubt is None

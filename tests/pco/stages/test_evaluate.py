@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from data import store
 from data.errors import BadInput
 from pco.evaluation import metrics
+from pco.evaluation.judged import judged_prompts
 from pco.stage import Artifact, Stage
 from pco.stages import evaluate
 from tests import builders
@@ -102,3 +106,34 @@ def test_a_second_reward_that_judges_nothing_is_an_error(evaluated: Callable[...
     with pytest.raises(BadInput, match="none of 4 "):
         evaluated("silent", 2, evaluate__second_reward=silent)
     assert math.isfinite(summary(evaluated("fine", 2))["reward"])
+
+
+def test_a_judged_share_of_the_prompts_gets_the_reward_and_all_get_every_other_metric(
+    evaluated: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(8):
+        monkeypatch.setitem(PROMPTS, f"more {i}", None)
+    reward = {"kind": "length", "max_tokens": 1}
+    judged = {"share": 0.5, "beside": "length"}
+    everyone, some = (
+        evaluated(name, 3, reward=reward, gate__judged=share) for name, share in (("all", None), ("some", judged))
+    )
+
+    def prompts(stage: Stage, metric: str) -> set[str | None]:
+        return {row["prompt_id"] for row in metrics.read(stage.folder) if row["measure"] == metric}
+
+    assert len(prompts(some, "reward")) == 5
+    assert prompts(some, "reward") < prompts(some, "length") == prompts(everyone, "reward")
+    manifest = store.read_manifest(some.folder)
+    assert manifest is not None
+    assert manifest.metrics["judged_prompts"] == 5
+    assert "without_reward" not in manifest.metrics
+    assert some.fingerprint != everyone.fingerprint
+
+
+@given(ids=st.lists(st.text(min_size=1), min_size=1, max_size=40, unique=True), share=st.sampled_from([0.1, 0.25, 0.9]))
+def test_the_judged_prompts_are_a_share_and_the_same_in_every_order(ids: list[str], share: float) -> None:
+    judged = judged_prompts(ids, share, 0)
+    assert len(judged) == min(len(ids), max(4, round(share * len(ids))))
+    assert judged == judged_prompts(reversed(ids), share, 0) <= set(ids)
+    assert judged_prompts(ids, min(0.99, share + 0.05), 0) >= judged  # a larger share keeps those of a smaller one
