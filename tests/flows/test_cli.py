@@ -46,6 +46,7 @@ def test_help_of_every_command_explains_it() -> None:
         "judge",
         "model",
         "track",
+        "trace",
     ):
         result = runner.invoke(app, [command, "--help"])
         assert result.exit_code == 0
