@@ -249,6 +249,16 @@ class FinalTestRow(TypedDict):
     high: float | None
 
 
+class InfluenceRow(TypedDict):
+    """A row of `influence`."""
+
+    round: int | None
+    prompt_id: str
+    chosen_sample: int
+    rejected_sample: int
+    influence: float
+
+
 class UserPreference(TypedDict):
     """A preference of the user's, as `data.readers.read_preferences` returns it."""
 
@@ -288,4 +298,5 @@ ROWS: dict[str, type] = {
     "reward_benchmark": RewardBenchmarkRow,
     "judgements": JudgementRow,
     "tests": FinalTestRow,
+    "influence": InfluenceRow,
 }

@@ -216,6 +216,15 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("high", pa.float64()),
         nullable=("low", "high"),
     ),
+    # Of a trace: by how much the pairs of a training moved the log-probability of one answer (docs/evaluation.md).
+    "influence": _schema(
+        ("round", pa.int32()),  # of a replayed pair
+        ("prompt_id", pa.string()),
+        ("chosen_sample", pa.int32()),
+        ("rejected_sample", pa.int32()),
+        ("influence", pa.float64()),  # nats, to first order under plain gradient descent; above 0 it was raised
+        nullable=("round",),
+    ),
 }
 
 

@@ -10,6 +10,7 @@ from pco.config.prompts import DataSource
 from pco.config.reward_training import RewardTraining
 from pco.config.run import RunConfig
 from pco.config.section import settings_of
+from pco.config.trace import Trace
 from pco.config.train import deciding
 
 StageName = Literal[
@@ -26,6 +27,8 @@ StageName = Literal[
     "test",
 ]
 RewardStageName = Literal["split", "train_reward", "evaluate_reward"]
+TraceStageName = Literal["trace"]
+AnyStageName = StageName | RewardStageName | TraceStageName
 
 _FREE_MEMORY = "Free memory, then resume."
 _LESS_FOR_ENGINE = "Lower engine.kv_cache_gib (on a GPU engine.gpu_memory_utilization), or free memory; then resume."
@@ -34,6 +37,9 @@ _LESS_FOR_TRAINING = (
     "Less is needed with train.micro_batch_pairs=1, train.gradient_checkpointing=true or a higher train.zero_stage, "
     "which may change in the middle: add `--set train.micro_batch_pairs=1` to the command that resumes it."
 )
+
+
+_LESS_FOR_TRACE = "Free memory, or name fewer parameters: `--parameters last-blocks` or `head`."
 
 
 def _never(_: RunConfig) -> bool:
@@ -48,7 +54,7 @@ def _always(_: RunConfig) -> bool:
 class StageSpec:
     """What is known of one kind of stage."""
 
-    name: StageName | RewardStageName
+    name: AnyStageName
     folder: str
     """Its folder in that of its round, named for its tables."""
     settings: Callable[[Any], dict[str, Any]]
@@ -161,6 +167,10 @@ def _test(config: RunConfig) -> dict[str, Any]:
     return settings
 
 
+def _trace(config: Trace) -> dict[str, Any]:
+    return config.settings
+
+
 def _has_test(config: RunConfig) -> bool:
     return config.prompts.has_test
 
@@ -170,7 +180,7 @@ def _decide(config: RunConfig) -> dict[str, Any]:
     return {"gate": {name: value for name, value in gate.items() if value is not None}}
 
 
-SPECS: dict[StageName | RewardStageName, StageSpec] = {
+SPECS: dict[AnyStageName, StageSpec] = {
     spec.name: spec
     for spec in (
         # Of a run, in the order of a round.
@@ -208,6 +218,8 @@ SPECS: dict[StageName | RewardStageName, StageSpec] = {
             out_of_memory=_LESS_FOR_TRAINING,
         ),
         StageSpec("evaluate_reward", "test", lambda _: {}, "pco.reward_training", recorded_as="test_reward"),
+        # Of a trace, which belongs to no round.
+        StageSpec("trace", "influence", _trace, out_of_memory=_LESS_FOR_TRACE),
     )
 }
 RUN_STAGES: tuple[StageName, ...] = get_args(StageName)  # in the order of a round

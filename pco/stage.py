@@ -16,9 +16,14 @@ from data.errors import BadInput, RunConflict
 from pco.config.prompts import DataSource
 from pco.config.reward_training import RewardTraining
 from pco.config.run import RunConfig
-from pco.specs import SPECS, RewardStageName, StageName, StageSpec
+from pco.config.section import Section
+from pco.config.trace import Trace
+from pco.specs import SPECS, AnyStageName, StageSpec
 
-Config = TypeVar("Config", bound=RunConfig | RewardTraining, default=RunConfig)
+Config = TypeVar("Config", bound=RunConfig | RewardTraining | Trace, default=RunConfig)
+
+# What a config says of itself; that of a run of rounds says nothing.
+_KINDS: dict[str | None, type[Section]] = {"reward_training": RewardTraining, "trace": Trace}
 
 # Set by the launcher for the stage process: when, and by which process, it was started.
 LAUNCHED = "PCO_LAUNCHED_AT"
@@ -46,7 +51,7 @@ class Shard:
 class Stage(Generic[Config]):
     """One stage of one round, or of a reward training. Round 0 holds the prompts and the start's evaluation."""
 
-    name: StageName | RewardStageName
+    name: AnyStageName
     round: int
     config: Config
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
@@ -94,6 +99,8 @@ class Stage(Generic[Config]):
         match self.config:
             case RewardTraining():
                 return f"reward · {self.name.removesuffix('_reward')}"
+            case Trace():
+                return f"trace · {self.config.prompt_id}"
             case RunConfig(rounds=rounds):
                 return f"round {self.round}/{rounds} · {self.name}" if self.round else f"start · {self.name}"
 
@@ -160,6 +167,8 @@ class Stage(Generic[Config]):
     @property
     def _ways_on(self) -> str:
         run = self.config.run
+        if isinstance(self.config, Trace):
+            return f"or delete {self.config.folder} and trace again."
         if isinstance(self.config, RewardTraining):
             return "or train under another name (`--set run=...`)."
         return (
@@ -243,8 +252,8 @@ class Stage(Generic[Config]):
         """The inverse of `to_json`."""
         raw = json.loads(text)
         inputs = {name: Artifact(Path(folder), fingerprint) for name, (folder, fingerprint) in raw["inputs"].items()}
-        kind = RewardTraining if raw["config"].get("kind") == "reward_training" else RunConfig
-        return Stage(raw["name"], raw["round"], kind.model_validate(raw["config"]), inputs)
+        config = _KINDS.get(raw["config"].get("kind"), RunConfig).model_validate(raw["config"])
+        return Stage(raw["name"], raw["round"], config, inputs)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -255,9 +264,9 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return settings
 
 
-def round_folder(config: RunConfig | RewardTraining, number: int) -> Path:
-    """The folder of a round; a reward training has none, and is its own."""
-    return config.folder if isinstance(config, RewardTraining) else config.folder / f"round-{number:02d}"
+def round_folder(config: RunConfig | RewardTraining | Trace, number: int) -> Path:
+    """The folder of a round; a reward training and a trace have none, and are their own."""
+    return config.folder / f"round-{number:02d}" if isinstance(config, RunConfig) else config.folder
 
 
 def source_fingerprint(source: DataSource, recorded: str | None, *, key: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,12 @@ def save(model: Any, folder: Path) -> None:
         model.save_pretrained(folder)
     except SafetensorError as error:  # its name for what the system refused, such as a full disk
         raise OSError(0, str(error)) from error
+
+
+_BLOCK = re.compile(r"\.(\d+)\.")
+
+
+def block_of(name: str) -> int | None:
+    """Which of a model's blocks, counted from 0, a parameter of this name is in; None for one outside of them."""
+    found = _BLOCK.search(name)
+    return int(found[1]) if found else None

@@ -26,7 +26,7 @@ from pco.report.numbers import (
     Status,
 )
 from pco.report.samples import Prompts
-from pco.runs import final_test
+from pco.runs import final_test, traces
 from pco.runs.status import RunState, StageState
 from pco.specs import StageName
 from pco.stage import Stage
@@ -190,4 +190,4 @@ def _changes(config: RunConfig, rounds: Sequence[RoundReport], prompts: Prompts)
     promoted = [report.number for report in rounds if report.decision is not None and report.decision.promoted]
     shown = [*evaluated, *promoted][-1]
     before, after = (_folder(config, number, "evaluate") for number in (0, shown))
-    return samples.changes(shown, before, after, prompts)
+    return samples.changes(shown, before, after, prompts, traces.finished(config, shown))

@@ -108,14 +108,28 @@ class RoundReport:
 
 
 @dataclass(frozen=True)
+class TracedPair:
+    """A training pair, and by how much its gradient moved the log-probability of an answer, nats (`pco trace`)."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    influence: float
+
+
+@dataclass(frozen=True)
 class HeldoutChange:
-    """The greedy completions of one held-out prompt by the starting policy and by a later one."""
+    """The greedy completions of one held-out prompt by the starting policy and by a later one.
+
+    `traced` are the pairs that raised the later one most, where it was traced.
+    """
 
     prompt: str
     before: str
     after: str
     before_reward: float
     after_reward: float
+    traced: Sequence[TracedPair] = ()
 
     @property
     def gain(self) -> float:

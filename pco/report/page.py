@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from data.visible import visible
 from pco.report import plots, run_tables, tables, wording
-from pco.report.numbers import HeldoutChange, RunReport, SamplePair
+from pco.report.numbers import HeldoutChange, RunReport, SamplePair, TracedPair
 
 _TEXT_LIMIT = 1500  # characters of a prompt or completion
 _TONES = {"finished": "good", "refused": "bad", "unfinished": "open"}
@@ -26,11 +26,12 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """A prompt and two completions of it."""
+    """A prompt and two completions of it; of the second, the training pairs that it was traced to."""
 
     prompt: str
     change: str
     sides: tuple[_Side, _Side]
+    traced: tuple[tuple[str, tuple[_Side, ...]], ...] = ()
 
 
 def template(name: str) -> Template:
@@ -138,6 +139,12 @@ def _changed(number: int, shown: list[HeldoutChange]) -> list[_Comparison]:
             _shown(change.prompt),
             f"change {wording.signed(change.gain)}",
             (_side("Start", change.before_reward, change.before), _side(later, change.after_reward, change.after)),
+            tuple(_traced(pair) for pair in change.traced),
         )
         for change in shown
     ]
+
+
+def _traced(pair: TracedPair) -> tuple[str, tuple[_Side, ...]]:
+    texts = {"Prompt": pair.prompt, "Chosen": pair.chosen, "Rejected": pair.rejected}
+    return wording.nats(pair.influence), tuple(_Side(label, "", _shown(text)) for label, text in texts.items())

@@ -1,6 +1,6 @@
 """Sample completions: the pairs at both ends of the margin, and how held-out completions changed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -9,7 +9,8 @@ from data import store
 from data.rows import CandidateRow, EvaluationRow, PairRow, PromptRow
 from pco.evaluation.metrics import read
 from pco.models.sampling import GREEDY
-from pco.report.numbers import HeldoutChange, HeldoutChanges, PairStatistics, SamplePair
+from pco.report.numbers import HeldoutChange, HeldoutChanges, PairStatistics, SamplePair, TracedPair
+from pco.runs.traces import Found
 
 SHOWN = 3  # of each kind
 _SHOWN_COLUMNS = ["prompt_id", "prompt", "chosen", "rejected", "chosen_reward", "rejected_reward"]
@@ -44,15 +45,20 @@ def _as_written(prompt_id: str, rendered: str, prompts: Prompts) -> str:
     return prompts[prompt_id]["prompt"] if prompt_id in prompts else rendered
 
 
-def changes(number: int, before: Path, after: Path, prompts: Prompts) -> HeldoutChanges:
-    """Compare the greedy completions of two evaluations, prompt by prompt; `number` is the later one's round."""
+def changes(number: int, before: Path, after: Path, prompts: Prompts, found: Iterable[Found] = ()) -> HeldoutChanges:
+    """Compare the greedy completions of two evaluations, prompt by prompt; `number` is the later one's round.
+
+    `found` are the traces of its completions that were made.
+    """
     old, new = _greedy(before), _greedy(after)
+    traced = {trace.prompt_id: _traced(trace, prompts) for trace in found if trace.mode == GREEDY}
     changed = []
     for prompt_id, completion in old.items():
         if prompt_id in new:
             later = new[prompt_id]
             prompt = _as_written(prompt_id, completion.rendered, prompts)
-            changed.append(HeldoutChange(prompt, completion.text, later.text, completion.reward, later.reward))
+            sides = (completion.text, later.text, completion.reward, later.reward)
+            changed.append(HeldoutChange(prompt, *sides, traced.get(prompt_id, ())))
     ranked = sorted(changed, key=lambda change: -change.gain)
     improved = [change for change in ranked if change.gain > 0]
     worsened = [change for change in reversed(ranked) if change.gain < 0]
@@ -64,6 +70,15 @@ def changes(number: int, before: Path, after: Path, prompts: Prompts) -> Heldout
         most_improved=improved[:SHOWN],
         most_worsened=worsened[:SHOWN],
     )
+
+
+def _traced(trace: Found, prompts: Prompts) -> list[TracedPair]:
+    """The pairs that raised an answer's log-probability most."""
+    shown = [(moved.pair, moved.influence) for moved in trace.raised(SHOWN)]
+    return [
+        TracedPair(_as_written(pair["prompt_id"], pair["prompt"], prompts), pair["chosen"], pair["rejected"], influence)
+        for pair, influence in shown
+    ]
 
 
 @dataclass(frozen=True)

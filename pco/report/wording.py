@@ -37,6 +37,11 @@ def relative(now: float, before: float) -> str:
     return f"{signed((now / before - 1) * 100, 0)} %" if before else ABSENT
 
 
+def nats(value: float) -> str:
+    """A small change of a log-probability, signed, with three digits that count."""
+    return f"{value:+.3g} nats".replace("-", "−")
+
+
 def decimal(value: float, digits: int = 3) -> str:
     """A plain number with a real minus sign; a dash for one that is not known."""
     if math.isnan(value):

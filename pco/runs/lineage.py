@@ -119,7 +119,7 @@ def _prompts(config: RunConfig) -> list[PromptRow]:
     """All that the run asks: what it trains on, what it holds out, what it tests with."""
     rows: list[PromptRow] = []
     for name in ("prepare", "prepare_test"):
-        stage = Stage(name, 0, config)  # type: ignore[arg-type]  # both are names of stages
+        stage = Stage(name, 0, config)
         if store.read_manifest(stage.folder) is not None:
             rows += store.read_table(stage.folder, "prompts").to_pylist()
     return [row for row in rows if row["split"] in ANSWERING]

@@ -11,6 +11,7 @@ from typing_extensions import TypeVar
 
 from pco.losses import IGNORE
 from pco.seeds import seed_of
+from pco.training.pair_ids import pair_id
 
 Row = Mapping[str, Any]
 
@@ -164,12 +165,6 @@ def examples_of(pairs: Sequence[Row], reference: Sequence[Row] = ()) -> list[Exa
         )
         for row in pairs
     ]
-
-
-def pair_id(row: Row) -> str:
-    """What identifies a pair among a round's own and replayed ones; the id of a replayed one begins with its round."""
-    round_prefix = f"{row['round']}:" if row.get("round") is not None else ""
-    return f"{round_prefix}{row['prompt_id']}:{row['chosen_sample']}:{row['rejected_sample']}"
 
 
 def rated_of(feedback: Sequence[Row]) -> list[Rated]:

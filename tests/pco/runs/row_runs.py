@@ -8,6 +8,7 @@ from typing import Any
 from data import files, schemas, store
 from pco.config.run import RunConfig
 from pco.doctor import reading
+from pco.evaluation import metrics
 from pco.evaluation.decision import Decision
 from pco.pairing import replay
 from pco.rounds import walk
@@ -40,14 +41,16 @@ def play(config: RunConfig, until: tuple[int, StageName] | None = None) -> list[
     return made
 
 
-def run_of(folder: Path, *, train: int = 3, preferences: int = 0, **settings: Any) -> RunConfig:
+def run_of(
+    folder: Path, model: Path | str = "some/model", *, train: int = 3, preferences: int = 0, **settings: Any
+) -> RunConfig:
     """A config with some prompts of each kind, and seed preferences that rounds draw from, if asked for."""
     builders.write_prompts(folder, [f"train {i}" for i in range(train)], [f"held {i}" for i in range(2)], ["prose"])
     if preferences:
         rows = [{"prompt": f"seed {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(preferences)]
         path = builders.write_jsonl(folder / "preferences.jsonl", rows)
         settings = {"prompts__preferences": str(path), "replay__rounds": 1, "replay__share": 0.5, **settings}
-    return builders.config(folder, **settings)
+    return builders.config(folder, model, **settings)
 
 
 def tokens(text: str) -> list[int]:
@@ -62,6 +65,8 @@ def _make(stage: Stage) -> store.Manifest:
         "generate": lambda stage: {"candidates": _candidates(stage, "train")},
         "score": _score,
         "pair": _pair,
+        "train": lambda _: {"train_log": []},
+        "decide": lambda _: {"decisions": []},
         "evaluate": lambda stage: _evaluate(stage, "heldout"),
         "test_start": lambda stage: _evaluate(stage, "test"),
         "test": lambda stage: _evaluate(stage, "test"),
@@ -77,7 +82,9 @@ def _make(stage: Stage) -> store.Manifest:
 def _outputs(stage: Stage) -> dict[str, str]:
     match stage.name:
         case "prepare":
-            return {"policy": "the starting policy", "policy_folder": "/nowhere"}
+            model = Path(stage.config.policy.model)
+            digest = files.folder_digest(model) if model.is_dir() else "the starting policy"
+            return {"policy": digest, "policy_folder": str(model)}
         case "train":
             files.write_text(stage.folder.with_name("policy") / "model.safetensors", stage.fingerprint)
             return {"policy": files.folder_digest(stage.folder.with_name("policy"))}
@@ -159,10 +166,6 @@ def _pair(stage: Stage) -> dict[str, list[Row]]:
 def _evaluate(stage: Stage, split: str) -> dict[str, list[Row]]:
     candidates = _candidates(stage, split)
     candidates = [{**row, "mode": "sampled" if row["sample"] else "greedy", "sample": 0} for row in candidates]
-    keys = ("mode", "prompt_id", "sample", "policy")
-    values = [
-        {"measure": name, "value": value, **{key: row[key] for key in keys}}
-        for row in candidates
-        for name, value in (("reward", 0.25), ("length", float(len(row["token_ids"]))))
-    ]
-    return {"candidates": candidates, "evaluations": values}
+    values = metrics.completion_rows(candidates, [0.25] * len(candidates)) + metrics.text_rows(["text"], [(-9.0, 9)])
+    policy = stage.inputs["policy"].fingerprint
+    return {"candidates": candidates, "evaluations": [{**row, "policy": policy} for row in values]}
