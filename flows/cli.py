@@ -13,7 +13,17 @@ from rich.table import Table
 
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
-from flows import data_cli, deploy_cli, doctor_cli, evaluate_cli, quickstart_cli, reward_cli, running, trace_cli
+from flows import (
+    data_cli,
+    deploy_cli,
+    doctor_cli,
+    drop_cli,
+    evaluate_cli,
+    quickstart_cli,
+    reward_cli,
+    running,
+    trace_cli,
+)
 from flows.console import KEPT, Overrides, RunsDir, clear_errors, console, errors, print_rows, say
 from pco.config.run import RunConfig, load
 from pco.config.trackers import TRACKERS, named
@@ -38,6 +48,7 @@ app = typer.Typer(
 app.add_typer(data_cli.app, name="data")
 app.add_typer(evaluate_cli.app)
 app.add_typer(trace_cli.app)
+app.add_typer(drop_cli.app)
 app.command()(quickstart_cli.quickstart)
 app.command()(doctor_cli.doctor)
 app.command()(deploy_cli.deploy)

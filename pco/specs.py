@@ -102,6 +102,8 @@ def _prepare(config: RunConfig) -> dict[str, Any]:
     }
     if prompts.test_share is not None:
         settings["test_share"] = prompts.test_share
+    if prompts.exclude:
+        settings["exclude"] = sorted(prompts.exclude)
     named = prompts.named()
     if named:
         settings["sources"] = {
@@ -117,9 +119,12 @@ def _prepare(config: RunConfig) -> dict[str, Any]:
 
 def _prepare_test(config: RunConfig) -> dict[str, Any]:
     prompts = config.prompts
+    excluded = {"exclude": sorted(prompts.exclude)} if prompts.exclude else {}
     if prompts.test_share is not None:
-        return {"test_share": prompts.test_share, "heldout_limit": prompts.heldout_limit}
-    return {"sources": {"test": prompts.test.settings}} if isinstance(prompts.test, DataSource) else {}
+        return {"test_share": prompts.test_share, "heldout_limit": prompts.heldout_limit, **excluded}
+    return (
+        {"sources": {"test": prompts.test.settings}, **excluded} if isinstance(prompts.test, DataSource) else excluded
+    )
 
 
 def _generate(config: RunConfig) -> dict[str, Any]:

@@ -156,6 +156,9 @@ class Prompts(Section):
     """Use only the first so many training prompts."""
     heldout_limit: int | None = Field(None, ge=1)
     """Use only the first so many held-out prompts and texts."""
+    exclude: list[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]] = added([])
+    """Ids of prompts and texts that are left out wherever they stand, after the limits, with all pairs and feedback on
+    them; `pco drop` writes them here."""
 
     @model_validator(mode="after")
     def _one_test_set(self) -> Self:

@@ -39,15 +39,15 @@ class Inputs:
 
     config: RunConfig
 
-    @property
+    @cached_property
     def train(self) -> list[readers.Row]:
         """The training prompts."""
-        return self._train.rows
+        return self._some_kept("train", self._train.rows)
 
-    @property
+    @cached_property
     def heldout(self) -> list[readers.Row]:
         """The held-out prompts."""
-        return self._heldout.rows
+        return self._some_kept("heldout", self._heldout.rows)
 
     @cached_property
     def _train(self) -> Read[readers.Row]:
@@ -57,10 +57,10 @@ class Inputs:
     def _heldout(self) -> Read[readers.Row]:
         return reading.heldout(self.config)
 
-    @property
+    @cached_property
     def test(self) -> list[readers.Row]:
         """The test prompts, if there are any."""
-        return self._test.rows
+        return self._some_kept("test", self._test.rows)
 
     @cached_property
     def _test(self) -> Read[readers.Row]:
@@ -74,18 +74,50 @@ class Inputs:
     @cached_property
     def heldout_text(self) -> list[readers.Row]:
         """The human texts."""
+        return self._some_kept("heldout_text", self._heldout_text)
+
+    @cached_property
+    def _heldout_text(self) -> list[readers.Row]:
         prompts = self.config.prompts
         return readers.read_jsonl(Path(prompts.heldout_text), key="text", limit=prompts.heldout_limit)
 
-    @property
+    @cached_property
     def preferences(self) -> list[UserPreference]:
         """The seed preferences."""
-        return self._preferences.rows
+        return [row for _, row in self.numbered_preferences]
 
-    @property
+    @cached_property
+    def numbered_preferences(self) -> list[tuple[int, UserPreference]]:
+        """The seed preferences with their places among all in the source, which stay when others are excluded."""
+        numbered = enumerate(self._preferences.rows)
+        return [(i, row) for i, row in numbered if row["prompt_id"] not in self._excluded_ids]
+
+    @cached_property
     def feedback(self) -> list[UserFeedback]:
         """The unpaired feedback."""
-        return self._feedback.rows
+        return [row for row in self._feedback.rows if row["prompt_id"] not in self._excluded_ids]
+
+    @cached_property
+    def _excluded_ids(self) -> set[str]:
+        return set(self.config.prompts.exclude)
+
+    def _some_kept(self, name: str, rows: list[readers.Row]) -> list[readers.Row]:
+        """The rows that are not excluded. Raises BadInput when there were some and none is left."""
+        kept = [row for row in rows if row["prompt_id"] not in self._excluded_ids]
+        if rows and not kept:
+            raise BadInput(f"prompts.exclude: leaves nothing of prompts.{name}. Name other data, or exclude less.")
+        return kept
+
+    @property
+    def excluded(self) -> int:
+        """How many prompts, texts, preferences and pieces of feedback `prompts.exclude` leaves out."""
+        read = (self._train.rows, self._heldout.rows, self._heldout_text, self._preferences.rows, self._feedback.rows)
+        return sum(row["prompt_id"] in self._excluded_ids for rows in read for row in rows)
+
+    @property
+    def excluded_of_test(self) -> int:
+        """How many test prompts it leaves out."""
+        return sum(row["prompt_id"] in self._excluded_ids for row in self._test.rows)
 
     @cached_property
     def _preferences(self) -> Read[UserPreference]:

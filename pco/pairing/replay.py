@@ -156,9 +156,10 @@ def input_name(number: int) -> str:
 def _pairs_of_round(stage: Stage, number: int) -> list[ReplayRow]:
     """The pairs of an earlier round; those of round 0 are the seed preferences."""
     source = stage.inputs.get(input_name(number))
-    if source is None:
+    table = "pairs" if number else "preferences"
+    if source is None or not (number or store.has_table(source.folder, table)):  # all seeds may be excluded
         return []
-    rows: list[ReplayRow] = store.read_table(source.folder, "pairs" if number else "preferences").to_pylist()
+    rows: list[ReplayRow] = store.read_table(source.folder, table).to_pylist()
     for row in rows:
         row["round"] = number
     return rows

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,8 +34,10 @@ class _Stop(Exception):
     """Ends a walk over the stages."""
 
 
-def fork(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
+def fork(origin: RunConfig, new: RunConfig, at: Point | None, *, without: Collection[Point] = ()) -> Fork:
     """Make the run `new`, which shares the files of `origin`'s stages before `at`; without `at`, of all valid stages.
+
+    Stages of `without` are left for `new` to make, though later ones are shared, even if their settings differ.
 
     With `at`, earlier stages are shared even if their settings differ from those of `new`. So a setting can change from
     some round on. The new run's folder appears whole or not at all.
@@ -43,7 +46,7 @@ def fork(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
     """
     if new.folder.exists():
         raise RunConflict(f"{new.folder}: exists. Fork into another name.")
-    plan = _planned(origin, new, at)
+    plan = _planned(origin, new, at, without)
     temporary = new.folder.with_name(f".{new.run}.{os.getpid()}.tmp")
     with files.write_errors(new.folder):
         try:
@@ -58,7 +61,7 @@ def fork(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
     return plan
 
 
-def _planned(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
+def _planned(origin: RunConfig, new: RunConfig, at: Point | None, without: Collection[Point]) -> Fork:
     """The stages to share, before anything is written."""
     if at is not None:
         check_point(new, at)
@@ -70,8 +73,10 @@ def _planned(origin: RunConfig, new: RunConfig, at: Point | None) -> Fork:
             raise _Stop
         source = _source(stage, begun)
         manifest = store.read_manifest(source.folder)
+        if manifest is not None and (stage.round, stage.name) in without:
+            return manifest
         changes = [] if manifest is None else _changes(stage, source, manifest)
-        if at is None and (manifest is None or changes):
+        if at is None and (manifest is None or (changes and not without)):
             raise _Stop
         if manifest is None:
             raise BadInput(f"{source.folder}: not finished, so a fork cannot begin after it. Begin at it, or before.")

@@ -9,6 +9,7 @@ from data import files, store
 from data.errors import BadInput
 from pco import rounds
 from pco.config.run import Generate, RunConfig, load, parse
+from pco.config.section import settings_of
 from pco.runs import retention
 from pco.runs.folder import find, find_round
 from pco.stage import Stage
@@ -99,7 +100,7 @@ def planned(settings: RunConfig, model: str, prompts: Path | None, out: Path) ->
     if prompts is not None:
         raw["prompts"] |= {"heldout": str(prompts), "heldout_limit": None}
     config = parse({**raw, "runs_dir": str(out)}, source="pco evaluate", recorded=raw)
-    named = config.prompts.model_dump(mode="json", exclude={"test"})
+    named = {name: value for name, value in settings_of(config.prompts).items() if name != "test"}
     identity = [config.policy.model, named, Stage("evaluate", 0, config, {}).settings]
     slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(model).name).strip("-")[:60]
     return config.model_copy(update={"run": f"{slug or 'policy'}-{files.digest({'of': identity})[:8]}"})

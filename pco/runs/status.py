@@ -19,6 +19,7 @@ from pco.stage import Stage
 from pco.training import checkpoints
 
 Point = tuple[int, StageName]
+_PREPARE: Point = (0, "prepare")
 _FREEZE: Point = (0, "prepare_test")
 State = Literal["done", "running", "partial", "interrupted", "failed", "waiting", "stale", "damaged", "not started"]
 
@@ -155,7 +156,7 @@ class RunState:
             return f"`{resume}` would be refused: {self._refusal}"
         all_points = points(self.config)
         missing = all_points[all_points.index(point) :]
-        if point == _FREEZE:
+        if point in {_FREEZE, _PREPARE}:
             missing = [later for later in missing if not self._is_done(later)]
         this_round = ", ".join(stage for at, stage in missing if at == number)
         later = 0 if name in TESTS else sum(at > number for at, stage in missing if stage == "decide")
@@ -206,14 +207,16 @@ class RunState:
         stage = self._walked[0].get(point)
         if stage is None and point[1] in TESTS:
             return "done", "an earlier look at the test set"
-        if stage is None:
+        origin = store.origin(Stage(point[1], point[0], self.config).folder)
+        if stage is None and origin is None:
             return "stale", "a stage before it is not done"
-        changes = stage.changes(manifest)
+        changes = (
+            stage.changes(manifest) if stage else []
+        )  # what is shared is taken as it is, whatever is made before it
         if changes:
             return "stale", "; ".join(changes)
-        origin = store.origin(stage.folder)
         notes = [f"from {origin}"] if origin else []
-        if stage.name == "decide":
+        if point[1] == "decide":
             decision = Decision.of(manifest)
             notes.append("promoted" if decision.promoted else decision.reason)
         return "done", "; ".join(notes)

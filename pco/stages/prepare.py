@@ -45,6 +45,8 @@ def run(stage: Stage) -> store.Manifest:
             store.write_part(stage.folder, table, 0, schemas.build(table, more), stage.fingerprint)
         count += len(more)
     dropped = reading.dropped(inputs.sources)
+    if inputs.excluded:
+        dropped["excluded"] = inputs.excluded
     return stage.finish(
         unit="prompts and texts" if count == len(rows) else "prompts, texts and pieces of feedback",
         rows_in=count + sum(dropped.values()),
@@ -85,7 +87,7 @@ def _preferences(inputs: checks.Inputs, stage: Stage, rendering: Policy) -> list
     digests = [file.fingerprint for name, file in stage.inputs.items() if name.partition(".")[0] == "preferences"]
     made_by = digests[0] if len(digests) == 1 else files.digest(digests)
     rows: list[PreferenceRow] = []
-    for i, row in enumerate(inputs.preferences):
+    for i, row in inputs.numbered_preferences:
         rendered = render(tokenizer, asked(row), rendering)
         rows.append(
             {

@@ -33,6 +33,8 @@ def run(stage: Stage) -> store.Manifest:
     content = schemas.build("prompts", [{"split": "test", **row} for row in inputs.test])
     store.write_part(stage.folder, "prompts", 0, content, stage.fingerprint)
     rows, dropped = len(inputs.test), reading.dropped(inputs.test_sources)
+    if inputs.excluded_of_test:
+        dropped["excluded"] = inputs.excluded_of_test
     return stage.finish(
         unit="test prompts",
         rows_in=rows + sum(dropped.values()),

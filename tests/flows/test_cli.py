@@ -47,6 +47,7 @@ def test_help_of_every_command_explains_it() -> None:
         "model",
         "track",
         "trace",
+        "drop",
     ):
         result = runner.invoke(app, [command, "--help"])
         assert result.exit_code == 0

@@ -56,6 +56,7 @@ NEUTRAL = {
 
 # Another value where none follows from the type.
 OTHERS = {
+    "prompts.exclude": ["0" * 16],
     "policy.revision": "main",
     "policy.system": "Be brief.",
     "prompts.preferences": "/preferences.jsonl",
