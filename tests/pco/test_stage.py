@@ -34,6 +34,8 @@ NEUTRAL = {
     "prompts.test",
     "engine.kv_cache_gib",
     "engine.gpu_memory_utilization",
+    # It decides by the policy that a training is given.
+    "train.begin_from",
     # Ways to split one sum, which tests of the training hold equal.
     "train.micro_batch_pairs",
     "train.processes",
