@@ -65,7 +65,7 @@ def walk(
     state = State()
     while True:
         _check_error_is_left(config, state)
-        for name in stages_of(config, state.round):
+        for name in stages_in(config, state.round):
             stage = Stage(name, state.round, _config_of(name, config, state), inputs_of(name, config, state))
             manifest = do(stage)
             _keep(stage, manifest, state)
@@ -82,6 +82,22 @@ def walk(
         for name in TESTS:
             stage = Stage(name, state.round, config, inputs_of(name, config, state))
             _keep(stage, do(stage), state)
+
+
+def stages_in(config: RunConfig, number: int) -> list[StageName]:
+    """The stages of a round of a run on disk, in order.
+
+    Log-probabilities of a reference are left out where the round's training was taken over from a run that did without
+    them: nothing would read them.
+    """
+    names = stages_of(config, number)
+    if "refer" not in names:
+        return names
+    train = Stage("train", number, config).folder
+    manifest = store.read_manifest(train) if store.origin(train) is not None else None
+    if manifest is not None and "reference" not in manifest.inputs:
+        names.remove("refer")
+    return names
 
 
 def _look(config: RunConfig, state: State, *, again: bool) -> Look | None:

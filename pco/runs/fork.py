@@ -12,11 +12,11 @@ from data import files, store
 from data.errors import BadInput, RunConflict
 from pco.config.run import RunConfig
 from pco.evaluation import looks
-from pco.rounds import as_begun, walk
+from pco.rounds import as_begun, stages_in, walk
 from pco.runs import retention
 from pco.runs.folder import write_config
 from pco.runs.status import Point, points
-from pco.specs import StageName
+from pco.specs import TESTS, StageName
 from pco.stage import Stage
 
 _ASIDE = "set-aside"
@@ -40,7 +40,8 @@ def fork(origin: RunConfig, new: RunConfig, at: Point | None, *, without: Collec
     Stages of `without` are left for `new` to make, though later ones are shared, even if their settings differ.
 
     With `at`, earlier stages are shared even if their settings differ from those of `new`. So a setting can change from
-    some round on. The new run's folder appears whole or not at all.
+    some round on. A stage that only the settings of `new` ask for is left for it to make. The new run's folder appears
+    whole or not at all.
 
     Raises RunConflict when `new` exists, BadInput when a stage before `at` is not finished or there is no way to `at`.
     """
@@ -65,7 +66,8 @@ def _planned(origin: RunConfig, new: RunConfig, at: Point | None, without: Colle
     """The stages to share, before anything is written."""
     if at is not None:
         check_point(new, at)
-        _check_beginning(origin, at)
+        # Only the origin's settings may lack `refer`, which begins from the same policy as the training after it.
+        _check_beginning(origin, at if at in points(origin) else (at[0], "train"))
     plan, begun = Fork(), as_begun(origin)
 
     def take_over(stage: Stage) -> store.Manifest:
@@ -75,6 +77,8 @@ def _planned(origin: RunConfig, new: RunConfig, at: Point | None, without: Colle
         manifest = store.read_manifest(source.folder)
         if manifest is not None and (stage.round, stage.name) in without:
             return manifest
+        if manifest is None and stage.name not in (*stages_in(origin, stage.round), *TESTS):
+            return _to_be_made(stage)
         changes = [] if manifest is None else _changes(stage, source, manifest)
         if at is None and (manifest is None or (changes and not without)):
             raise _Stop
@@ -98,6 +102,22 @@ def _planned(origin: RunConfig, new: RunConfig, at: Point | None, without: Colle
             f"same: --from decide --round {refused}, with other bounds under `gate`."
         )
     return plan
+
+
+def _to_be_made(stage: Stage) -> store.Manifest:
+    """What stands for a stage of the new run which its origin never had, to see what can be shared after it."""
+    inputs = {name: artifact.fingerprint for name, artifact in stage.inputs.items()}
+    return store.Manifest(
+        stage=stage.name,
+        fingerprint=stage.fingerprint,
+        parts=[],
+        unit="",
+        rows_in=0,
+        rows_out=0,
+        dropped={},
+        inputs=inputs,
+        settings=stage.settings,
+    )
 
 
 def _source(stage: Stage, origin: RunConfig) -> Stage:

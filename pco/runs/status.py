@@ -14,7 +14,7 @@ from pco.evaluation.decision import Decision
 from pco.progress import Failure
 from pco.runs import approvals
 from pco.runs.folder import is_held, is_reward_training, read_config, report_path
-from pco.specs import TESTS, StageName, stages_of
+from pco.specs import TESTS, StageName
 from pco.stage import Stage
 from pco.training import checkpoints
 
@@ -251,7 +251,7 @@ def points(config: RunConfig) -> list[Point]:
     """Round and name of every stage that a run may have, in order; the test comes last."""
     all_points: list[Point] = []
     for number in range(config.rounds + 1):
-        all_points += [(number, name) for name in stages_of(config, number)]
+        all_points += [(number, name) for name in rounds.stages_in(config, number)]
     for number in rounds.test_rounds(config):
         all_points += [(number, name) for name in TESTS]
     return all_points

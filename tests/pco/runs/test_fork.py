@@ -11,10 +11,10 @@ from data import files, store
 from data.errors import BadInput, RunConflict
 from pco.config.run import RunConfig
 from pco.rounds import walk
-from pco.runs import fork, status
+from pco.runs import fork, retention, status
 from pco.runs.folder import opened
 from pco.runs.status import Point, RunState
-from pco.specs import StageName
+from pco.specs import StageName, stages_of
 from pco.stage import Stage
 from tests import builders
 from tests.processes import killed_after
@@ -204,6 +204,63 @@ def test_a_fork_of_a_fork_shares_what_that_had_taken_over(origin: RunConfig) -> 
 def _done_after(made: fork.Fork) -> Point:
     last = made.shared[-1]
     return last.round, last.name
+
+
+DPO = {"kind": "dpo"}
+
+
+@pytest.mark.parametrize(
+    ("at", "made"),
+    [
+        (None, [(1, "refer"), (1, "train"), (1, "evaluate"), (1, "decide")]),
+        ((1, "train"), [(1, "refer"), (1, "train"), (1, "evaluate"), (1, "decide")]),
+        ((2, "refer"), []),
+        ((2, "train"), []),
+        ((2, "evaluate"), [(2, "evaluate"), (2, "decide")]),
+    ],
+)
+def test_a_stage_that_only_the_new_settings_need_is_made_where_its_training_is(
+    origin: RunConfig, at: Point | None, made: list[Point]
+) -> None:
+    new = _renamed(origin, train__loss=DPO)
+    fork.fork(origin, new, at)
+    if at is None or at[0] == 1:
+        made = [*made, *[(2, name) for name in stages_of(new, 2)]]
+    else:
+        made = made or [(2, "refer"), (2, "train"), (2, "evaluate"), (2, "decide")]
+    missing = [point for point in status.points(new) if point not in _done(new)]
+    assert missing == made
+    assert [(stage.round, stage.name) for stage in builders.played(new) if stage.name == "refer"] == [
+        point for point in made if point[1] == "refer"
+    ]
+    assert RunState(new).is_finished
+
+
+def test_a_fork_that_took_over_a_training_without_a_reference_can_be_forked_and_trained_anew(origin: RunConfig) -> None:
+    first = _renamed(origin, train__loss=DPO)
+    fork.fork(origin, first, (2, "train"))
+    builders.played(first)
+    second = builders.changed(first, run="second")
+    fork.fork(first, second, None)
+    assert RunState(second).is_finished
+    fork.set_aside(second, (1, "train"))
+    assert (1, "refer") in status.points(second)
+    assert (1, "refer") in [(stage.round, stage.name) for stage in builders.played(second)]
+
+
+def test_test_prompts_that_join_in_a_fork_leave_all_else_shared(origin: RunConfig, tmp_path: Path) -> None:
+    builders.write_jsonl(tmp_path / "test.jsonl", [{"prompt": "unseen"}])
+    new = _renamed(origin, prompts__test=str(tmp_path / "test.jsonl"))
+    assert len(fork.fork(origin, new, None).shared) == len(status.points(origin))
+    missing = [point for point in status.points(new) if point not in _done(new)]
+    assert missing == [(0, "prepare_test"), (2, "test_start"), (2, "test")]
+
+
+def test_a_reference_cannot_be_made_from_a_policy_that_was_removed(origin: RunConfig) -> None:
+    retention.mark_removed(origin.folder / "round-01/policy")
+    shutil.rmtree(origin.folder / "round-01/policy")
+    with pytest.raises(BadInput, match="round-01/policy: was removed"):
+        fork.fork(origin, _renamed(origin, train__loss=DPO), (2, "refer"))
 
 
 def test_a_policy_that_is_gone_cannot_be_shared(origin: RunConfig) -> None:
