@@ -52,7 +52,7 @@ def value(text: str, allowed: Types) -> Any:
     yaml.YAMLError.
     """
     is_container = text.lstrip()[:1] in ("[", "{") and any(map(_is_container, allowed))
-    if not _is_text(allowed) or is_container:
+    if not is_text(allowed) or is_container:
         return document(text, allowed)
     if not text.strip() or (text.strip() in _NULLS and types.NoneType in allowed):
         return None
@@ -77,7 +77,7 @@ def _quoted(text: str) -> str | None:
 def _as_written(node: yaml.Node, allowed: Types) -> yaml.Node:
     if isinstance(node, yaml.ScalarNode):
         is_other = node.style is None and node.tag not in (_TEXT, _NULL)
-        return yaml.ScalarNode(_TEXT, node.value, node.start_mark) if is_other and _is_text(allowed) else node
+        return yaml.ScalarNode(_TEXT, node.value, node.start_mark) if is_other and is_text(allowed) else node
     if isinstance(node, yaml.SequenceNode):
         node.value[:] = [_as_written(item, items(allowed)) for item in node.value]
     if isinstance(node, yaml.MappingNode):
@@ -117,6 +117,13 @@ def below(allowed: Types, key: str) -> Types:
     return [option for annotation in annotations for option in alternatives(annotation)]
 
 
+def under(allowed: Types, dotted: str) -> Types:
+    """The types under a key such as `train.loss.tau`, of whatever kind the sections on the way are."""
+    for key in dotted.split("."):
+        allowed = below(allowed, key)
+    return allowed
+
+
 def items(allowed: Types) -> Types:
     """The types of the items of a list."""
     lists = [typing.get_args(option)[0] for option in allowed if _origin(option) is list]
@@ -147,7 +154,7 @@ def _is_container(option: Any) -> bool:
     return _is_section(option) or _origin(option) in (list, dict)
 
 
-def _is_text(allowed: Types) -> bool:
+def is_text(allowed: Types) -> bool:
     """Whether a scalar can be nothing but a text here, or null."""
     scalars = [option for option in allowed if not _is_container(option) and option is not types.NoneType]
     return bool(scalars) and all(_takes_text(option) for option in scalars)

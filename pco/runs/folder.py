@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -152,29 +152,38 @@ def check_same(config: RunConfig | RewardTraining) -> None:
     if _is_reward_training(raw) != isinstance(config, RewardTraining):
         raise RunConflict(f"{config.folder}: holds another kind of run. Take another name (--set run=...).")
     made_with = formats.decided(validated(type(config), raw, source=str(path)), raw)
-    before, now = _deciding(made_with), _deciding(config)
     # A test set may join a run, or be another one, for as long as it was not looked at.
     may_join = not looks.read(config.folder)
-    free = {key for key in {*before, *now} if key in _FREE or (may_join and _is_of_test_set(key))}
-    changed = [key for key in sorted({*before, *now} - free) if before.get(key) != now.get(key)]
+    changes = changed(made_with, config, is_free=lambda key: may_join and _is_of_test_set(key))
     decided = len(list(config.folder.glob("round-*/decision/manifest.json")))
     if isinstance(config, RunConfig) and config.rounds < decided:
         raise RunConflict(
             f"{config.folder}: {decided} rounds are decided; `rounds: {config.rounds}` would forget the later ones. "
             f"Give {decided} or more; to go back, set rounds aside with `pco resume --from`, or fork the run."
         )
-    if changed:
-        changes = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
+    if changes:
         fork = "" if isinstance(config, RewardTraining) else f"Fork it (`pco fork {config.run} NEW --set ...`), or "
         raise RunConflict(
             f"{config.folder}: this run was made with another config. {fork}take another name (--set run=...), or the "
-            f"old values:\n{changes}"
+            f"old values:\n" + "\n".join(changes)
         )
 
 
 def _is_of_test_set(key: str) -> bool:
     """Not `prompts.test_share`, which takes its prompts from those that the gate decides by."""
     return key == "prompts.test" or key.startswith("prompts.test.")
+
+
+def changed(
+    before: RunConfig | RewardTraining,
+    now: RunConfig | RewardTraining,
+    *,
+    is_free: Callable[[str], bool] = lambda _: False,
+) -> list[str]:
+    """The settings that decide results and differ, a line for each; those of which `is_free` holds may differ."""
+    there, here = _deciding(before), _deciding(now)
+    deciding = [key for key in sorted({*there, *here}) if key not in _FREE and not is_free(key)]
+    return [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in deciding if there.get(key) != here.get(key)]
 
 
 def _deciding(config: RunConfig | RewardTraining) -> Mapping[str, object]:
@@ -251,7 +260,12 @@ def _raw(folder: Path) -> dict[str, Any]:
     if raw is None:
         known = sorted(config.parent.name for config in folder.parent.glob(f"*/{OF_RUN}"))
         raise BadInput(f"{folder}: no run here. Runs in {folder.parent}: {', '.join(known) or 'none'}.")
-    raw = {**raw, "runs_dir": str(folder.parent)}
+    return recorded(raw, folder.parent)
+
+
+def recorded(raw: Mapping[str, Any], runs_dir: Path) -> dict[str, Any]:
+    """A run's settings as an earlier version may have written them, to be parsed; its folder may lie elsewhere now."""
+    raw = {**raw, "runs_dir": str(runs_dir)}
     if "reward" in raw:
         raw["reward"] = as_it_was(raw["reward"])
     if isinstance(raw.get("evaluate"), dict):

@@ -24,10 +24,14 @@ _ASIDE = "set-aside"
 
 @dataclass(frozen=True)
 class Fork:
-    """The stages that a new run shares, and where their settings differ from the new run's."""
+    """The stages that a new run shares, and where their settings differ from the new run's.
+
+    `unfinished` is the origin's next stage, if the new run may share that too once it is finished.
+    """
 
     shared: list[Stage] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
+    unfinished: list[Stage] = field(default_factory=list)
 
 
 class _Stop(Exception):
@@ -47,7 +51,7 @@ def fork(origin: RunConfig, new: RunConfig, at: Point | None, *, without: Collec
     """
     if new.folder.exists():
         raise RunConflict(f"{new.folder}: exists. Fork into another name.")
-    plan = _planned(origin, new, at, without)
+    plan = planned(origin, new, at, without)
     temporary = new.folder.with_name(f".{new.run}.{os.getpid()}.tmp")
     with files.write_errors(new.folder):
         try:
@@ -62,8 +66,8 @@ def fork(origin: RunConfig, new: RunConfig, at: Point | None, *, without: Collec
     return plan
 
 
-def _planned(origin: RunConfig, new: RunConfig, at: Point | None, without: Collection[Point]) -> Fork:
-    """The stages to share, before anything is written."""
+def planned(origin: RunConfig, new: RunConfig, at: Point | None, without: Collection[Point] = ()) -> Fork:
+    """What `fork` would share now; writes nothing, and raises as it does."""
     if at is not None:
         check_point(new, at)
         # Only the origin's settings may lack `refer`, which begins from the same policy as the training after it.
@@ -81,6 +85,7 @@ def _planned(origin: RunConfig, new: RunConfig, at: Point | None, without: Colle
             return _to_be_made(stage)
         changes = [] if manifest is None else _changes(stage, source, manifest)
         if at is None and (manifest is None or (changes and not without)):
+            plan.unfinished.extend([source] if manifest is None else [])
             raise _Stop
         if manifest is None:
             raise BadInput(f"{source.folder}: not finished, so a fork cannot begin after it. Begin at it, or before.")
