@@ -259,6 +259,39 @@ class InfluenceRow(TypedDict):
     influence: float
 
 
+class StudyResultRow(TypedDict):
+    """A row of `study_results`."""
+
+    study: str
+    variant: str
+    seed: int
+    run: str
+    round: int
+    measure: str
+    value: float
+    promoted: bool | None
+    kept: bool
+    tokens_sampled: int
+    tokens_trained: int
+    seconds: float
+    judge_requests: int | None
+
+
+class StudyRunRow(TypedDict):
+    """A row of `study_runs`."""
+
+    study: str
+    variant: str
+    seed: int
+    run: str
+    state: str
+    note: str
+    decided: int
+    kept: int
+    made: int
+    shared: int
+
+
 class UserPreference(TypedDict):
     """A preference of the user's, as `data.readers.read_preferences` returns it."""
 
@@ -299,4 +332,6 @@ ROWS: dict[str, type] = {
     "judgements": JudgementRow,
     "tests": FinalTestRow,
     "influence": InfluenceRow,
+    "study_results": StudyResultRow,
+    "study_runs": StudyRunRow,
 }

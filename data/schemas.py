@@ -224,6 +224,35 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("rejected_sample", pa.int32()),
         ("influence", pa.float64()),  # nats, to first order under plain gradient descent; above 0 it was raised
         nullable=("round",),
+    # Of a study: each measure of each evaluated round of each run, and what the round cost.
+    "study_results": _schema(
+        ("study", pa.string()),
+        ("variant", pa.string()),
+        ("seed", pa.int64()),
+        ("run", pa.string()),
+        ("round", pa.int32()),  # 0 is the starting policy
+        ("measure", pa.string()),
+        ("value", pa.float64()),  # as the run's own report has it
+        ("promoted", pa.bool_()),  # by the gate; empty for the start and an undecided round
+        ("kept", pa.bool_()),  # whether the run's best policy is this round's
+        ("tokens_sampled", pa.int64()),  # of the round's candidates for training; the rest are of the round, too
+        ("tokens_trained", pa.int64()),  # completion tokens, once for each epoch
+        ("seconds", pa.float64()),  # of all its stages, those that are shared with another run included
+        ("judge_requests", pa.int64()),  # to a judge; empty without one
+        nullable=("promoted", "judge_requests"),
+    ),
+    # Of a study: where each run stands.
+    "study_runs": _schema(
+        ("study", pa.string()),
+        ("variant", pa.string()),
+        ("seed", pa.int64()),
+        ("run", pa.string()),
+        ("state", pa.string()),  # finished, refused by the gate, failed, unfinished, ...
+        ("note", pa.string()),  # why it failed
+        ("decided", pa.int32()),  # rounds
+        ("kept", pa.int32()),  # the round whose policy was promoted last; 0: the starting policy
+        ("made", pa.int32()),  # stages that it made itself
+        ("shared", pa.int32()),  # stages that it shares with an earlier run
     ),
 }
 
