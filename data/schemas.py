@@ -224,6 +224,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("rejected_sample", pa.int32()),
         ("influence", pa.float64()),  # nats, to first order under plain gradient descent; above 0 it was raised
         nullable=("round",),
+    ),
     # Of a study: each measure of each evaluated round of each run, and what the round cost.
     "study_results": _schema(
         ("study", pa.string()),

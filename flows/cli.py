@@ -22,6 +22,7 @@ from flows import (
     quickstart_cli,
     reward_cli,
     running,
+    study_cli,
     trace_cli,
 )
 from flows.console import KEPT, Overrides, RunsDir, clear_errors, console, errors, print_rows, say
@@ -53,6 +54,7 @@ app.command()(quickstart_cli.quickstart)
 app.command()(doctor_cli.doctor)
 app.command()(deploy_cli.deploy)
 app.add_typer(reward_cli.app, name="reward")
+app.add_typer(study_cli.app, name="study")
 
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="Name of a run under the runs folder, or the path of its folder.")

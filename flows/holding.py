@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from uuid import UUID
@@ -18,14 +18,18 @@ from prefect.states import Scheduled
 from flows.recover import FOLDER, take_over
 from pco.config.reward_training import RewardTraining
 from pco.config.run import RunConfig
+from pco.config.study import Study
+from pco.runs import study
 from pco.runs.folder import is_held, opened
 from tasks.stages import shown_if_possible
+
+Held = RunConfig | RewardTraining | Study
 
 _ASK_AGAIN_S = 120.0  # each time costs the start of a process
 
 
 @contextmanager
-def holding(config: RunConfig | RewardTraining, *others: RunConfig) -> Iterator[None]:
+def holding(config: Held, *others: RunConfig) -> Iterator[None]:
     """Hold the folders of these configs for this flow run, all the while: the first stands for all to `pco recover`.
 
     Raises RunConflict when another process holds one, or one was made with another config. The run of a deployment
@@ -37,10 +41,14 @@ def holding(config: RunConfig | RewardTraining, *others: RunConfig) -> Iterator[
         _queue_if_held(each)
     with ExitStack() as held:
         for each in configs:
-            held.enter_context(opened(each, flow_run.id or ""))
+            held.enter_context(_opened(each, flow_run.id or ""))
         _introduce(config)
         take_over(config, flow_run.id or "", get_run_logger())
         yield
+
+
+def _opened(config: Held, flow_run_id: str) -> AbstractContextManager[None]:
+    return study.opened(config, flow_run_id) if isinstance(config, Study) else opened(config, flow_run_id)
 
 
 def _outlive_the_worker() -> None:
@@ -54,7 +62,7 @@ def _silence(descriptor: Callable[[], int]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor())
 
 
-def _queue_if_held(config: RunConfig | RewardTraining) -> None:
+def _queue_if_held(config: Held) -> None:
     """Give the worker back while another flow run works there; the server starts this one again later.
 
     A process that waited for the lock itself would say Running, and be taken for a dead one.
@@ -70,7 +78,7 @@ def _queue_if_held(config: RunConfig | RewardTraining) -> None:
     raise Abort(message)
 
 
-def _introduce(config: RunConfig | RewardTraining) -> None:
+def _introduce(config: Held) -> None:
     """Tell the server where this flow run works, and let it be found by the run's name."""
     with shown_if_possible("where the run lies"), get_client(sync_client=True) as client:
         client.update_flow_run_labels(UUID(flow_run.id), {FOLDER: str(config.folder.resolve())})

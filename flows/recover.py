@@ -19,12 +19,14 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed
 from data.errors import BadInput, PCOError
 from pco.config.reward_training import RewardTraining
 from pco.config.run import RunConfig
+from pco.config.study import Study
 from pco.runs.folder import holder, recovering
 
 FLOW = "pco-rounds"
 REWARD_FLOW = "pco-reward"
 EVALUATE_FLOW = "pco-evaluate"
-OURS = [FLOW, REWARD_FLOW, EVALUATE_FLOW]  # flows that work in a folder
+STUDY_FLOW = "pco-study"
+OURS = [FLOW, REWARD_FLOW, EVALUATE_FLOW, STUDY_FLOW]  # flows that work in a folder
 FOLDER = "pco.folder"  # the label of a flow run that says where it works
 _YOUNG_S = 10.0  # a flow run that says Running takes the lock of its folder much sooner
 _AGAIN_S = 2.0
@@ -93,7 +95,7 @@ def _crash_resumed(client: SyncPrefectClient, run: FlowRun, max_attempts: int) -
 
 
 def take_over(
-    config: RunConfig | RewardTraining, own: str, log: "logging.LoggerAdapter[logging.Logger] | logging.Logger"
+    config: RunConfig | RewardTraining | Study, own: str, log: "logging.LoggerAdapter[logging.Logger] | logging.Logger"
 ) -> None:
     """Mark what cannot be alive while the flow run `own` holds the folder: others that work there, its earlier tasks.
 

@@ -13,7 +13,7 @@ from pco.specs import stages_of
 
 def run(config: RunConfig) -> None:
     """Run all rounds, or those that are missing, and say what the gate decided and where the results lie."""
-    if not _is_over(config):
+    if not is_over(config):
         _run(config)
     for reason in RunState(config).reasons:
         say(reason)
@@ -55,7 +55,7 @@ def dry_run(config: RunConfig) -> None:
     say(f"Would run {config.rounds} round(s) ({stages}){ends} into {config.folder}.")
 
 
-def _is_over(config: RunConfig) -> bool:
+def is_over(config: RunConfig) -> bool:
     """Whether the folder says that nothing is left to do: no server and no engine starts to find that."""
     if not (config.folder / OF_RUN).exists():
         return False

@@ -91,3 +91,9 @@ def per_text_drifts(rows: Sequence[EvaluationRow]) -> list[float]:
     ratio = sum(value * count for value, count in drifts) / total_tokens
     mean_tokens = total_tokens / len(drifts)
     return [ratio + (value - ratio) * count / mean_tokens for value, count in drifts]
+
+
+def drifts_by_text(rows: Sequence[EvaluationRow]) -> dict[str, float]:
+    """The numbers of `per_text_drifts` by the text's id."""
+    texts = [str(row["prompt_id"]) for row in rows if row["measure"] == "drift"]
+    return dict(zip(texts, per_text_drifts(rows), strict=True))

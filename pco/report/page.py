@@ -123,22 +123,26 @@ def _heldout(report: RunReport) -> _Heldout | None:
         f"{wording.count(changes.improved)} prompts improved, {wording.count(changes.equal)} stayed equal, "
         f"{wording.count(changes.worsened)} worsened."
     )
+    labels = ("Start", f"Round {changes.round}")
     return _Heldout(
         summary,
         [
-            ("Improved most", _changed(changes.round, changes.most_improved)),
-            ("Worsened most", _changed(changes.round, changes.most_worsened)),
+            ("Improved most", side_by_side(changes.most_improved, labels)),
+            ("Worsened most", side_by_side(changes.most_worsened, labels)),
         ],
     )
 
 
-def _changed(number: int, shown: list[HeldoutChange]) -> list[_Comparison]:
-    later = f"Round {number}"
+def side_by_side(shown: list[HeldoutChange], labels: tuple[str, str]) -> list[_Comparison]:
+    """The completions of two policies, with the label of each."""
     return [
         _Comparison(
             _shown(change.prompt),
             f"change {wording.signed(change.gain)}",
-            (_side("Start", change.before_reward, change.before), _side(later, change.after_reward, change.after)),
+            (
+                _side(labels[0], change.before_reward, change.before),
+                _side(labels[1], change.after_reward, change.after),
+            ),
             tuple(_traced(pair) for pair in change.traced),
         )
         for change in shown

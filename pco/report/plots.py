@@ -69,10 +69,10 @@ def rewards(report: RunReport) -> list[Plot]:
     if len(report.evaluated) < 2:
         return []
     return [
-        _plot("Reward", f"Mean held-out reward; higher is better. {_BARS}", _over_rounds(report, "reward")),
+        drawing("Reward", f"Mean held-out reward; higher is better. {_BARS}", _over_rounds(report, "reward")),
         *_second_reward(report),
-        _plot("Wins", _wins_caption(report), _wins(report)),
-        _plot(
+        drawing("Wins", _wins_caption(report), _wins(report)),
+        drawing(
             "Repetition",
             f"Share of repeated token 3-grams in held-out completions; lower is better. {_BARS}",
             _over_rounds(report, "repetition", share=True),
@@ -84,7 +84,7 @@ def _second_reward(report: RunReport) -> list[Plot]:
     if any(policy.value("second_reward") is None for policy in report.evaluated):
         return []
     caption = f"A reward that makes no labels; higher is better. {_BARS}"
-    return [_plot("Second reward", caption, _over_rounds(report, "second_reward"))]
+    return [drawing("Second reward", caption, _over_rounds(report, "second_reward"))]
 
 
 def _wins_caption(report: RunReport) -> str:
@@ -119,8 +119,8 @@ def _wins(report: RunReport) -> Draw:
         axes.axhline(0.5, color=_BOUND, linestyle="--", linewidth=1.2)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
         axes.set_ylim(-0.03, 1.03)
-        _round_axis(axes, numbers)
-        _legend(axes, 2)
+        round_axis(axes, numbers)
+        legend_above(axes, 2)
 
     return draw
 
@@ -151,12 +151,12 @@ def guards(report: RunReport) -> list[Plot]:
     if len(report.evaluated) < 2 or report.start.summary is None:
         return []
     return [
-        _plot(
+        drawing(
             "Perplexity",
             f"On human text, as a multiple of the starting policy's. Dashed: the gate's bound. {_BARS}",
             _ratio(report, "perplexity"),
         ),
-        _plot(
+        drawing(
             "Length",
             f"Mean completion length as a multiple of the starting policy's. Dashed: the gate's bounds. {_BARS}",
             _ratio(report, "length"),
@@ -183,7 +183,7 @@ def training(report: RunReport) -> list[Plot]:
     for column, title, caption, level in panels:
         steps = chain.from_iterable(policy.train_log for policy in report.rounds)
         if any(step[column] is not None for step in steps):
-            shown.append(_plot(title, caption, _curves(report, column, level)))
+            shown.append(drawing(title, caption, _curves(report, column, level)))
     return shown
 
 
@@ -201,13 +201,13 @@ def calibration(bins: Sequence[Bin]) -> Plot:
         axes.set_ylabel("share preferred")
 
     caption = "Held-out pairs by the probability given to the predicted winner; larger points are more pairs."
-    return _plot("Calibration", caption, draw)
+    return drawing("Calibration", caption, draw)
 
 
 def learning(log: Sequence[Mapping[str, float]]) -> list[Plot]:
     """The training curves of a reward model."""
     panels = (("loss", "Loss", "Per training pair."), ("accuracy", "Accuracy", "Share of each step's pairs."))
-    return [_plot(title, caption, _steps(log, column)) for column, title, caption in panels]
+    return [drawing(title, caption, _steps(log, column)) for column, title, caption in panels]
 
 
 def _steps(log: Sequence[Mapping[str, float]], column: str) -> Draw:
@@ -227,8 +227,8 @@ def _over_rounds(report: RunReport, metric: str, *, share: bool = False) -> Draw
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
             axes.set_ylim(bottom=0)
         axes.margins(y=0.12)
-        _round_axis(axes, [policy.number for policy in report.evaluated])
-        _legend(axes, 2)
+        round_axis(axes, [policy.number for policy in report.evaluated])
+        legend_above(axes, 2)
 
     return draw
 
@@ -255,7 +255,7 @@ def _ratio(report: RunReport, metric: str) -> Draw:
         axes.margins(y=0.18)
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-        _round_axis(axes, [policy.number for policy in report.evaluated])
+        round_axis(axes, [policy.number for policy in report.evaluated])
 
     return draw
 
@@ -277,7 +277,7 @@ def _ratios(report: RunReport, metric: str) -> list[_Point]:
 
 def _curves(report: RunReport, column: str, level: float | None) -> Draw:
     trained = [policy for policy in report.rounds if policy.train_log]
-    colours = _colours(len(trained))
+    colours = colours_of(len(trained))
 
     def draw(axes: Axes) -> None:
         for policy, colour in zip(trained, colours, strict=True):
@@ -289,12 +289,12 @@ def _curves(report: RunReport, column: str, level: float | None) -> Draw:
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.margins(y=0.12)
-        _legend(axes, min(4, len(trained) + 1))
+        legend_above(axes, min(4, len(trained) + 1))
 
     return draw
 
 
-def _colours(number: int) -> list[str | tuple[float, float, float, float]]:
+def colours_of(number: int) -> list[str | tuple[float, float, float, float]]:
     """The fixed ones while they last, else a scale from the first round to the last."""
     if number <= len(_SERIES):
         return list(_SERIES[:number])
@@ -318,7 +318,8 @@ def _bounds(axes: Axes, bounds: Mapping[str, float | None]) -> None:
         )
 
 
-def _round_axis(axes: Axes, numbers: Sequence[int]) -> None:
+def round_axis(axes: Axes, numbers: Sequence[int]) -> None:
+    """Ticks at rounds, the first one called start."""
     axes.set_xlim(min(numbers) - 0.25, max(numbers) + 0.25)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"round {value:.0f}" if round(value) else "start"))
@@ -327,12 +328,13 @@ def _round_axis(axes: Axes, numbers: Sequence[int]) -> None:
         axes.set_xlabel("round")
 
 
-def _legend(axes: Axes, columns: int) -> None:
+def legend_above(axes: Axes, columns: int) -> None:
     """Above the drawing, where it covers nothing."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
 
 
-def _plot(title: str, caption: str, draw: Draw) -> Plot:
+def drawing(title: str, caption: str, draw: Draw) -> Plot:
+    """What `draw` draws, in the style of all plots."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
         draw(figure.add_subplot())

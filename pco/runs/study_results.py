@@ -16,7 +16,7 @@ from pco.config.metrics import metric
 from pco.config.run import RunConfig
 from pco.config.study import Study
 from pco.evaluation import metrics
-from pco.evaluation.differences import means_by_prompt
+from pco.evaluation.differences import drifts_by_text, means_by_prompt
 from pco.evaluation.rows import EvaluationRow, Summary
 from pco.rounds import decisions, stages_in
 from pco.runs.study import RunLine, lines
@@ -75,6 +75,7 @@ class Evaluated:
         """By metric, the mean of each prompt or human text by its id; greedy and sampled completions weigh alike."""
         names = dict.fromkeys(row["measure"] for row in self._rows)
         means = {name: means_by_prompt(self._rows, name) for name in names if metric(name) is not None}
+        means["drift"] = drifts_by_text(self._rows)
         return {name: of_metric for name, of_metric in means.items() if of_metric}
 
     @cached_property
