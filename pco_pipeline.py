@@ -24,6 +24,7 @@ _FLOWS = {
     "run_rounds": "flows.rounds",
     "evaluate_policies": "flows.comparison",
     "compare_policies": "flows.comparison",
+    "make_study": "flows.studies",
     "recover_runs": "flows.recover",
 }
 

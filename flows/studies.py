@@ -5,22 +5,27 @@ import threading
 from contextvars import copy_context
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Annotated
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
+from pydantic import Field
 
 from data.errors import PCOError
 from flows import running
 from flows.console import console
+from flows.form import RequiredText, sets
 from flows.holding import holding
 from flows.recover import STUDY_FLOW
 from flows.rounds import run_rounds
-from pco.config.study import Study
+from pco.config.study import NAME, Study, load
 from pco.runs import study as studies
 from pco.runs import study_results
 from tasks import views
 from tasks.stages import shown_if_possible
 
+QUICK = "package:presets/study-quick.yaml"
+StudyName = Annotated[str, Field(pattern=NAME)]
 Run = tuple[str, int]  # variant and seed
 _LOOK_EVERY_S = 1.0  # whether a run may share all that it will ever share
 
@@ -32,6 +37,28 @@ def run_study(study: Study) -> str:
     A run that fails does not stop the others. The same call goes on with a study that died.
     """
     return work(study)
+
+
+@flow(name=STUDY_FLOW, flow_run_name="{study}", persist_result=False)
+def make_study(
+    study: StudyName,
+    config: RequiredText = QUICK,
+    max_concurrent: Annotated[int, Field(ge=1)] = 1,
+    overrides: str = "",
+    runs_dir: str = "runs",
+) -> str:
+    """Make the runs of a study: variants of one config, each with several seeds. The same name again goes on with it.
+
+    Args:
+        study: Name of the study; its runs are named STUDY-VARIANT-sSEED.
+        config: YAML file of the study on the worker's machine: its base config, variants and seeds.
+        max_concurrent: So many runs at a time.
+        overrides: Changes of the base config as KEY=VALUE, one a line, e.g. rounds=1; variants come after them.
+        runs_dir: Folder that holds all runs, from the folder that `pco deploy` named.
+
+    """
+    changes = sets({"runs_dir": runs_dir}, overrides)
+    return work(load(Path(config), changes, name=study, at_a_time=max_concurrent))
 
 
 def work(study: Study) -> str:

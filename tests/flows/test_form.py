@@ -12,13 +12,15 @@ from prefect.utilities.callables import parameter_schema
 from data.errors import BadInput
 from flows.comparison import compare_policies, evaluate_policies
 from flows.form import Extent, Learning, Preset, next_round, preset_file, sets, start, train_reward
+from flows.studies import make_study
 from pco.config import reward_training
 from pco.config.prompts import DataSource
 from pco.config.run import RunConfig, load
+from pco.config.study import Study
 from pco.runs.folder import opened
 from tests import builders
 
-FORMS = [start, next_round, train_reward, evaluate_policies, compare_policies]
+FORMS = [start, next_round, train_reward, evaluate_policies, compare_policies, make_study]
 
 
 def configured(preset: Preset, said: dict[str, str | float], overrides: str = "") -> RunConfig:
@@ -125,6 +127,9 @@ def test_what_the_reward_s_form_begins_with_is_its_preset_s() -> None:
             r"train\.length_penalty",
         ),
         (evaluate_policies, {"policies": "\n"}, "policies"),
+        (make_study, {"study": "a/b"}, "study"),
+        (make_study, {"study": "s", "config": ""}, "config"),
+        (make_study, {"study": "s", "max_concurrent": 0}, "max_concurrent"),
         (evaluate_policies, {"policies": "weekly:1", "level": "95"}, "level"),
         (compare_policies, {"first": {"run": "a", "round": 0}, "second": {"run": "b", "round": -1}}, r"second\.round"),
     ],
@@ -139,4 +144,17 @@ def test_what_only_the_config_knows_is_told_with_its_key(tmp_path: Path) -> None
         train_reward.fn("mine", "pairs.jsonl", overrides="train.epoch=2", runs_dir=str(tmp_path))
     with pytest.raises(BadInput, match="policies: a, a names one twice"):
         evaluate_policies.fn("a\n\na", str(preset_file("quickstart")), runs_dir=str(tmp_path))
+    with pytest.raises(BadInput, match="rouns: unknown key"):
+        make_study.fn("s", overrides="rouns=1", runs_dir=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_untouched_form_of_a_study_makes_the_one_that_comes_with_pco(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[Study] = []
+    monkeypatch.setattr("flows.studies.work", made.append)
+    make_study.fn("mine", overrides="rounds=1\n", runs_dir=str(tmp_path))
+    (study,) = made
+    assert (study.name, list(study.variants), study.runs_dir) == ("mine", ["pco", "dpo"], tmp_path)
+    assert {config.rounds for config in study.variants.values()} == {1}
