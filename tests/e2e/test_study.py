@@ -1,4 +1,4 @@
-"""`pco study run` with two losses and two seeds, killed in the middle."""
+"""`pco study run` with two losses and two seeds: two runs at a time, killed in the middle, then one at a time."""
 
 import subprocess
 from collections.abc import Callable
@@ -18,10 +18,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(6000)]
 STUDY = {"study": "s", "base": "config.yaml", "variants": {"pco": {}, "dpo": {"train.loss.kind": "dpo"}}, "seeds": 2}
 
 
-def start(case: Case, study: Path) -> subprocess.Popen[str]:
+def start(case: Case, study: Path, at_a_time: int) -> subprocess.Popen[str]:
     """Start the study; its output goes to a file."""
     with case.output.open("w") as output:
-        command = case.command("study", "run", str(study))
+        command = case.command("study", "run", str(study), "--max-concurrent", str(at_a_time))
         return subprocess.Popen(command, env=case.environment, stdout=output, stderr=subprocess.STDOUT, text=True)
 
 
@@ -32,7 +32,7 @@ def test_a_study_killed_in_the_middle_goes_on_and_makes_shared_work_once(
     file, runs = case.file.with_name("study.yaml"), case.folder.parent
     file.write_text(yaml.safe_dump(STUDY, sort_keys=False))
     hold = case.points.hold(runs / "s-dpo-s0" / "round-01" / "training" / "manifest.json")
-    process = start(case, file)
+    process = start(case, file, 2)
 
     def check() -> None:
         assert process.poll() is None, case.output.read_text()
@@ -40,10 +40,10 @@ def test_a_study_killed_in_the_middle_goes_on_and_makes_shared_work_once(
     hold.wait(check)
     process.kill()
     process.wait()
-    until(lambda: not stage_processes(runs / "s-dpo-s0"), "the end of a stage's process whose parent was killed")
+    until(lambda: not stage_processes(runs), "the end of the stages' processes whose parent was killed")
     hold.release()
 
-    assert start(case, file).wait(timeout=PATIENCE_S) == 0, case.output.read_text()
+    assert start(case, file, 1).wait(timeout=PATIENCE_S) == 0, case.output.read_text()
     study = studies.read("s", runs)
     lines = {(line.variant, line.seed): line for line in studies.lines(study)}
     assert {line.state for line in lines.values()} == {"finished"}, lines
