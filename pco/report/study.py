@@ -1,5 +1,6 @@
 """The report of a study: one HTML page, the same numbers as Markdown, CSV and LaTeX."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,6 +99,7 @@ def write(study: Study) -> Path:
     html = page.template("study.html").render(
         report=report,
         sentences=sentences(report),
+        method=method(report),
         runs=runs(report),
         tables=measures(report),
         costs=costs(report),
@@ -123,8 +125,9 @@ def as_markdown(study: Study) -> str:
 
 
 def _as_markdown(report: StudyReport) -> str:
-    tables = [runs(report), *measures(report), costs(report)]
-    parts = [f"# Study {report.study.name}", *map(markdown.escape, sentences(report)), *map(markdown.table, tables)]
+    said, how = map(markdown.escape, sentences(report)), markdown.escape(method(report))
+    tables = [markdown.table(table) for table in (runs(report), *measures(report), costs(report))]
+    parts = [f"# Study {report.study.name}", *said, tables[0], how, *tables[1:]]
     return "\n\n".join(parts) + "\n"
 
 
@@ -213,7 +216,7 @@ def _measure(report: StudyReport, name: str) -> Table:
         rows.append([Cell(variant), *cells])
     about = metric(name)
     meaning = f": {about.meaning}" if about else ""
-    return Table(f"{about.label if about else name}{meaning}. {method(report)}", columns, rows)
+    return Table(f"{about.label if about else name}{meaning}", columns, rows)
 
 
 def method(report: StudyReport) -> str:
@@ -231,7 +234,8 @@ def _cell(report: StudyReport, name: str, variant: str, number: int | None) -> C
     fewer = f"{len(values)} of {len(report.study.seeds)} seeds" if len(values) < len(report.study.seeds) else ""
     found = None
     if variant != report.study.first and number != 0:
-        found = study_best.difference(policies, first, name, level=report.level)
+        paired = "drift" if name == "perplexity" else name  # the logarithm, which has a value per text
+        found = study_best.difference(policies, first, paired, level=report.level)
     notes = [_difference(name, found) if found else "", fewer]
     return Cell(_number(name, fmean(values)), "; ".join(filter(None, notes)), _tone(name, found))
 
@@ -249,10 +253,16 @@ def _tone(name: str, found: Difference | None) -> Tone:
 
 def _number(name: str, value: float) -> str:
     unit = _unit(name)
-    return wording.percent(value) if unit == "share" else wording.decimal(value, 1 if unit == "tokens" else 3)
+    return (
+        wording.percent(value)
+        if unit == "share"
+        else wording.decimal(value, 1 if unit in {"tokens", "perplexity"} else 3)
+    )
 
 
 def _change(name: str, value: float) -> str:
+    if name == "perplexity":
+        return wording.relative(math.exp(value), 1.0)
     return wording.points(value) if _unit(name) == "share" else wording.signed(value)
 
 
