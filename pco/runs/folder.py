@@ -183,7 +183,11 @@ def changed(
     """The settings that decide results and differ, a line for each; those of which `is_free` holds may differ."""
     there, here = _deciding(before), _deciding(now)
     deciding = [key for key in sorted({*there, *here}) if key not in _FREE and not is_free(key)]
-    return [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in deciding if there.get(key) != here.get(key)]
+    return [
+        f"  {key}: {there.get(key)!r} there, {here.get(key)!r} now"
+        for key in deciding
+        if there.get(key) != here.get(key)
+    ]
 
 
 def _deciding(config: RunConfig | RewardTraining) -> Mapping[str, object]:

@@ -84,7 +84,7 @@ def _check_record(study: Study, before: Study) -> None:
     changes = gone
     for name, config in before.variants.items():
         if name in study.variants:
-            lines = changed(config, study.variants[name], free={"run", "seed"})
+            lines = changed(config, study.variants[name], is_free=lambda key: key in {"run", "seed"})
             changes += [f"  variant `{name}`:{line.removeprefix(' ')}" for line in lines]
     if changes:
         raise RunConflict(

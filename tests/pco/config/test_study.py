@@ -121,6 +121,7 @@ def test_a_sweep_is_a_grid_crossed_with_the_variants(
         ({"variants": {"a": {}, "dpo": DPO}, "sweep": {"train.loss.tau": [2]}}, r"variant `dpo-tau2`.*tau: unknown"),
         ({"variants": {"a": {}, "b": {"gate.otherwise": "ask"}}}, r"variant `b`: gate\.otherwise"),
         ({"variants": {"a": {}, "b": {"prompts.test": "t.jsonl"}}}, r"variant `b`: prompts\.test"),
+        ({"variants": {"a": {}, "b": {"prompts.test_share": 0.5}}}, r"variant `b`: .*prompts\.test_share"),
         ({"variants": {"a" * 59: {}, "b": DPO}, "study": "s" * 59}, r"letters, and may have 100"),
         ({"variants": None}, "nothing to compare"),
         ({"variants": {}, "sweep": {"rounds": []}}, "one or more plain values"),
