@@ -93,7 +93,11 @@ def _several(study: Study) -> dict[Run, str]:
     ended: SimpleQueue[tuple[Run, str]] = SimpleQueue()
 
     def make(run: Run) -> None:
-        ended.put((run, _made(study, run)))
+        why = "its thread ended"
+        try:
+            why = _made(study, run)
+        finally:  # whatever it is, the study would wait for it for ever
+            ended.put((run, why))
 
     waiting, busy, failures = list(study.runs), list[Run](), dict[Run, str]()
     while waiting or busy:
