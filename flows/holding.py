@@ -65,9 +65,10 @@ def _silence(descriptor: Callable[[], int]) -> None:
 def _queue_if_held(config: Held) -> None:
     """Give the worker back while another flow run works there; the server starts this one again later.
 
-    A process that waited for the lock itself would say Running, and be taken for a dead one.
+    A process that waited for the lock itself would say Running, and be taken for a dead one. A flow within another, as
+    a run of a study, cannot be started alone: it fails.
     """
-    if not deployment.id or not is_held(config.folder):
+    if not deployment.id or not is_held(config.folder) or flow_run.parent_flow_run_id:
         return
     message = f"Another flow run works on {config.folder}. This one starts again when it is through."
     later = datetime.now(UTC) + timedelta(seconds=_ASK_AGAIN_S)

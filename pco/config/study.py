@@ -270,8 +270,8 @@ def _as_text(key: str, value: object, source: str) -> str:
 def _check_can_be_compared(config: RunConfig, source: str) -> None:
     if config.prompts.has_test:
         raise BadInput(
-            f"{source}: prompts.test or prompts.test_share: every run of the study would look at the test set. Leave it "
-            "out, and put the best run to it afterwards: `pco test RUN --prompts FILE`."
+            f"{source}: prompts.test or prompts.test_share: every run of the study would look at the test set. Leave "
+            "it out, and put the best run to it afterwards: `pco test RUN --prompts FILE`."
         )
     if config.gate.otherwise == "ask":
         raise BadInput(f"{source}: gate.otherwise: a study asks nobody in the middle. Choose stop or roll_back.")
