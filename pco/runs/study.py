@@ -105,7 +105,9 @@ def shareable(origin: RunConfig, new: RunConfig) -> list[Point]:
             settings = SPECS[name].settings
             same_files = name != "prepare" or origin.prompts == new.prompts
             same_loss = name != "train" or origin.train.loss == new.train.loss
-            if not (same_files and same_loss and settings(origin) == settings(new)):
+            # In the first round every policy is the start.
+            same_policy = number < 2 or origin.train.begin_from == new.train.begin_from
+            if not (same_files and same_loss and same_policy and settings(origin) == settings(new)):
                 return points
             points.append((number, name))
     return points
