@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from data.errors import BadInput, PCOError
 
@@ -68,7 +69,8 @@ def write_errors(path: Path) -> Iterator[None]:
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path`, synced to disk, if the block ends without an error; else it is removed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name of its own: process ids repeat on other machines that write to the same folder.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     with write_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

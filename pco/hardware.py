@@ -16,7 +16,7 @@ _BF16_CPU = ("amx_bf16", "avx512_bf16")  # oneDNN's matrix products use either
 
 def number_format() -> tuple[Literal["bf16", "fp32"], str]:
     """The faster format for weights and activations on this machine, and why: bf16 where hardware multiplies it."""
-    if _torch_is_for("rocm"):
+    if is_for_amd():
         return "bf16", "torch is for AMD's GPUs, which multiply bfloat16"
     if (capabilities := _of_each_gpu("compute_cap")) is not None:
         lowest = min(capabilities)
@@ -46,6 +46,27 @@ def gpu_memory() -> int | None:
     """Bytes of memory of the smallest GPU by its driver; None when there is none or none is used."""
     sizes = _of_each_gpu("memory.total")
     return None if sizes is None else int(min(sizes)) * 2**20
+
+
+def gpus() -> list[str]:
+    """How CUDA_VISIBLE_DEVICES names each GPU that this process may use; none where there is none or none is used."""
+    indexes = _of_each_gpu("index")
+    if indexes is None:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(int(index)) for index in indexes] if visible is None else list(map(str.strip, visible.split(",")))
+
+
+def is_for_amd() -> bool:
+    """Whether torch is built for AMD's GPUs."""
+    return _torch_is_for("rocm")
+
+
+def cores() -> list[int]:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def _of_each_gpu(column: str) -> list[float] | None:

@@ -71,6 +71,8 @@ class StageSpec:
     """Whether a round has it."""
     distributed: bool = False
     """Whether it runs as one process per rank under DeepSpeed's launcher."""
+    workers: bool = False
+    """Whether workers may share its shards: where a shard is much work, and no order among them matters."""
     model: str = ""
     """The folder, in that of its round, of the model that it saves; also the `outputs` key of the model's digest."""
     merged: str = ""
@@ -191,10 +193,16 @@ SPECS: dict[AnyStageName, StageSpec] = {
         # Of a run, in the order of a round.
         StageSpec("prepare", "prompts", _prepare, merged="policy", in_start=_always, in_round=_never),
         StageSpec("prepare_test", "test_prompts", _prepare_test, in_start=_has_test, in_round=_never),
-        StageSpec("generate", "candidates", _generate, out_of_memory=_LESS_FOR_ENGINE),
-        StageSpec("score", "scores", _score, out_of_memory=_LESS_FOR_REWARD),
+        StageSpec("generate", "candidates", _generate, workers=True, out_of_memory=_LESS_FOR_ENGINE),
+        StageSpec("score", "scores", _score, workers=True, out_of_memory=_LESS_FOR_REWARD),
         StageSpec("pair", "pairs", _pair, out_of_memory=_LESS_FOR_REWARD),
-        StageSpec("refer", "reference", _refer, in_round=lambda config: config.train.loss.reference_policy is not None),
+        StageSpec(
+            "refer",
+            "reference",
+            _refer,
+            workers=True,
+            in_round=lambda config: config.train.loss.reference_policy is not None,
+        ),
         StageSpec(
             "train",
             "training",
@@ -204,12 +212,20 @@ SPECS: dict[AnyStageName, StageSpec] = {
             begins_with="policy",
             out_of_memory=_LESS_FOR_TRAINING,
         ),
-        StageSpec("evaluate", "evaluation", _evaluate, version=2, in_start=_always, out_of_memory=_LESS_FOR_ENGINE),
+        StageSpec(
+            "evaluate",
+            "evaluation",
+            _evaluate,
+            version=2,
+            in_start=_always,
+            workers=True,
+            out_of_memory=_LESS_FOR_ENGINE,
+        ),
         # Version 1 took its intervals from a bootstrap.
         StageSpec("decide", "decision", _decide, version=2, valid_versions=(1,)),
         # After the last round, outside of any: the starting and the best policy on the test prompts.
-        StageSpec("test_start", "test_start", _test, in_round=_never, out_of_memory=_LESS_FOR_ENGINE),
-        StageSpec("test", "test", _test, in_round=_never, out_of_memory=_LESS_FOR_ENGINE),
+        StageSpec("test_start", "test_start", _test, in_round=_never, workers=True, out_of_memory=_LESS_FOR_ENGINE),
+        StageSpec("test", "test", _test, in_round=_never, workers=True, out_of_memory=_LESS_FOR_ENGINE),
         # Of a reward training.
         StageSpec("split", "pairs", reward_training.of_split, "pco.reward_training"),
         StageSpec(
@@ -222,7 +238,9 @@ SPECS: dict[AnyStageName, StageSpec] = {
             begins_with="model",
             out_of_memory=_LESS_FOR_TRAINING,
         ),
-        StageSpec("evaluate_reward", "test", lambda _: {}, "pco.reward_training", recorded_as="test_reward"),
+        StageSpec(
+            "evaluate_reward", "test", lambda _: {}, "pco.reward_training", workers=True, recorded_as="test_reward"
+        ),
         # Of a trace, which belongs to no round.
         StageSpec("trace", "influence", _trace, out_of_memory=_LESS_FOR_TRACE),
     )

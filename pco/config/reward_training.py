@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from data import files, packaged
 from pco.config import file as config_file
 from pco.config import formats
+from pco.config.executor import Execution
 from pco.config.section import Section
 from pco.config.train import Training
 
@@ -36,6 +37,8 @@ class RewardTraining(Section):
     """A stage process that runs longer is ended, in seconds."""
     stall_timeout_s: int = Field(1800, ge=1)
     """A stage process that says nothing for so long, in seconds, is ended; its log then tells where it hung."""
+    executor: Execution = Execution()
+    """Which processes make the shards of the test on held-out pairs."""
     model: str
     """What the reward model begins as: the folder or hub id of a language model or encoder, whose body gets a fresh
     head, or of a reward model, which keeps its own."""

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from data import files
 from pco.config import file as config_file
 from pco.config import formats
+from pco.config.executor import Execution
 from pco.config.gate import Gate
 from pco.config.metrics import TASK
 from pco.config.prompts import Prompts
@@ -170,6 +171,8 @@ class RunConfig(Section):
     """A stage process that says nothing for so long, in seconds, is ended; its log then tells where it hung."""
     track: list[Tracker] = []
     """Experiment trackers that are told of every finished stage; docs/tracking.md."""
+    executor: Execution = Execution()
+    """Which processes make the shards of a stage."""
     policy: Policy
     prompts: Prompts
     generate: Generate = Generate()
@@ -186,6 +189,16 @@ class RunConfig(Section):
     @classmethod
     def _repetition_by_default(cls, reward: object) -> object:
         return {"kind": "repetition", **reward} if isinstance(reward, dict) else reward
+
+    @model_validator(mode="after")
+    def _workers_hold_an_engine(self) -> Self:
+        gpus, needed = self.executor.gpus_per_worker, self.engine.tensor_parallel
+        if gpus and gpus < needed:
+            raise ValueError(
+                f"executor.gpus_per_worker ({gpus}) is below engine.tensor_parallel ({needed}): an engine is in one "
+                "worker. Raise the one or lower the other"
+            )
+        return self
 
     @model_validator(mode="after")
     def _preferences_are_used(self) -> "RunConfig":

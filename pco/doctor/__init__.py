@@ -27,6 +27,7 @@ _QUICK: dict[str, Examination] = {
     "tied weights": resources.tied_weights,
     "number formats": resources.number_formats,
     "enough prompts": resources.enough_prompts,
+    "workers": resources.workers,
     "disk": resources.disk,
     "memory": resources.memory,
 }

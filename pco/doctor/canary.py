@@ -14,6 +14,7 @@ from pathlib import Path
 from data import files, schemas, store
 from data.prompts import asked
 from data.rows import CandidateRow, PairRow, ReferenceLogpsRow
+from pco.config.executor import Execution
 from pco.config.run import Replay, RunConfig
 from pco.doctor.checks import Inputs, existing_folder
 from pco.doctor.finding import Result
@@ -78,6 +79,7 @@ def _small(config: RunConfig, folder: Path) -> RunConfig:
         update={
             "run": "canary",
             "runs_dir": str(folder),
+            "executor": Execution(),
             "prompts": config.prompts.model_copy(update={"preferences": None, "feedback": None}),
             "replay": Replay(),
             "generate": config.generate.model_copy(update=generate),

@@ -8,12 +8,13 @@ from pathlib import Path
 import psutil
 
 from data.errors import BadInput
+from pco import hardware
 from pco.config.formats import DTYPES
 from pco.config.run import RunConfig
 from pco.doctor.checks import Inputs, existing_folder
 from pco.doctor.finding import Result
 from pco.evaluation.intervals import detectable_difference
-from pco.execution import disk_space
+from pco.execution import disk_space, shares
 from pco.hardware import gpu_memory, number_format
 from pco.models import weights
 from pco.models.weights import Tensor
@@ -212,9 +213,30 @@ def _activations(inputs: Inputs) -> int:
     return int(2 * train.micro_batch_pairs * length * width * layers * bytes_each * wide)
 
 
+def workers(inputs: Inputs) -> Iterator[Result]:
+    """Whether this machine has the GPUs, or the cores, that the workers of its stages are to have."""
+    executor = inputs.config.executor
+    if executor.kind == "local":
+        yield "ok", "each stage runs in one process"
+        return
+    count, each, cores = executor.workers, shares.gpus_needed(inputs.config), len(hardware.cores())
+    shares.shares(inputs.config)  # raises BadInput
+    if each:
+        yield "ok", f"{count} workers have {each} of {len(hardware.gpus())} GPU(s) each"
+    elif count > cores:
+        yield (
+            "fault",
+            f"{count} workers (executor.workers) would share {cores} core(s), and take them from each other: at most "
+            f"{cores}",
+        )
+    else:
+        yield "ok", f"{count} workers share {cores} cores"
+
+
 def memory(inputs: Inputs) -> Iterator[Result]:
     """Training and engine against the memory of the GPU, or of the machine when there is none."""
     needed, gpu = need(inputs), gpu_memory()
+    engines = inputs.config.executor.workers if gpu is None else 1
     if gpu is None:
         processes, total = inputs.config.train.processes, machine_memory()
         available = engine_may = min(total, psutil.virtual_memory().available)
@@ -223,15 +245,20 @@ def memory(inputs: Inputs) -> Iterator[Result]:
         engine_may = int(gpu * inputs.config.engine.gpu_memory_utilization)
     training = processes * needed.training
     message = (
-        f"training needs about {training / _GIB:,.1f} GiB, the engine {needed.engine / _GIB:,.1f}; "
+        f"training needs about {training / _GIB:,.1f} GiB, {_engines(engines)} {engines * needed.engine / _GIB:,.1f}; "
         f"{available / _GIB:,.1f} GiB are available{'' if gpu is None else ' on each GPU'}"
     )
     if processes * needed.before > total:
         yield "fault", f"{message}. Raise train.zero_stage and processes, or train adapters (train.lora)"
-    elif training > available or needed.engine > engine_may:
-        yield "warning", f"{message}. Lower train.micro_batch_pairs or engine.kv_cache_gib, or free memory"
+    elif training > available or engines * needed.engine > engine_may:
+        fewer = ", or executor.workers" if engines > 1 else ""
+        yield "warning", f"{message}. Lower train.micro_batch_pairs or engine.kv_cache_gib{fewer}, or free memory"
     else:
         yield "ok", message
+
+
+def _engines(count: int) -> str:
+    return "the engine" if count == 1 else f"the engines of {count} workers"
 
 
 def machine_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:

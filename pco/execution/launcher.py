@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections import deque
@@ -13,7 +12,7 @@ from typing import Any
 from data import files, store
 from data.errors import PCOError, StageFailed
 from pco import installed, progress
-from pco.execution import disk_space, process_group
+from pco.execution import at_work, disk_space, process_group
 from pco.models import hub
 from pco.progress import Failure, Progress
 from pco.stage import LAUNCHED, PARENT, Stage
@@ -22,8 +21,6 @@ from pco.training import checkpoints
 _POLL_S = 0.1
 _TAIL_LINES = 15
 ATTEMPT = "==== attempt"  # begins the log of each attempt at a stage
-# What kills a rank; not 1, since 255 is also what many programs end with.
-_DEADLY = {signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM}
 _FULL = 2**20  # bytes; with fewer free a disk counts as full
 
 # What stage processes need and a user's shell rarely sets; a variable that is set wins.
@@ -89,7 +86,9 @@ def _launched(
         raise failure.error
     if process.returncode != 0:
         _check_disk(stage)
-        raise StageFailed(f"{stage.title}: {_cause(process.returncode)}. Log: {stage.log_file}\n" + "\n".join(tail))
+        raise StageFailed(
+            f"{stage.title}: {process_group.cause(process.returncode)}. Log: {stage.log_file}\n" + "\n".join(tail)
+        )
     finished = stage.finished()
     if finished is None:
         raise StageFailed(
@@ -103,7 +102,8 @@ def _prepare_log(stage: Stage[Any]) -> None:
     with files.write_errors(stage.log_file):
         for folder in (stage.log_file.parent, stage.folder):
             files.sweep(folder)
-        stage.error_file.unlink(missing_ok=True)
+        for old in (stage.error_file, at_work.path(stage)):
+            old.unlink(missing_ok=True)
         with stage.log_file.open("a", encoding="utf-8") as file:  # an earlier attempt's log may tell why it failed
             file.write("\n" * (file.tell() > 0) + f"{ATTEMPT} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
 
@@ -184,17 +184,6 @@ def _stalled(process: subprocess.Popen[bytes], stage: Stage[Any]) -> str:
         f"{stage.title}: said nothing for {stage.config.stall_timeout_s} s (`stall_timeout_s`) and was ended. Log: "
         f"{log}\nWhere it stood:\n{stacks}"
     )
-
-
-def _cause(returncode: int) -> str:
-    # DeepSpeed's launcher ends with the status of a rank; a signal that killed one then counts down from 256.
-    rank_signal = 256 - returncode if 256 - returncode in _DEADLY else 0
-    number = -returncode if returncode < 0 else rank_signal
-    if not number:
-        return f"its process ended with status {returncode}"
-    name = signal.Signals(number).name
-    hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
-    return f"its process was killed by {name}{hint}"
 
 
 def _check_disk(stage: Stage[Any]) -> None:

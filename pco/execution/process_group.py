@@ -10,8 +10,12 @@ from pathlib import Path
 
 import psutil
 
+# What kills a rank; not 1, since 255 is also what many programs end with.
+_DEADLY = {signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM}
+
 # In the environment of a stage's processes: the file that tells them what to do, and so which stage of which run.
 STAGE_FILE = "PCO_STAGE_FILE"
+WORKER = "PCO_WORKER"  # in that of a worker's processes: which of which driver's
 STACKS_SIGNAL = signal.SIGUSR1  # asks a stage process for the stacks of its threads, which it writes into its log
 
 _GRACE_S = 5.0
@@ -43,7 +47,16 @@ def end_leftovers(stage_file: Path) -> int:
     To be called by the run's only writer, so that any process of this stage is one that nobody waits for any more. The
     mark in its environment tells ours from others', whatever became of process ids since (psutil checks start times).
     """
-    left = [process for process in _processes() if _stage_file(process) == str(stage_file)]
+    return _end_marked(STAGE_FILE, str(stage_file))
+
+
+def end_leftovers_of_worker(mark: str) -> None:
+    """End what a worker that is dead has started."""
+    _end_marked(WORKER, mark)
+
+
+def _end_marked(name: str, value: str) -> int:
+    left = [process for process in _processes() if _variable(process, name) == value]
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -65,11 +78,23 @@ def namespace(pid: int) -> str | None:
         return None
 
 
-def _stage_file(process: psutil.Process) -> str | None:
+def _variable(process: psutil.Process, name: str) -> str | None:
     try:
-        return process.environ().get(STAGE_FILE)
+        return process.environ().get(name)
     except (psutil.Error, OSError):  # it has ended, or is another user's
         return None
+
+
+def cause(returncode: int) -> str:
+    """How a process ended, in words."""
+    # DeepSpeed's launcher ends with the status of a rank; a signal that killed one then counts down from 256.
+    rank_signal = 256 - returncode if 256 - returncode in _DEADLY else 0
+    number = -returncode if returncode < 0 else rank_signal
+    if not number:
+        return f"its process ended with status {returncode}"
+    name = signal.Signals(number).name
+    hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
+    return f"its process was killed by {name}{hint}"
 
 
 def ask_for_stacks(process: subprocess.Popen[bytes], is_logged: Callable[[], bool]) -> None:

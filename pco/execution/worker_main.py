@@ -1,6 +1,7 @@
 """The main program of every stage process: `python -m pco.execution.worker_main STAGE.json`.
 
-Training first becomes DeepSpeed's launcher, which starts this program again once per rank.
+Training first becomes DeepSpeed's launcher, which starts this program again once per rank. Where workers make a stage's
+shards, its process starts this program again once per worker: `... --worker FILE_NUMBER STAGE.json`.
 """
 
 import base64
@@ -12,16 +13,22 @@ import signal
 import socket
 import sys
 import traceback
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
 from data.errors import PCOError
 from pco import progress
+from pco.execution import pool, shares
+from pco.execution.driver import Driver
 from pco.execution.process_group import STACKS_SIGNAL
+from pco.execution.serving import Serving
 from pco.progress import Failure
-from pco.stage import PARENT, Stage
+from pco.stage import PARENT, Sharding, Stage, in_order
 
 FAILED = 3  # exit status after a failure that was told to the parent
 _PR_SET_PDEATHSIG = 1
@@ -30,28 +37,59 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Run the stage described in the file named last on the command line."""
     _die_with_parent()
+    _keep_to_cores()
     faulthandler.register(STACKS_SIGNAL)
     path = sys.argv[-1]
     stage = Stage.from_json(Path(path).read_text(encoding="utf-8"))
+    serving = _serving()
     try:
         if stage.spec.distributed and "RANK" not in os.environ:
             _become_deepspeed_launcher(path, stage.config.train.processes)
-        # Its imports are heavy and belong to this kind of process alone.
-        import_module(stage.module).run(stage)
+        with nullcontext(serving) if serving else _sharding(stage) as sharding:
+            # Its imports are heavy and belong to this kind of process alone.
+            import_module(stage.module).run(replace(stage, sharding=sharding))
     except PCOError as error:
-        _fail(error)
+        _fail(error, serving)
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
         traceback.print_exc()
-        _fail(_out_of_memory(stage, error))
+        _fail(_out_of_memory(stage, error), serving)
     # All is on disk. Taking an engine apart object by object would cost seconds for nothing.
     sys.stdout.flush()
     os._exit(0)
 
 
-def _fail(error: PCOError) -> NoReturn:
-    progress.send({"failure": asdict(Failure.of(error))})
+def _serving() -> Serving | None:
+    """The driver's end of a worker; None where this process is none."""
+    if pool.OPTION not in sys.argv:
+        return None
+    number = int(sys.argv[sys.argv.index(pool.OPTION) + 1])
+    os.set_inheritable(number, False)  # one that it starts would hold the connection of a worker that is dead
+    return Serving(Connection(number))
+
+
+@contextmanager
+def _sharding(stage: Stage[Any]) -> Iterator[Sharding]:
+    """How the shards of a stage are made; no worker outlives the block."""
+    if stage.config.executor.kind == "local" or not stage.spec.workers:
+        yield in_order
+        return
+    workers = shares.shares(stage.config)
+    with pool.Pool(stage, workers) as crew:
+        yield Driver(crew, len(workers))
+
+
+def _keep_to_cores() -> None:
+    if cores := os.environ.pop(pool.CORES, ""):
+        os.sched_setaffinity(0, set(map(int, cores.split(","))))
+
+
+def _fail(error: PCOError, serving: Serving | None) -> NoReturn:
+    if serving:
+        serving.fail(Failure.of(error))
+    else:
+        progress.send({"failure": asdict(Failure.of(error))})
     sys.exit(FAILED)
 
 

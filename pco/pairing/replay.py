@@ -9,12 +9,11 @@ from typing import Literal
 
 from data import schemas, store
 from data.rows import ReplayRow, TrainingPairRow
-from pco import progress, rewards
-from pco.progress import Progress
+from pco import rewards
 from pco.rewards import Reward
 from pco.rewards.scores import Candidate, Score
 from pco.seeds import seed_of
-from pco.stage import Shard, Stage
+from pco.stage import OnDone, Shard, Stage
 
 Side = Literal["chosen", "rejected"]
 
@@ -42,15 +41,15 @@ def write(stage: Stage, *, fresh: int) -> dict[str, float]:
         rewards.check_unchanged(stage)
         return rewards.load(stage.config.reward, stage.config.folder)
 
-    def make(index: int) -> Shard:
+    def make(index: int, _: OnDone) -> Shard:
         rows = shards[index]
         counts: dict[str, float] = {}
         if stage.config.replay.rescore:
             rows, counts = _rescored(stage, rows, reward())
         return Shard(schemas.build("replay", rows), counts=counts)
 
-    for index in stage.shards("replay", len(shards), make):
-        progress.report(Progress(index + 1, len(shards), "replayed shards"))
+    for _ in stage.shards("replay", [1] * len(shards), make, unit="replayed shards"):
+        pass
     replayed = store.read_parts(stage.folder, "replay", stage.fingerprint).num_rows
     counts = store.counted(stage.folder, "replay", stage.fingerprint)
     rescored: dict[str, float] = {name: counts[name] for name in ("turned", "undecided") if name in counts}

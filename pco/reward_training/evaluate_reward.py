@@ -1,14 +1,14 @@
 """Stage `evaluate_reward`: the trained model scores the held-out pairs, with the code that scores candidates."""
 
 from collections import Counter
+from functools import cache
 from typing import TypedDict
 
 from data import schemas, store
 from data.rows import Message, RewardTestRow
-from pco import progress, rewards
+from pco import rewards
 from pco.config.reward import ModelReward
 from pco.config.reward_training import RewardTraining
-from pco.progress import Progress
 from pco.reward_training import accuracy
 from pco.reward_training.order import verified
 from pco.reward_training.pairs import HELDOUT
@@ -38,14 +38,16 @@ def run(stage: Stage[RewardTraining]) -> store.Manifest:
     model = verified(stage).folder
     table = store.read_table(stage.inputs["pairs"].folder, "reward_pairs").select(list(_HeldoutPair.__annotations__))
     rows: list[_HeldoutPair] = [row for row in table.to_pylist() if row["split"] == HELDOUT]
-    reward = rewards.load(ModelReward(model=str(model)))
-    starts = range(0, len(rows), _SHARD_PAIRS)
+    shards = [rows[start : start + _SHARD_PAIRS] for start in range(0, len(rows), _SHARD_PAIRS)]
 
-    def make(index: int) -> Shard:
-        return _compared(rows[starts[index] : starts[index] + _SHARD_PAIRS], reward)
+    @cache
+    def reward() -> Reward:
+        return rewards.load(ModelReward(model=str(model)))
 
-    for index in stage.shards("reward_tests", len(starts), make):
-        progress.report(Progress(min(len(rows), starts[index] + _SHARD_PAIRS), len(rows), "pairs"))
+    for _ in stage.shards(
+        "reward_tests", list(map(len, shards)), lambda index, _: _compared(shards[index], reward()), unit="pairs"
+    ):
+        pass
     tested = store.read_parts(stage.folder, "reward_tests", stage.fingerprint)
     return stage.finish(
         unit="held-out pairs",

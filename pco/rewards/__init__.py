@@ -6,7 +6,7 @@ names it in every row that it scores.
 
 from pco.rewards.judging import check_unchanged, inputs, score_rows
 from pco.rewards.llm_judge import metrics
-from pco.rewards.loading import check, digest, load, reads_prompts
+from pco.rewards.loading import asks_a_judge, check, digest, load, reads_prompts
 from pco.rewards.scores import NOT_FINITE, Candidate, Candidates, Reward, Score
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Candidates",
     "Reward",
     "Score",
+    "asks_a_judge",
     "check",
     "check_unchanged",
     "digest",

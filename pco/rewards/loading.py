@@ -104,3 +104,8 @@ def _check_references(prompts: Mapping[str, Sequence[Mapping[str, object]]]) -> 
 def reads_prompts(config: RewardConfig) -> bool:
     """Whether a reward needs the prompts as they are in the user's files, or their references."""
     return any(isinstance(part, ExactAnswerReward | PythonReward | ModelReward | JudgeReward) for part in parts(config))
+
+
+def asks_a_judge(config: RewardConfig) -> bool:
+    """Whether a reward asks a judge: replies are kept, and requests counted, by one process."""
+    return any(isinstance(part, JudgeReward) for part in parts(config))

@@ -37,6 +37,9 @@ _FREE = {
     "stage_timeout_s",
     "stall_timeout_s",
     "track",
+    "executor.kind",
+    "executor.workers",
+    "executor.gpus_per_worker",
     "engine.kv_cache_gib",
     "engine.gpu_memory_utilization",
     # They decide which stages come next and with which settings; each of those stages has its own fingerprint.

@@ -204,7 +204,8 @@ def _folders(config: RunConfig, point: Point) -> list[Path]:
     """The files and folders of a stage. Its own folder, which holds the manifest, comes first."""
     stage = Stage(point[1], point[0], config)
     models = [stage.model_folder] if stage.spec.model or stage.spec.merged else []
-    paths = [stage.folder, *models, stage.stage_file, stage.log_file, stage.error_file]
+    logs = [stage.stage_file, stage.log_file, stage.error_file, *stage.log_file.parent.glob(f"{stage.name}.worker*")]
+    paths = [stage.folder, *models, *logs]
     return [path for path in paths if path.exists()]
 
 

@@ -11,6 +11,7 @@ from pco import rounds
 from pco.config.file import OF_RUN
 from pco.config.run import RunConfig
 from pco.evaluation.decision import Decision
+from pco.execution import at_work
 from pco.progress import Failure
 from pco.runs import approvals
 from pco.runs.folder import is_held, is_reward_training, read_config, report_path
@@ -232,7 +233,7 @@ class RunState:
                 return ("partial", "answered") if approvals.read(stage) else ("waiting", reason)
             return "failed", f"{reason} ({kept} kept)" if kept else reason
         if begun and point == self._next and self.is_held:
-            return "running", kept
+            return "running", "; ".join(filter(None, [kept, *map(str, at_work.read(stage))]))
         if kept:
             return "partial", kept
         return ("interrupted", "nothing kept") if begun else ("not started", "")

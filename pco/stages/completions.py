@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from data import schemas, store
 from data.rows import PromptRow
-from pco import progress
 from pco.models.engine import Request, Sampler
 from pco.models.sampling import candidate_row
-from pco.progress import Progress
-from pco.stage import Shard, Stage
+from pco.stage import OnDone, Shard, Span, Stage
 
 
 def read_prompts(stage: Stage, split: str) -> list[PromptRow]:
@@ -26,39 +25,43 @@ def in_shards(requests: Sequence[Request], size: int) -> list[Sequence[Request]]
 def complete_shards(
     stage: Stage, shards: Sequence[Sequence[Request]], start_engine: Callable[[], Sampler]
 ) -> dict[str, float]:
-    """Complete and commit the shards that are not on disk yet. The engine starts only if there are any.
+    """Complete and commit the shards that are not on disk yet. An engine starts only where one is made.
 
-    Returns metrics of this process: seconds to start the engine, seconds of sampling, tokens and tokens per second.
+    Returns metrics of this attempt: seconds to start the engine (the slowest of several), seconds of sampling, tokens
+    and tokens per second; none where nothing was left to do.
     """
-    missing = [index for index in range(len(shards)) if not stage.is_made("candidates", index)]
-    if not missing:
-        return {}
-    total = sum(map(len, shards))
-    done = total - sum(len(shards[index]) for index in missing)
-    began = time.monotonic()
-    engine = start_engine()
-    ready = time.monotonic()
-    progress.report(Progress(done, total, "completions"))  # what is on disk already
-    tokens = 0
+    start_s = 0.0
 
-    def on_done(count: int) -> None:
-        nonlocal done
-        done += count
-        progress.report(Progress(done, total, "completions"))
+    @cache
+    def engine() -> Sampler:
+        nonlocal start_s
+        began = time.monotonic()
+        started = start_engine()
+        start_s = time.monotonic() - began
+        return started
 
-    def make(index: int) -> Shard:
-        nonlocal tokens
-        completions = engine.complete(list(shards[index]), stage.config.generate, on_done=on_done)
-        tokens += sum(len(completion.token_ids) for completion in completions)
+    def make(index: int, on_done: OnDone) -> Shard:
+        sampler = engine()
+        on_done(0)  # the rate of progress counts from here
+        began = time.monotonic()
+        completions = sampler.complete(list(shards[index]), stage.config.generate, on_done=on_done)
+        tokens = sum(len(completion.token_ids) for completion in completions)
         rows = [candidate_row(completion, stage.inputs["policy"].fingerprint) for completion in completions]
-        return Shard(schemas.build("candidates", rows))
+        seconds = time.monotonic() - began
+        measured = {"engine_start_s": start_s, "sampling_s": seconds, "tokens": tokens}
+        return Shard(schemas.build("candidates", rows), measured=measured)
 
-    for _ in stage.shards("candidates", len(shards), make):
-        pass  # the engine reports the progress, request by request
-    seconds = time.monotonic() - ready
+    span, tokens = Span(), 0
+    for done in stage.shards("candidates", list(map(len, shards)), make, unit="completions"):
+        if done.measured:
+            span.ended(done.measured["sampling_s"])
+            tokens += int(done.measured["tokens"])
+            start_s = max(start_s, done.measured["engine_start_s"])
+    if not span.seconds:
+        return {}
     return {
-        "engine_start_s": ready - began,
-        "sampling_s": seconds,
+        "engine_start_s": start_s,
+        "sampling_s": span.seconds,
         "tokens": tokens,
-        "tokens_per_s": tokens / seconds,
+        "tokens_per_s": tokens / span.seconds,
     }

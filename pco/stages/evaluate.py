@@ -21,7 +21,7 @@ from pco.models.rendering import load_tokenizer, render, written
 from pco.models.sampling import GREEDY, SAMPLED, sampled
 from pco.rewards import Reward
 from pco.runs import policy
-from pco.stage import Shard, Stage
+from pco.stage import OnDone, Shard, Stage
 from pco.stages.completions import complete_shards, in_shards, read_prompts
 
 _GREEDY_SAMPLE = 0
@@ -64,19 +64,21 @@ def evaluated(
     def task_model() -> Any:
         return lm_eval_tasks.model(current.folder)
 
-    def make(index: int) -> Shard:
+    def make(index: int, _: OnDone) -> Shard:
         if index == 0:
             rows, counts = _read(stage, engine()), Counter[str]()
             engine.cache_clear()
             free_memory()  # for the reward model
             return _evaluation_shard(stage, _measured(stage, candidates, tokenizer, split, counts) + rows, counts)
+        engine.cache_clear()  # of a worker that sampled, and makes no other evaluation
+        free_memory()
         print(f"lm-eval: {tasks[index - 1]}", flush=True)
         return _evaluation_shard(
             stage, lm_eval_tasks.rows(task_model(), tasks[index - 1], stage.config.evaluate.task_limit)
         )
 
     # Each task of lm-eval is a shard of its own, so that none is repeated after a kill.
-    for _ in stage.shards("evaluations", 1 + len(tasks), make):
+    for _ in stage.shards("evaluations", [1] * (1 + len(tasks)), make):
         pass  # progress counts completions
     rows = store.read_parts(stage.folder, "evaluations", stage.fingerprint).to_pylist()
     write_more()

@@ -11,14 +11,12 @@ import pyarrow.compute as pc
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
 from data.rows import PromptRow
-from pco import progress
 from pco.models.rendering import load_tokenizer, written
 from pco.pairing import replay
 from pco.pairing.strategies import Chosen, Scored, Skipped, pairs_of, pairs_with
-from pco.progress import Progress
 from pco.runs import policy
 from pco.seeds import seed_of
-from pco.stage import Shard, Stage
+from pco.stage import OnDone, Shard, Stage
 
 REFERENCE = -1  # the sample of a prompt's reference, which no policy sampled
 
@@ -47,14 +45,13 @@ def run(stage: Stage) -> store.Manifest:
     shards, scores = _shards(stage)
     prompts = pairs = 0
 
-    def make(index: int) -> Shard:
+    def make(index: int, _: OnDone) -> Shard:
         candidates = _read(stage, "candidates", shards[index])
         return _paired(stage, candidates, _read(stage, "scores", scores[index]), references)
 
-    for index in stage.shards("pairs", len(shards), make):
-        committed = store.read_committed(stage.folder, "pairs", index)
+    for done in stage.shards("pairs", [1] * len(shards), make, unit="shards"):
+        committed = store.read_committed(stage.folder, "pairs", done.index)
         prompts, pairs = prompts + pc.count_distinct(committed["prompt_id"]).as_py(), pairs + committed.num_rows
-        progress.report(Progress(index + 1, len(shards), "shards"))
     dropped = store.dropped_rows(stage.folder, "pairs", stage.fingerprint)
     if not pairs:
         raise BadInput(

@@ -5,6 +5,7 @@ Only losses with a reference (DPO, IPO, one of your own that asks for it) have t
 
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,13 +14,12 @@ from transformers.utils import logging as transformers_logging
 
 from data import schemas, store
 from data.rows import ReferenceLogpsRow, TrainingPairRow
-from pco import losses, progress
+from pco import losses
 from pco.config.formats import DTYPES
 from pco.models.protocols import Model
 from pco.pairing import replay
-from pco.progress import Progress
 from pco.runs import policy
-from pco.stage import Shard, Stage
+from pco.stage import OnDone, Shard, Span, Stage
 from pco.training.batches import Example, collate, examples_of, longest_first
 from pco.training.layout import Reader
 from pco.training.objective import decoder_and_head
@@ -34,28 +34,34 @@ def run(stage: Stage) -> store.Manifest:
     transformers_logging.disable_progress_bar()
     reference = policy.verified(stage)
     rows = replay.rows_of(stage.inputs["pairs"].folder)
-    model = _model(stage)
-    decoder, head = decoder_and_head(model)
-    longest = max((example.longest for example in examples_of(rows)), default=0)
-    reader = Reader(decoder, model.config, stage.config.train.layout, longest=longest)
-    began = time.monotonic()
-    starts = range(0, len(rows), _SHARD_PAIRS)
+    shards = [rows[start : start + _SHARD_PAIRS] for start in range(0, len(rows), _SHARD_PAIRS)]
 
-    def make(index: int) -> Shard:
-        shard = rows[starts[index] : starts[index] + _SHARD_PAIRS]
-        logps = _logps(model, head, reader, examples_of(shard), done=starts[index], total=len(rows))
+    @cache
+    def loaded() -> tuple[Model, Any, Reader]:
+        model = _model(stage)
+        decoder, head = decoder_and_head(model)
+        longest = max((example.longest for example in examples_of(rows)), default=0)
+        return model, head, Reader(decoder, model.config, stage.config.train.layout, longest=longest)
+
+    def make(index: int, on_done: OnDone) -> Shard:
+        shard, reading = shards[index], loaded()
+        began = time.monotonic()
+        logps = _logps(*reading, examples_of(shard), on_done)
         content = [_row(row, pair, reference.fingerprint) for row, pair in zip(shard, logps, strict=True)]
-        return Shard(schemas.build("reference_logps", content))
+        seconds = time.monotonic() - began
+        return Shard(schemas.build("reference_logps", content), measured={"scoring_s": seconds})
 
-    for index in stage.shards("reference_logps", len(starts), make):
-        progress.report(Progress(min(len(rows), starts[index] + _SHARD_PAIRS), len(rows), "pairs"))
+    span = Span()
+    for done in stage.shards("reference_logps", list(map(len, shards)), make, unit="pairs"):
+        if done.measured:
+            span.ended(done.measured["scoring_s"])
     return stage.finish(
         unit="pairs",
         rows_in=len(rows),
         rows_out=len(rows),
         dropped={},
         started=started,
-        metrics={"scoring_s": time.monotonic() - began},
+        metrics={"scoring_s": span.seconds},
     )
 
 
@@ -70,7 +76,7 @@ def _model(stage: Stage) -> Model:
 
 @torch.no_grad()
 def _logps(
-    model: Model, head: Any, reader: Reader, examples: Sequence[Example], *, done: int, total: int
+    model: Model, head: Any, reader: Reader, examples: Sequence[Example], on_done: OnDone
 ) -> list[tuple[float, float]]:
     """(chosen, rejected) of each pair, in nats."""
     logps: dict[str, tuple[float, float]] = {}
@@ -82,7 +88,7 @@ def _logps(
         sums = losses.fused_logps(hidden, labels, head.weight, head_bias=getattr(head, "bias", None))
         sides = zip(sums[batch.chosen].tolist(), sums[batch.rejected].tolist(), strict=True)
         logps |= zip((pair.pair_id for pair in pairs), sides, strict=True)
-        progress.report(Progress(done + len(logps), total, "pairs"))
+        on_done(len(pairs))
     return [logps[pair.pair_id] for pair in examples]
 
 

@@ -6,10 +6,9 @@ from functools import cache
 
 from data import schemas, store
 from data.rows import CandidateRow, ScoreRow
-from pco import progress, rewards
-from pco.progress import Progress
+from pco import rewards
 from pco.rewards import NOT_FINITE, Reward, Score
-from pco.stage import Shard, Stage
+from pco.stage import OnDone, Shard, Stage
 
 
 def run(stage: Stage) -> store.Manifest:
@@ -18,21 +17,20 @@ def run(stage: Stage) -> store.Manifest:
     source = stage.inputs["candidates"].folder
     shards = store.parts(source, "candidates")
     candidates = sum(shard.rows for shard in shards)
-    done = 0
 
     @cache
     def reward() -> Reward:
         rewards.check_unchanged(stage)
         return rewards.load(stage.config.reward, stage.config.folder)
 
-    def make(index: int) -> Shard:
+    def make(index: int, _: OnDone) -> Shard:
         rows: list[CandidateRow] = store.read_part(source, shards[index]).to_pylist()
         reward().counts.clear()
         return _scored(rows, rewards.score_rows(reward(), stage, rows), reward())
 
-    for index in stage.shards("scores", len(shards), make):
-        done += shards[index].rows
-        progress.report(Progress(done, candidates, "candidates"))
+    sizes = [shard.rows for shard in shards]
+    for _ in stage.shards("scores", sizes, make, unit="candidates", alone=rewards.asks_a_judge(stage.config.reward)):
+        pass
     return stage.finish(
         unit="candidates",
         rows_in=candidates,

@@ -15,7 +15,7 @@ from pco.pairing import replay
 from pco.progress import Progress
 from pco.runs import policy
 from pco.seeds import seed_of
-from pco.stage import Shard, Stage
+from pco.stage import OnDone, Shard, Stage
 from pco.stages import learning
 from pco.training import influence, loop, user_loss
 from pco.training.batches import Example
@@ -47,18 +47,18 @@ def run(stage: Stage[Trace]) -> store.Manifest:
     of_answer = influence.gradient(logp, parameters)
     pair_policy = PairPolicy(model, train)
     rows = [row for row in replay.rows_of(stage.inputs["pairs"].folder) if pair_id(row) in by_pair]
-    starts = range(0, len(rows), _SHARD_PAIRS)
+    shards = [rows[start : start + _SHARD_PAIRS] for start in range(0, len(rows), _SHARD_PAIRS)]
 
-    def make(index: int) -> Shard:
+    def make(index: int, on_done: OnDone) -> Shard:
         content = []
-        for i, row in enumerate(rows[starts[index] : starts[index] + _SHARD_PAIRS], start=starts[index]):
+        for row in shards[index]:
             moved = influence.influence(pair_policy, by_pair[pair_id(row)], of_answer, parameters, pad=pad, seed=seed)
             content.append(_row(row, moved))
-            progress.report(Progress(i + 1, len(rows), "pairs"))
+            on_done(1)
         return Shard(schemas.build("influence", content))
 
-    for _ in stage.shards("influence", len(starts), make):
-        pass  # progress counts pairs
+    for _ in stage.shards("influence", list(map(len, shards)), make, unit="pairs"):
+        pass
     pairs = material.rows - material.feedback
     return stage.finish(
         unit="pairs",

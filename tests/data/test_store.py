@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import tempfile
@@ -246,7 +247,8 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name_and_the_name_before_the_
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "replace", recorded_replace)
     files.write_text(tmp_path / "file", "text")
-    temporary = f".file.{os.getpid()}.tmp"
+    temporary = calls[0].removeprefix("sync ")
+    assert re.fullmatch(r"\.file\.[0-9a-f]{32}\.tmp", temporary)
     assert calls == [f"sync {temporary}", f"{temporary} becomes file", f"sync {tmp_path.name}"]
 
 

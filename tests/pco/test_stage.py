@@ -46,6 +46,10 @@ NEUTRAL = {
     # A training that resumes from a checkpoint ends as the uninterrupted one.
     "train.checkpoint_steps",
     "train.keep_checkpoints",
+    # By which processes shards are made.
+    "executor.kind",
+    "executor.workers",
+    "executor.gpus_per_worker",
     # Who is told of a run.
     "track",
     # Which stages come after a refused round, each of which has a fingerprint of its own.

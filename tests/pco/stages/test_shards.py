@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import store
+from pco import progress
 from pco.models.engine import Completion, Request
 from pco.models.rendering import Rendered
 from pco.progress import Progress
@@ -105,7 +106,7 @@ def test_shards_of_another_attempt_are_made_again(stage: Stage) -> None:
 
 def test_progress_counts_what_was_committed_before(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Progress] = []
-    monkeypatch.setattr(completions.progress, "report", told.append)
+    monkeypatch.setattr(progress, "report", told.append)
     with pytest.raises(MemoryError):
         completions.complete_shards(stage, shards(6, 2), lambda: FakeEngine(fails_at=4))
     completions.complete_shards(stage, shards(6, 2), FakeEngine)

@@ -1,0 +1,140 @@
+"""Workers on this machine, each a child of the stage's process, with a group of GPUs or a share of cores."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing import connection as connections
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Self
+
+from pco.execution import messages, process_group
+from pco.execution.messages import Ended, Event, Task
+from pco.execution.shares import Share
+from pco.stage import PARENT, Stage
+
+CORES = "PCO_CORES"  # in a worker's environment: the cores that it is held to
+OPTION = "--worker"  # of the program of stage processes; the number of the connection's file follows
+_TAIL_LINES = 15
+_GRACE_S = 5.0
+_RELAY_S = 10.0
+
+
+class Pool:
+    """A crew of child processes. They are in the stage's process group, and die with the process that started them."""
+
+    def __init__(self, stage: Stage[Any], shares: Sequence[Share]) -> None:
+        self._stage, self._shares = stage, shares
+        self._workers: dict[int, _Worker] = {}
+        # Well before the launcher takes the stage for one that hangs.
+        self._relay_s = min(_RELAY_S, stage.config.stall_timeout_s / 4)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in list(self._workers):
+            self.end(number)
+
+    def start(self, worker: int) -> None:
+        """As `Crew.start`."""
+        self._workers[worker] = _started(self._stage, worker, self._shares[worker])
+
+    def give(self, worker: int, task: Task) -> None:
+        """As `Crew.give`."""
+        with suppress(OSError):
+            self._workers[worker].connection.send_bytes(messages.encoded(task))
+
+    def events(self, timeout_s: float) -> Iterator[tuple[int, Event]]:
+        """As `Crew.events`."""
+        connections.wait([worker.connection for worker in self._workers.values()], timeout_s)
+        for number, worker in list(self._workers.items()):
+            for event in worker.said():
+                if isinstance(event, Ended):
+                    del self._workers[number]
+                    worker.end()
+                    process_group.end_leftovers_of_worker(worker.mark)  # they may hold a GPU's memory
+                yield number, event
+            if line := worker.news(self._relay_s):
+                print(f"worker {number}: {line}", flush=True)
+
+    def end(self, worker: int) -> None:
+        """As `Crew.end`."""
+        self._workers.pop(worker).end()
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    log: Path
+    begins: int  # where its log begins in the file
+    mark: str
+    _heard: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0))
+
+    def said(self) -> Iterator[Event]:
+        """What it has said since the last time; the last event of one that is dead is its end."""
+        ended = self.process.poll() is not None  # asked first: all that it said before is there by now
+        try:
+            while self.connection.poll():
+                yield messages.event(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            ended = True
+        if ended:
+            yield Ended(process_group.cause(self._returncode()), self._tail())
+
+    def _returncode(self) -> int:
+        try:
+            return self.process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    def news(self, every_s: float) -> str:
+        """The last line of its log, if that has grown and was not asked for within so many seconds: it is alive."""
+        when, size = self._heard
+        if time.monotonic() - when < every_s:
+            return ""
+        self._heard = (time.monotonic(), self.log.stat().st_size)
+        return self._tail().rpartition("\n")[2] if size != self._heard[1] else ""
+
+    def _tail(self) -> str:
+        with self.log.open("rb") as file:
+            file.seek(max(self.begins, self.log.stat().st_size - 2**16))
+            lines = file.read().decode(errors="replace").splitlines()
+        return "\n".join([*filter(str.strip, lines)][-_TAIL_LINES:])
+
+    def end(self) -> None:
+        """Whatever it was at is on disk or lost."""
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+
+
+def log_file(stage: Stage[Any], worker: int) -> Path:
+    """What a worker of a stage printed, in all its attempts."""
+    return stage.log_file.with_suffix(f".worker-{worker}.log")
+
+
+def _started(stage: Stage[Any], worker: int, share: Share) -> _Worker:
+    ours, theirs = Pipe()
+    log, mark = log_file(stage, worker), f"{stage.stage_file}:{worker}"
+    environment = {**os.environ, **share.environment, PARENT: str(os.getpid()), process_group.WORKER: mark}
+    environment[CORES] = ",".join(map(str, share.cores))
+    program = [sys.executable, "-m", "pco.execution.worker_main", OPTION, str(theirs.fileno()), str(stage.stage_file)]
+    with theirs, log.open("ab") as output:
+        begins = output.tell()
+        process = subprocess.Popen(
+            program,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=[theirs.fileno()],
+            env=environment,
+        )
+    return _Worker(process, ours, log, begins, mark)
