@@ -125,8 +125,9 @@ HALVED = {
     "engine.gpu_memory_utilization",
     "pair.max_similarity",
 }
-# Without a round that is replayed preferences would be refused; without a task its limit decides nothing.
-CONFIG = builders.config(Path("/somewhere"), replay__rounds=1, evaluate__tasks=["hellaswag"])
+# Without a round that is replayed preferences would be refused, without a pool more workers; without a task its limit
+# decides nothing.
+CONFIG = builders.config(Path("/somewhere"), replay__rounds=1, evaluate__tasks=["hellaswag"], executor={"kind": "pool"})
 SETTINGS = [name for name, (annotation, _) in leaves(CONFIG).items() if not is_only_choice(annotation)]
 
 
