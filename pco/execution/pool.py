@@ -23,13 +23,14 @@ OPTION = "--worker"  # of the program of stage processes; the number of the conn
 _TAIL_LINES = 15
 _GRACE_S = 5.0
 _RELAY_S = 10.0
+_PROGRAM = ("-m", "pco.execution.worker_main")
 
 
 class Pool:
     """A crew of child processes. They are in the stage's process group, and die with the process that started them."""
 
-    def __init__(self, stage: Stage[Any], shares: Sequence[Share]) -> None:
-        self._stage, self._shares = stage, shares
+    def __init__(self, stage: Stage[Any], shares: Sequence[Share], program: Sequence[str] = _PROGRAM) -> None:
+        self._stage, self._shares, self._program = stage, shares, program
         self._workers: dict[int, _Worker] = {}
         # Well before the launcher takes the stage for one that hangs.
         self._relay_s = min(_RELAY_S, stage.config.stall_timeout_s / 4)
@@ -43,7 +44,7 @@ class Pool:
 
     def start(self, worker: int) -> None:
         """As `Crew.start`."""
-        self._workers[worker] = _started(self._stage, worker, self._shares[worker])
+        self._workers[worker] = _started(self._stage, worker, self._shares[worker], self._program)
 
     def give(self, worker: int, task: Task) -> None:
         """As `Crew.give`."""
@@ -121,16 +122,16 @@ def log_file(stage: Stage[Any], worker: int) -> Path:
     return stage.log_file.with_suffix(f".worker-{worker}.log")
 
 
-def _started(stage: Stage[Any], worker: int, share: Share) -> _Worker:
+def _started(stage: Stage[Any], worker: int, share: Share, program: Sequence[str]) -> _Worker:
     ours, theirs = Pipe()
     log, mark = log_file(stage, worker), f"{stage.stage_file}:{worker}"
     environment = {**os.environ, **share.environment, PARENT: str(os.getpid()), process_group.WORKER: mark}
     environment[CORES] = ",".join(map(str, share.cores))
-    program = [sys.executable, "-m", "pco.execution.worker_main", OPTION, str(theirs.fileno()), str(stage.stage_file)]
+    command = [sys.executable, *program, OPTION, str(theirs.fileno()), str(stage.stage_file)]
     with theirs, log.open("ab") as output:
         begins = output.tell()
         process = subprocess.Popen(
-            program,
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

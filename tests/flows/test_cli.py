@@ -100,6 +100,10 @@ def test_the_doctor_tells_every_finding_and_ends_with_status_2_for_a_fault_alone
         ("rounds=two", "rounds: Input should be a valid integer"),
         ("rounds", "expected key=value"),
         ("runs_dir=/dev/null/runs", "cannot be written"),
+        ("executor.workers=2", "add executor.kind=pool"),
+        ("executor={kind: pool, workers: 9999}", "9999 workers"),
+        ("executor={kind: pool, gpus_per_worker: 9999}", "offers"),
+        ("executor={kind: pool, gpus_per_worker: -1}", "executor.gpus_per_worker"),
     ],
 )
 def test_bad_input_ends_with_status_2_and_one_clear_message(config_file: Path, change: str, told: str) -> None:

@@ -53,6 +53,11 @@ def test_a_name_that_looks_like_a_number_stays_a_name() -> None:
     assert configured("quickstart", {"run": "2026"}).run == "2026"
 
 
+def test_a_form_s_overrides_choose_the_executor() -> None:
+    config = configured("quickstart", {"run": "mine"}, "executor.kind=pool\nexecutor.workers=2")
+    assert (config.executor.kind, config.executor.workers) == ("pool", 2)
+
+
 def test_a_wrong_override_is_refused_by_its_key() -> None:
     with pytest.raises(BadInput, match=r"train\.learning_rat: unknown key. Did you mean `learning_rate`"):
         configured("quickstart", {"run": "mine"}, "train.learning_rat=1")

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from data.errors import BadInput
-from pco import doctor
+from pco import doctor, hardware
 from pco.config.run import RunConfig
 from pco.doctor import canary, resources
 from pco.doctor.checks import Inputs
@@ -293,6 +293,35 @@ def test_memory_for_the_weights_alone_is_a_warning_and_for_less_a_fault(
         found = memory(*(0 for _ in memory._fields))._replace(total=total, available=available)
         monkeypatch.setattr(psutil, "virtual_memory", lambda found=found: found)
         assert "memory" in told(config, verdict)
+
+
+def test_more_workers_than_cores_or_groups_than_gpus_are_a_fault(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: [0, 1])
+    monkeypatch.setattr(hardware, "gpus", list)
+    assert told(config, "ok", executor={"kind": "pool", "workers": 2})["workers"] == "2 workers share 2 cores"
+    fault = told(config, "fault", executor={"kind": "pool", "workers": 3})["workers"]
+    assert "3 workers" in fault and "at most 2" in fault
+    monkeypatch.setattr(hardware, "gpus", lambda: ["0", "1", "2"])
+    assert "2 workers have 1 of 3" in told(config, "ok", executor={"kind": "pool", "workers": 2})["workers"]
+    fault = told(config, "fault", executor={"kind": "pool", "workers": 2, "gpus_per_worker": 2})["workers"]
+    assert "need 4" in fault and "offers 3" in fault
+    with pytest.raises(BadInput, match="offers 3"):
+        doctor.check(builders.changed(config, executor={"kind": "pool", "workers": 4}))
+
+
+def test_on_cores_there_must_be_memory_for_the_engine_of_each_worker(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = resources.need(Inputs(config))
+    enough = max(needed.training, 2 * needed.engine)
+    memory = psutil.virtual_memory()._replace(total=10 * enough, available=enough)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(hardware, "cores", lambda: list(range(8)))
+    assert "memory" in told(config, "ok", executor={"kind": "pool", "workers": 2})
+    warning = told(config, "warning", executor={"kind": "pool", "workers": 8})["memory"]
+    assert "the engines of 8 workers" in warning and "executor.workers" in warning
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,19 @@ def test_more_rounds_and_other_limits_are_the_same_run(tmp_path: Path) -> None:
         assert read_config(tmp_path / "runs/test").rounds == 9
 
 
+def test_a_run_goes_on_with_other_workers_also_one_that_began_before_there_were_any(tmp_path: Path) -> None:
+    config = builders.config(tmp_path)
+    with opened(config):
+        pass
+    path = config.folder / OF_RUN
+    raw = yaml.safe_load(path.read_text())
+    assert raw.pop("executor") == {"kind": "local", "workers": 1, "gpus_per_worker": None}
+    path.write_text(yaml.safe_dump(raw))
+    assert read_config(config.folder) == config
+    with opened(read_config(config.folder, ["executor.kind=pool", "executor.workers=2"])):
+        assert read_config(config.folder).executor.workers == 2
+
+
 def test_a_run_is_never_made_shorter_than_what_is_decided(tmp_path: Path) -> None:
     builders.write_prompts(tmp_path, ["a"], ["b"])
     builders.played(builders.config(tmp_path, rounds=3))

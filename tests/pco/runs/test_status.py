@@ -1,6 +1,7 @@
 """What a run's folder says of the run."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from data import files, schemas, store
 from data.errors import BadInput, CorruptArtifact
 from pco import specs
 from pco.config.run import RunConfig
-from pco.execution import launcher
+from pco.execution import at_work, launcher
 from pco.runs import approvals, fork, status, verify
 from pco.runs.folder import opened
 from pco.runs.status import RunState, StageState
@@ -231,3 +232,17 @@ def test_damage_is_found_wherever_it_is_and_named(config: RunConfig) -> None:
 def test_a_table_that_no_stage_holds_is_refused(config: RunConfig) -> None:
     with pytest.raises(BadInput, match="`pairs` .*round 1"):
         verify.folders_with(config, "pairs", 1)
+
+
+def test_a_stage_at_work_says_what_each_of_its_workers_makes(config: RunConfig) -> None:
+    builders.played(config, until=(1, "generate"))
+    stage = Stage("generate", 1, config)
+    files.write_text(stage.log_file, "")
+    lines = [at_work.AtWork(0, 3, 812.25, "tokens"), at_work.AtWork(1, None, 0.0, "tokens")]
+    files.write_text(at_work.path(stage), json.dumps([asdict(line) for line in lines]))
+    with opened(config):
+        line = _line(config, 1, "generate")
+    assert (line.state, line.note) == ("running", "worker 0: shard 3, 812.2 tokens/s; worker 1: no shard left")
+    files.write_text(at_work.path(stage), "{")
+    with opened(config):
+        assert _line(config, 1, "generate").note == ""

@@ -1,0 +1,73 @@
+"""Stages with the real engine by workers: the tables of one process, to the byte."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data import store
+from pco.execution import launcher
+from pco.specs import StageName
+from pco.stage import Artifact, Stage
+from tests import builders, tiny_model, tiny_reward
+from tests.pco.reward_training.conftest import training_config
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+
+PROMPTS = ["the river", "a small town", "the old bridge", "her garden lights"]
+SETTINGS = {
+    "policy__prompt_format": "raw",
+    "engine__dtype": "float32",
+    "engine__kv_cache_gib": 0.1,
+    "train__precision": "fp32",
+    "generate__n": 2,
+    "generate__temperature": 1.5,
+    "generate__max_tokens": 16,
+    "generate__shard_size": 1,
+}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_evaluate_and_refer_by_two_workers_write_the_tables_of_one_process(
+    tmp_path: Path, tiny: Path, tokenizer: Any
+) -> None:
+    rows = [
+        *(builders.prompt_row(text, "heldout") for text in PROMPTS),
+        builders.prompt_row(tiny_model.repetitive_text(901), "text"),
+    ]
+    prompts = builders.finished(tmp_path / "prompts", {"prompts": rows}, "prepare")
+    pairs = builders.finished(tmp_path / "pairs", {"pairs": builders.pair_rows(tokenizer, 257)}, "pair")
+    policy = builders.model(tiny)
+
+    def tables(name: StageName, inputs: dict[str, Artifact], **executor: Any) -> dict[str, str]:
+        config = builders.config(tmp_path / executor["kind"], tiny, **SETTINGS, executor=executor)
+        manifest = launcher.run(builders.stage(name, config, inputs))
+        return {part.file: part.sha256 for part in manifest.parts}
+
+    stages: dict[StageName, dict[str, Artifact]] = {
+        "evaluate": {"policy": policy, "prompts": prompts},
+        "refer": {"policy": policy, "pairs": pairs},
+    }
+    for name, inputs in stages.items():
+        assert tables(name, inputs, kind="local") == tables(name, inputs, kind="pool", workers=2)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_reward_model_is_tested_by_two_workers_as_by_one_process(tmp_path: Path, tokenizer: Any) -> None:
+    model = tiny_reward.make(tmp_path / "reward", tokenizer)
+    rows = [
+        {
+            **{name: row[name] for name in ("prompt_id", "prompt", "chosen", "rejected")},
+            **{"split": "heldout", "chosen_length": 1, "rejected_length": 2, "margin": None, "messages": None},
+            **dict.fromkeys(("chosen_token_ids", "rejected_token_ids"), row["chosen_token_ids"]),
+        }
+        for row in builders.pair_rows(tokenizer, 300)
+    ]
+    pairs = builders.finished(tmp_path / "pairs", {"reward_pairs": rows})
+    inputs = {"model": builders.model(model), "pairs": pairs}
+
+    def tested(**executor: Any) -> list[store.Part]:
+        config = training_config(tmp_path / executor["kind"], model, executor=executor)
+        return launcher.run(Stage("evaluate_reward", 0, config, inputs)).parts
+
+    assert tested(kind="local") == tested(kind="pool", workers=2)
