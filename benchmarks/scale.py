@@ -6,7 +6,7 @@ First `generate` with one worker of one thread and with two: tokens per second f
 is ready. Two cores that are idle should come close to twice as many; cores that share a memory bus, or have other work,
 come to less. Without --model it is a model of random weights, of 17 million parameters.
 
-Then what a driver needs for a shard that is no work: a worker that answers at once. Predicted: well below a millisecond,
+Then what a driver needs for a shard that is no work: a worker answers at once. Predicted: well below a millisecond,
 since a number goes there and back through a pipe, and some hundred bytes of memory, since a number waits in a queue.
 """
 

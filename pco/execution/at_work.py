@@ -68,6 +68,16 @@ def path(stage: Stage[Any]) -> Path:
     return stage.log_file.with_suffix(".workers.json")
 
 
+def log_file(stage: Stage[Any], worker: int) -> Path:
+    """What a worker of a stage printed, in all its attempts."""
+    return stage.log_file.with_suffix(f".worker-{worker}.log")
+
+
+def logs(stage: Stage[Any]) -> list[Path]:
+    """The logs of all workers that a stage has had."""
+    return sorted(stage.log_file.parent.glob(f"{stage.log_file.stem}.worker-*.log"))
+
+
 def read(stage: Stage[Any]) -> list[AtWork]:
     """What a stage's workers were at last; nothing where it has none."""
     try:

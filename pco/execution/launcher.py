@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from data import files, store
@@ -174,16 +175,19 @@ def _lines(process: subprocess.Popen[bytes], stage: Stage[Any], start: int) -> I
 
 
 def _stalled(process: subprocess.Popen[bytes], stage: Stage[Any]) -> str:
-    log = stage.log_file
-    size = log.stat().st_size
-    process_group.ask_for_stacks(process, lambda: log.stat().st_size > size)
-    with log.open("rb") as file:
-        file.seek(size)
-        stacks = file.read().decode(errors="replace").strip() or "It gave no answer when asked for its stacks."
+    sizes = {log: log.stat().st_size for log in (stage.log_file, *at_work.logs(stage))}
+    process_group.ask_for_stacks(process, lambda: all(log.stat().st_size > size for log, size in sizes.items()))
+    stacks = "\n".join(filter(None, (_after(log, size) for log, size in sizes.items())))
     return (
         f"{stage.title}: said nothing for {stage.config.stall_timeout_s} s (`stall_timeout_s`) and was ended. Log: "
-        f"{log}\nWhere it stood:\n{stacks}"
+        f"{stage.log_file}\nWhere it stood:\n{stacks or 'It gave no answer when asked for its stacks.'}"
     )
+
+
+def _after(log: Path, size: int) -> str:
+    with log.open("rb") as file:
+        file.seek(size)
+        return file.read().decode(errors="replace").strip()
 
 
 def _check_disk(stage: Stage[Any]) -> None:

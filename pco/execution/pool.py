@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
-from pco.execution import messages, process_group
+from pco.execution import at_work, messages, process_group
 from pco.execution.messages import Ended, Event, Task
 from pco.execution.shares import Share
 from pco.stage import PARENT, Stage
@@ -117,18 +117,14 @@ class _Worker:
         self.connection.close()
 
 
-def log_file(stage: Stage[Any], worker: int) -> Path:
-    """What a worker of a stage printed, in all its attempts."""
-    return stage.log_file.with_suffix(f".worker-{worker}.log")
-
-
 def _started(stage: Stage[Any], worker: int, share: Share, program: Sequence[str]) -> _Worker:
     ours, theirs = Pipe()
-    log, mark = log_file(stage, worker), f"{stage.stage_file}:{worker}"
+    log, mark = at_work.log_file(stage, worker), f"{stage.stage_file}:{worker}"
     environment = {**os.environ, **share.environment, PARENT: str(os.getpid()), process_group.WORKER: mark}
     environment[CORES] = ",".join(map(str, share.cores))
     command = [sys.executable, *program, OPTION, str(theirs.fileno()), str(stage.stage_file)]
     with theirs, log.open("ab") as output:
+        output.write(f"==== worker {worker} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
         begins = output.tell()
         process = subprocess.Popen(
             command,

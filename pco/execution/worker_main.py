@@ -81,7 +81,8 @@ def _sharding(stage: Stage[Any]) -> Iterator[Sharding]:
 
 
 def _keep_to_cores() -> None:
-    if cores := os.environ.pop(pool.CORES, ""):
+    cores = os.environ.pop(pool.CORES, "")
+    if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(map(int, cores.split(","))))
 
 

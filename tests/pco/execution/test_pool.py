@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pco.execution.driver import Driver
 from pco.stage import Artifact, Stage
 from pco.stages import score
 from tests import builders
-from tests.pco.execution.conftest import ends
+from tests.pco.execution.conftest import Clock, ends
 from tests.points import Points, until
 
 SHARDS = 5
@@ -138,6 +139,28 @@ def test_a_worker_has_its_share_of_the_cores_and_of_the_threads(tmp_path: Path, 
         worker.send_signal(signal.SIGTERM)
         events = until(lambda: list(crew.events(1.0)), "its end")
     assert [(number, event.how) for number, event in events] == [(0, "its process was killed by SIGTERM")]
+
+
+@pytest.mark.process
+def test_a_worker_that_hangs_is_ended_with_its_stage_and_where_it_stood_is_told(
+    tmp_path: Path, candidates: Artifact, points: Points, clock: Clock
+) -> None:
+    stage = scoring(tmp_path, candidates, 1, stall_timeout_s=5000)
+    hold = points.hold("scores/scores-00000.parquet")
+    hanging: list[int] = []
+
+    def hours_pass_once_it_hangs() -> None:
+        hanging.append(hold.wait())
+        clock.passes(6000)
+
+    thread = threading.Thread(target=hours_pass_once_it_hangs)
+    thread.start()
+    with pytest.raises(StageFailed, match="stall_timeout_s") as caught:
+        launcher.run(stage)
+    thread.join()
+    assert "in write_part" in str(caught.value), "the worker's stack"
+    assert "driver.py" in str(caught.value), "the driver's"
+    ends(hanging[0])
 
 
 # Who has what.
