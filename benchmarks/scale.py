@@ -113,7 +113,7 @@ def _hand_out(count: int) -> dict[str, float]:
         stage.log_file.parent.mkdir(parents=True)
         stage.folder.mkdir(parents=True)
         table, before = ShardedTable("scores", [1] * count, make), _peak_mib()
-        with pool.Pool(stage, [Share({})], program=(__file__,)) as crew:
+        with pool.Pool(stage, {0: Share({})}, program=(__file__,)) as crew:
             shards = Driver(crew, 1)(stage, table)
             next(shards)
             began = time.monotonic()

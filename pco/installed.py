@@ -20,7 +20,7 @@ from data.errors import BadInput
 STAGE_PYTHON = "PCO_STAGE_PYTHON"
 # With these both sides read and write the same files.
 _SHARED = ("datasets", "jinja2", "numpy", "pyarrow", "pydantic", "safetensors", "tokenizers", "transformers")
-_MODULES = ("vllm", "deepspeed", "lm_eval")
+_MODULES = ("vllm", "deepspeed", "lm_eval", "ray")
 _ASK = "from pco import installed; installed.tell()"
 _ASK_S = 120.0
 

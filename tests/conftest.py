@@ -30,7 +30,7 @@ settings.load_profile("default")
 
 
 MARK_OF_FIXTURE = {"stage_does": "process", "points": "process", "server": "process", "tiny": "engine"}
-LONG = ("e2e", "chaos", "ui", "compose", "tasks", "trackers")
+LONG = ("e2e", "chaos", "ui", "compose", "tasks", "trackers", "cluster")
 
 
 @pytest.hookimpl(tryfirst=True)  # before some are deselected by their marks

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from data.errors import BadInput
-from pco import hardware
+from pco import hardware, installed
 from pco.config.formats import DTYPES
 from pco.config.run import RunConfig
 from pco.doctor.checks import Inputs, existing_folder
@@ -218,6 +218,12 @@ def workers(inputs: Inputs) -> Iterator[Result]:
     executor = inputs.config.executor
     if executor.kind == "local":
         yield "ok", "each stage runs in one process"
+        return
+    if executor.kind == "ray":
+        if not installed.has("ray"):
+            yield "fault", "Ray is not installed where stages run: `pip install 'pco-pipeline[ray]'` on every machine"
+        else:
+            yield "ok", f"{executor.workers} workers on the Ray cluster at {executor.address}, which is not asked now"
         return
     count, each, cores = executor.workers, shares.gpus_needed(inputs.config), len(hardware.cores())
     shares.shares(inputs.config)  # raises BadInput

@@ -10,6 +10,7 @@ from data import files
 from pco.stage import Stage
 
 _WRITE_EVERY_S = 1.0
+_TAIL_LINES, _TAIL_BYTES = 15, 2**16
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,37 @@ class Board:
             shard, _ = self._shards.get(worker, (None, 0.0))
             lines.append(AtWork(worker, shard, amount / seconds if seconds else 0.0, self._unit))
         return lines
+
+
+class Follower:
+    """Reads the end of a worker's log, from where the log of its process begins."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._begins = self._size()
+        self._heard, self._known = time.monotonic(), self._begins
+
+    def _size(self) -> int:
+        try:
+            return self._log.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def news(self, every_s: float) -> str:
+        """The last line, if the log has grown and was not looked at within so many seconds: the worker is alive."""
+        if time.monotonic() - self._heard < every_s:
+            return ""
+        known, self._known, self._heard = self._known, self._size(), time.monotonic()
+        return self.tail().rpartition("\n")[2] if self._known != known else ""
+
+    def tail(self) -> str:
+        """The last lines."""
+        if not (size := self._size()):
+            return ""
+        with self._log.open("rb") as file:
+            file.seek(max(self._begins, size - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+        return "\n".join([*filter(str.strip, lines)][-_TAIL_LINES:])
 
 
 def path(stage: Stage[Any]) -> Path:

@@ -4,13 +4,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing import connection as connections
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Self
 
 from pco.execution import at_work, messages, process_group
@@ -20,20 +19,20 @@ from pco.stage import PARENT, Stage
 
 CORES = "PCO_CORES"  # in a worker's environment: the cores that it is held to
 OPTION = "--worker"  # of the program of stage processes; the number of the connection's file follows
-_TAIL_LINES = 15
 _GRACE_S = 5.0
-_RELAY_S = 10.0
+_LOOK_S = 0.5  # between two looks whether a worker lives: what it started may hold its connection open
+RELAY_S = 10.0  # between two lines of a worker's log that its driver repeats
 _PROGRAM = ("-m", "pco.execution.worker_main")
 
 
 class Pool:
     """A crew of child processes. They are in the stage's process group, and die with the process that started them."""
 
-    def __init__(self, stage: Stage[Any], shares: Sequence[Share], program: Sequence[str] = _PROGRAM) -> None:
+    def __init__(self, stage: Stage[Any], shares: Mapping[int, Share], program: Sequence[str] = _PROGRAM) -> None:
         self._stage, self._shares, self._program = stage, shares, program
         self._workers: dict[int, _Worker] = {}
         # Well before the launcher takes the stage for one that hangs.
-        self._relay_s = min(_RELAY_S, stage.config.stall_timeout_s / 4)
+        self._relay_s = min(RELAY_S, stage.config.stall_timeout_s / 4)
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +52,7 @@ class Pool:
 
     def events(self, timeout_s: float) -> Iterator[tuple[int, Event]]:
         """As `Crew.events`."""
-        connections.wait([worker.connection for worker in self._workers.values()], timeout_s)
+        connections.wait([worker.connection for worker in self._workers.values()], min(timeout_s, _LOOK_S))
         for number, worker in list(self._workers.items()):
             for event in worker.said():
                 if isinstance(event, Ended):
@@ -61,7 +60,7 @@ class Pool:
                     worker.end()
                     process_group.end_leftovers_of_worker(worker.mark)  # they may hold a GPU's memory
                 yield number, event
-            if line := worker.news(self._relay_s):
+            if line := worker.log.news(self._relay_s):
                 print(f"worker {number}: {line}", flush=True)
 
     def end(self, worker: int) -> None:
@@ -73,10 +72,8 @@ class Pool:
 class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection
-    log: Path
-    begins: int  # where its log begins in the file
+    log: at_work.Follower
     mark: str
-    _heard: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0))
 
     def said(self) -> Iterator[Event]:
         """What it has said since the last time; the last event of one that is dead is its end."""
@@ -87,7 +84,7 @@ class _Worker:
         except (EOFError, OSError):
             ended = True
         if ended:
-            yield Ended(process_group.cause(self._returncode()), self._tail())
+            yield Ended(process_group.cause(self._returncode()), self.log.tail())
 
     def _returncode(self) -> int:
         try:
@@ -95,20 +92,6 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
-
-    def news(self, every_s: float) -> str:
-        """The last line of its log, if that has grown and was not asked for within so many seconds: it is alive."""
-        when, size = self._heard
-        if time.monotonic() - when < every_s:
-            return ""
-        self._heard = (time.monotonic(), self.log.stat().st_size)
-        return self._tail().rpartition("\n")[2] if size != self._heard[1] else ""
-
-    def _tail(self) -> str:
-        with self.log.open("rb") as file:
-            file.seek(max(self.begins, self.log.stat().st_size - 2**16))
-            lines = file.read().decode(errors="replace").splitlines()
-        return "\n".join([*filter(str.strip, lines)][-_TAIL_LINES:])
 
     def end(self) -> None:
         """Whatever it was at is on disk or lost."""
@@ -125,7 +108,8 @@ def _started(stage: Stage[Any], worker: int, share: Share, program: Sequence[str
     command = [sys.executable, *program, OPTION, str(theirs.fileno()), str(stage.stage_file)]
     with theirs, log.open("ab") as output:
         output.write(f"==== worker {worker} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
-        begins = output.tell()
+        output.flush()
+        follower = at_work.Follower(log)
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -134,4 +118,4 @@ def _started(stage: Stage[Any], worker: int, share: Share, program: Sequence[str
             pass_fds=[theirs.fileno()],
             env=environment,
         )
-    return _Worker(process, ours, log, begins, mark)
+    return _Worker(process, ours, follower, mark)

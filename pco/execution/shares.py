@@ -19,8 +19,8 @@ class Share:
     cores: tuple[int, ...] = ()
 
 
-def shares(config: RunConfig | RewardTraining) -> list[Share]:
-    """The share of each worker. Where there are more workers than cores some share one.
+def shares(config: RunConfig | RewardTraining) -> dict[int, Share]:
+    """The share of each worker by its number. Where there are more workers than cores some share one.
 
     Raises BadInput when the workers need more GPUs than there are.
     """
@@ -31,10 +31,11 @@ def shares(config: RunConfig | RewardTraining) -> list[Share]:
     environment = {"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     if needed:
         groups = _gpu_groups(executor, needed)
-        return [Share({**environment, "CUDA_VISIBLE_DEVICES": ",".join(group)}) for group in groups]
+        named = ({**environment, "CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups)
+        return dict(enumerate(map(Share, named)))
     if executor.gpus_per_worker == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    return [Share(environment, _of(cores, worker, workers)) for worker in range(workers)]
+    return {worker: Share(environment, _of(cores, worker, workers)) for worker in range(workers)}
 
 
 def gpus_needed(config: RunConfig | RewardTraining) -> int:

@@ -7,6 +7,7 @@ shards, its process starts this program again once per worker: `... --worker FIL
 import base64
 import ctypes
 import faulthandler
+import importlib.util
 import json
 import os
 import signal
@@ -14,17 +15,17 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from data.errors import PCOError
+from data.errors import BadInput, PCOError
 from pco import progress
 from pco.execution import pool, shares
-from pco.execution.driver import Driver
+from pco.execution.driver import Crew, Driver
 from pco.execution.process_group import STACKS_SIGNAL
 from pco.execution.serving import Serving
 from pco.progress import Failure
@@ -72,12 +73,25 @@ def _serving() -> Serving | None:
 @contextmanager
 def _sharding(stage: Stage[Any]) -> Iterator[Sharding]:
     """How the shards of a stage are made; no worker outlives the block."""
-    if stage.config.executor.kind == "local" or not stage.spec.workers:
+    executor = stage.config.executor
+    if executor.kind == "local" or not stage.spec.workers:
         yield in_order
         return
-    workers = shares.shares(stage.config)
-    with pool.Pool(stage, workers) as crew:
-        yield Driver(crew, len(workers))
+    with _crew(stage) as crew:
+        yield Driver(crew, executor.workers)
+
+
+def _crew(stage: Stage[Any]) -> AbstractContextManager[Crew]:
+    if stage.config.executor.kind == "pool":
+        return pool.Pool(stage, shares.shares(stage.config))
+    if importlib.util.find_spec("ray") is None:
+        raise BadInput(
+            "executor.kind: Ray is not installed where stages run. `pip install 'pco-pipeline[ray]'` on every machine "
+            "of the cluster, or set executor.kind to pool or local."
+        )
+    from pco.execution.ray_crew import RayCrew
+
+    return RayCrew(stage)
 
 
 def _keep_to_cores() -> None:

@@ -40,6 +40,7 @@ _FREE = {
     "executor.kind",
     "executor.workers",
     "executor.gpus_per_worker",
+    "executor.address",
     "engine.kv_cache_gib",
     "engine.gpu_memory_utilization",
     # They decide which stages come next and with which settings; each of those stages has its own fingerprint.

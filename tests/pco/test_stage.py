@@ -50,6 +50,7 @@ NEUTRAL = {
     "executor.kind",
     "executor.workers",
     "executor.gpus_per_worker",
+    "executor.address",
     # Who is told of a run.
     "track",
     # Which stages come after a refused round, each of which has a fingerprint of its own.
@@ -73,6 +74,7 @@ OTHERS = {
     "gate.guards": {"length": None},
     "gate.error_rate": 0.05,
     "gate.judged": {"share": 0.5, "beside": "length"},
+    "executor.address": "head:6379",
     "reward": {"kind": "length", "max_tokens": 9},
     "evaluate.second_reward": {"kind": "length", "max_tokens": 9},
     "policy.template_date": "2026-01-02",
@@ -125,9 +127,9 @@ HALVED = {
     "engine.gpu_memory_utilization",
     "pair.max_similarity",
 }
-# Without a round that is replayed preferences would be refused, without a pool more workers; without a task its limit
-# decides nothing.
-CONFIG = builders.config(Path("/somewhere"), replay__rounds=1, evaluate__tasks=["hellaswag"], executor={"kind": "pool"})
+# Without a round that is replayed preferences would be refused, without Ray more workers and an address; without a
+# task its limit decides nothing.
+CONFIG = builders.config(Path("/somewhere"), replay__rounds=1, evaluate__tasks=["hellaswag"], executor={"kind": "ray"})
 SETTINGS = [name for name, (annotation, _) in leaves(CONFIG).items() if not is_only_choice(annotation)]
 
 

@@ -1,5 +1,6 @@
 """Workers on one machine as they are: processes that score, and are killed."""
 
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -131,7 +132,7 @@ def test_an_error_of_a_worker_arrives_through_the_launcher_as_itself_and_is_not_
 def test_a_worker_has_its_share_of_the_cores_and_of_the_threads(tmp_path: Path, candidates: Artifact) -> None:
     stage = scoring(tmp_path, candidates, 1)
     core = hardware.cores()[-1]
-    with pool.Pool(stage, [shares.Share({"OMP_NUM_THREADS": "7"}, (core,))]) as crew:
+    with pool.Pool(stage, {0: shares.Share({"OMP_NUM_THREADS": "7"}, (core,))}) as crew:
         crew.start(0)
         worker = psutil.Process(crew._workers[0].process.pid)
         until(lambda: worker.cpu_affinity() == [core], "the worker's affinity")
@@ -163,6 +164,16 @@ def test_a_worker_that_hangs_is_ended_with_its_stage_and_where_it_stood_is_told(
     ends(hanging[0])
 
 
+@pytest.mark.process
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_ray_that_is_not_installed_is_told_with_the_command_that_installs_it(
+    tmp_path: Path, candidates: Artifact
+) -> None:
+    config = builders.config(tmp_path, executor={"kind": "ray"})
+    with pytest.raises(BadInput, match=r"pip install 'pco-pipeline\[ray\]'"):
+        launcher.run(builders.stage("score", config, {"candidates": candidates}))
+
+
 # Who has what.
 
 
@@ -173,7 +184,7 @@ def shares_of(folder: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, cores: i
     config = builders.config(folder, executor={"kind": "pool", **executor})
     return [
         (share.environment.get("CUDA_VISIBLE_DEVICES"), share.cores, share.environment["OMP_NUM_THREADS"])
-        for share in shares.shares(config)
+        for share in shares.shares(config).values()
     ]
 
 

@@ -43,7 +43,7 @@ def test_a_run_goes_on_with_other_workers_also_one_that_began_before_there_were_
         pass
     path = config.folder / OF_RUN
     raw = yaml.safe_load(path.read_text())
-    assert raw.pop("executor") == {"kind": "local", "workers": 1, "gpus_per_worker": None}
+    assert raw.pop("executor") == {"kind": "local", "workers": 1, "gpus_per_worker": None, "address": "auto"}
     path.write_text(yaml.safe_dump(raw))
     assert read_config(config.folder) == config
     with opened(read_config(config.folder, ["executor.kind=pool", "executor.workers=2"])):
