@@ -11,7 +11,7 @@ UV := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS=$(PIP_FIND_LINKS),UV_TORCH_BACKEND=cp
 LOCKED := requirements/cpu.txt requirements/dev.txt requirements/quickstart.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart fast test e2e test-ui chaos test-tasks test-trackers test-compose lint format lock clean
+.PHONY: help setup quickstart fast test e2e test-ui chaos test-tasks test-trackers test-cluster test-compose lint format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,7 +47,7 @@ chaos: setup ## kill a run with SIGKILL at 50 and more moments; it must end as o
 	$(BIN)/pytest -m chaos -s
 
 # Not in .venv: transformers imports scikit-learn wherever it finds it, and every stage process would start later.
-$(VENV)/tasks $(VENV)/trackers $(VENV)/ui: $(VENV)/%: requirements/%.txt | $(VENV)/.installed
+$(VENV)/tasks $(VENV)/trackers $(VENV)/ui $(VENV)/ray: $(VENV)/%: requirements/%.txt | $(VENV)/.installed
 	$(UV) pip install --python $(BIN)/python --quiet --no-deps --target $@ -r $<
 	touch $@
 
@@ -56,6 +56,9 @@ test-tasks: setup $(VENV)/tasks ## tasks of lm-eval in an evaluation
 
 test-trackers: setup $(VENV)/trackers ## MLflow's server, TensorBoard, Weights & Biases offline, trackio
 	PYTHONPATH=$(abspath $(VENV))/trackers $(BIN)/pytest -m trackers
+
+test-cluster: setup $(VENV)/ray ## workers on a Ray cluster of one and two nodes
+	PYTHONPATH=$(abspath $(VENV))/ray $(BIN)/pytest -m cluster
 
 test-compose: setup ## docker compose on a real engine: a run that outlives kills and restarts
 	$(BIN)/pytest -m compose -s -rs
@@ -79,13 +82,13 @@ lock: setup ## resolve the pinned lists anew, keeping what is pinned where possi
 	@# For an environment of flows alone, beside one of stages.
 	$(CPU_COMPILE) --extra flow -c requirements/cpu.txt -o requirements/flow.txt
 	$(CPU_COMPILE) --extra dev -c requirements/cpu.txt -o requirements/dev.txt
-	for extra in tasks ui; do \
+	for extra in ray tasks ui; do \
 	    $(CPU_COMPILE) --extra $$extra -c requirements/cpu.txt -c requirements/dev.txt -o requirements/$$extra.txt || exit; done
 	$(CPU_COMPILE) requirements/trackers.in --extra trackers --override requirements/overrides-trackers.txt \
 	    -c requirements/cpu.txt -c requirements/dev.txt -o requirements/trackers.txt
-	sed -i 's/+cpu$$//' requirements/{cpu,dev,tasks,trackers,ui}.txt
+	sed -i 's/+cpu$$//' requirements/{cpu,dev,ray,tasks,trackers,ui}.txt
 	grep -vxFf <(grep -v '^#' requirements/cpu.txt) requirements/dev.txt > requirements/dev.tmp && mv requirements/dev.tmp requirements/dev.txt
-	for extra in tasks trackers ui; do \
+	for extra in ray tasks trackers ui; do \
 	    grep -vxFf <(cat requirements/cpu.txt requirements/dev.txt | grep -v '^#') requirements/$$extra.txt > requirements/$$extra.tmp \
 	    && mv requirements/$$extra.tmp requirements/$$extra.txt || exit; done
 

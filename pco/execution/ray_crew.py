@@ -6,6 +6,7 @@ go through Ray. Imported only by stage processes whose config asks for Ray.
 
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -22,7 +23,7 @@ from pco.execution.shares import Share
 from pco.stage import Stage
 
 _START_S = float(os.environ.get("PCO_RAY_START_S", "120"))  # an actor without room waits silently, and for ever
-_GRACE_S = 5.0
+_CONNECT_S = 10.0
 # What the driver's environment says to its workers. Keys and passwords are read from the environment of each machine.
 _PASSED = ("PYTHON", "VLLM_", "HF_HUB_OFFLINE", "TOKENIZERS_", "GOMP_", "OMP_", "TORCHDYNAMO_", "PCO_", "NO_PROXY")
 
@@ -39,10 +40,11 @@ class RayCrew:
     def __enter__(self) -> Self:
         address = self._stage.config.executor.address
         try:
+            _look_for(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise BadInput(
-                f"executor.address: no Ray cluster answers at {address} ({str(error).strip().partition(chr(10))[0]}). "
+                f"executor.address: no Ray cluster answers at {address} ({_reason(error)}). "
                 "Start a node on this machine, `ray start --head` or `ray start --address=HEAD:6379`."
             ) from error
         self._room = room(self._stage.config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
@@ -98,7 +100,7 @@ class RayCrew:
         try:
             event: Event = ray.get(ref)
         except RayActorError as error:
-            event = Ended(f"its actor died ({str(error).strip().partition(chr(10))[0]})", actor.log.tail())
+            event = Ended(f"its actor died ({_reason(error)})", actor.log.tail())
         if ref == actor.starting:
             actor.starting = None
         else:
@@ -113,6 +115,19 @@ class RayCrew:
             ray.kill(self._actors.pop(worker).handle, no_restart=True)
 
 
+def _look_for(address: str) -> None:
+    """Raise OSError if nothing listens there: Ray itself would end the process, a minute later."""
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), _CONNECT_S).close()
+
+
+def _reason(error: Exception) -> str:
+    """The first line of Ray's error, and the last one: that of an actor which could not begin ends in its own."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ... ".join(dict.fromkeys([lines[0], lines[-1]]))
+
+
 class _Actor:
     def __init__(self, handle: Any, starting: Any, log: at_work.Follower) -> None:
         self.handle, self.starting, self.log = handle, starting, log
@@ -124,8 +139,14 @@ class Supervisor:
     """The actor: a worker's process is its child, and dies with it. What is said between the two stays here."""
 
     def __init__(self, stage: str, worker: int, environment: Mapping[str, str]) -> None:
+        of = Stage.from_json(stage)
+        if not of.stage_file.exists():
+            raise BadInput(
+                f"{of.config.folder}: not on {socket.gethostname()}. A run's folder must be the same path on every "
+                "machine of the cluster."
+            )
         self._worker = worker
-        self._pool = pool.Pool(Stage.from_json(stage), {worker: Share(environment)})
+        self._pool = pool.Pool(of, {worker: Share(environment)})
         self._pool.start(worker)
 
     def ready(self) -> Did:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -133,8 +134,6 @@ def test_without_its_head_a_stage_fails_with_a_message_and_goes_on_elsewhere(
         except StageFailed as error:
             failed.append(error)
 
-    import threading
-
     thread = threading.Thread(target=watched)
     thread.start()
     child = hold.wait()
@@ -143,7 +142,6 @@ def test_without_its_head_a_stage_fails_with_a_message_and_goes_on_elsewhere(
     ends(child)
     hold.release()
     assert "round 1/2 · score" in str(failed[0])
-    print(failed[0])
     one = replace(stage, config=builders.changed(stage.config, executor={"kind": "local"}))
     assert launcher.run(one).rows_out == 3 * SHARDS
     assert parts(stage) == local
