@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 
 from data.errors import BadInput, StageFailed
 from pco.execution import at_work, pool
@@ -99,7 +99,7 @@ class RayCrew:
         actor = self._actors[worker]
         try:
             event: Event = ray.get(ref)
-        except RayActorError as error:
+        except RayError as error:
             event = Ended(f"its actor died ({_reason(error)})", actor.log.tail())
         if ref == actor.starting:
             actor.starting = None
@@ -111,7 +111,7 @@ class RayCrew:
 
     def end(self, worker: int) -> None:
         """As `Crew.end`."""
-        with suppress(RayActorError):
+        with suppress(RayError):
             ray.kill(self._actors.pop(worker).handle, no_restart=True)
 
 

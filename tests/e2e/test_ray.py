@@ -64,7 +64,7 @@ def scoring(folder: Path, candidates: Artifact, address: str, workers: int = 2) 
     return builders.stage("score", builders.config(folder / "ray", executor=executor), {"candidates": candidates})
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize(("nodes", "workers"), [(1, 2), (2, 4)])
 def test_workers_on_a_cluster_write_the_bytes_of_one_process_though_one_is_killed(
     tmp_path: Path,
     candidates: Artifact,  # noqa: F811
@@ -72,8 +72,9 @@ def test_workers_on_a_cluster_write_the_bytes_of_one_process_though_one_is_kille
     cluster: StartCluster,
     points: Points,
     nodes: int,
+    workers: int,
 ) -> None:
-    stage = scoring(tmp_path, candidates, cluster(nodes).address)
+    stage = scoring(tmp_path, candidates, cluster(nodes).address, workers)
     points.kill("ray/runs/test/round-01/scores/scores-00001.parquet", "self")
     lines: list[str] = []
     assert launcher.run(stage, on_log=lines.append).rows_out == 3 * SHARDS
