@@ -11,6 +11,7 @@ from pco.specs import StageName
 from pco.stage import Artifact, Stage
 from tests import builders, tiny_model, tiny_reward
 from tests.pco.reward_training.conftest import training_config
+from tests.points import Points
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -28,8 +29,8 @@ SETTINGS = {
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_evaluate_and_refer_by_two_workers_write_the_tables_of_one_process(
-    tmp_path: Path, tiny: Path, tokenizer: Any
+def test_evaluate_and_refer_by_two_workers_write_the_tables_of_one_process_though_one_is_killed(
+    tmp_path: Path, tiny: Path, tokenizer: Any, points: Points
 ) -> None:
     rows = [
         *(builders.prompt_row(text, "heldout") for text in PROMPTS),
@@ -42,12 +43,14 @@ def test_evaluate_and_refer_by_two_workers_write_the_tables_of_one_process(
     def tables(name: StageName, inputs: dict[str, Artifact], **executor: Any) -> dict[str, str]:
         config = builders.config(tmp_path / executor["kind"], tiny, **SETTINGS, executor=executor)
         manifest = launcher.run(builders.stage(name, config, inputs))
+        assert not list(points.folder.glob("*.self")) or executor["kind"] == "local", "none was killed"
         return {part.file: part.sha256 for part in manifest.parts}
 
     stages: dict[StageName, dict[str, Artifact]] = {
         "evaluate": {"policy": policy, "prompts": prompts},
         "refer": {"policy": policy, "pairs": pairs},
     }
+    points.kill("pool/runs/test/round-01/evaluation/candidates-00001.parquet", "self")
     for name, inputs in stages.items():
         assert tables(name, inputs, kind="local") == tables(name, inputs, kind="pool", workers=2)
 
