@@ -73,12 +73,11 @@ def _serving() -> Serving | None:
 @contextmanager
 def _sharding(stage: Stage[Any]) -> Iterator[Sharding]:
     """How the shards of a stage are made; no worker outlives the block."""
-    executor = stage.config.executor
-    if executor.kind == "local" or not stage.spec.workers:
+    if not stage.spec.workers or stage.config.executor.kind == "local":
         yield in_order
         return
     with _crew(stage) as crew:
-        yield Driver(crew, executor.workers)
+        yield Driver(crew, stage.config.executor.workers)
 
 
 def _crew(stage: Stage[Any]) -> AbstractContextManager[Crew]:

@@ -9,10 +9,8 @@ from transformers.utils import logging as transformers_logging
 from data import schemas, store
 from data.errors import CorruptArtifact
 from data.rows import CandidateRow, InfluenceRow, TrainingPairRow
-from pco import progress
 from pco.config.trace import Trace
 from pco.pairing import replay
-from pco.progress import Progress
 from pco.runs import policy
 from pco.seeds import seed_of
 from pco.stage import OnDone, Shard, Stage
