@@ -71,6 +71,10 @@ class Choice(StrEnum):
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(help="YAML config, e.g. configs/quickstart.yaml.")],
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the run; with `{date}` or `{time}` (UTC) that of the start, e.g. nightly-{date}."),
+    ] = None,
     overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check config, model, prompts and environment in seconds; start nothing.")
@@ -84,11 +88,15 @@ def run(
     Examples:
     - `pco run configs/quickstart.yaml`
 
-    - `pco run configs/quickstart.yaml --set run=gentle --set train.learning_rate=2e-5 --set rounds=3`
+    - `pco run configs/quickstart.yaml --name gentle --set train.learning_rate=2e-5 --set rounds=3`
+
+    - `pco run configs/quickstart.yaml --name nightly-{date}`
 
     """
     with clear_errors(KEPT):
-        resolved = load(config, overrides)
+        # Quoted, or a name in quotes would lose them rather than be refused.
+        named = [] if name is None else [f"run={json.dumps(name)}"]
+        resolved = load(config, [*named, *(overrides or [])])
         if dry_run:
             running.dry_run(resolved)
         else:

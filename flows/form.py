@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from prefect import flow
+from prefect.runtime import flow_run
 from pydantic import Field
 
 from data import packaged
@@ -16,7 +17,7 @@ from data.errors import BadInput
 from flows import reward
 from flows.recover import FLOW, REWARD_FLOW
 from flows.rounds import work
-from pco.config import reward_training
+from pco.config import names, reward_training
 from pco.config.run import RunConfig, load
 from pco.config.section import Section
 from pco.rounds import is_over
@@ -25,6 +26,7 @@ from pco.runs.status import RunState
 
 Preset = Literal["quickstart", "repetition", "instructions"]
 RunName = Annotated[str, Field(pattern=RunConfig.model_fields["run"].metadata[0].pattern)]
+NewRunName = Annotated[str, Field(pattern=names.PATTERN)]
 RequiredText = Annotated[str, Field(pattern=r"\S")]  # a required text that is left empty is sent as ""
 
 
@@ -61,7 +63,7 @@ class Extent(Section):
 
 @flow(name=FLOW, flow_run_name="{run}", persist_result=False)
 def start(
-    run: RunName,
+    run: NewRunName,
     preset: Preset = "quickstart",
     policy: PolicyChoice = PolicyChoice(),  # noqa: B008  frozen
     prompts: PromptFiles = PromptFiles(),  # noqa: B008
@@ -73,6 +75,7 @@ def start(
 
     Args:
         run: Name of the run and of its folder. The name of a run that is there resumes it, with the same settings.
+            `{date}` and `{time}` in it (UTC) are those at which the schedule has it start, also when it is retried.
         preset: What to begin with: a file of `configs/`, named the same.
         policy: The model to improve.
         prompts: JSONL or Parquet files on the worker's machine. Empty: the preset's.
@@ -89,7 +92,7 @@ def start(
         "rounds": extent.rounds or "",
         "seed": extent.seed,
     }
-    return work(load(preset_file(preset), sets(fields, overrides)))
+    return work(load(preset_file(preset), sets(fields, overrides), due=flow_run.scheduled_start_time))
 
 
 def preset_file(name: str) -> Path:
@@ -121,7 +124,7 @@ class Learning(Section):
 
 @flow(name=REWARD_FLOW, flow_run_name="{run}", persist_result=False)
 def train_reward(
-    run: RunName,
+    run: NewRunName,
     preferences: RequiredText,
     heldout: str = "",
     model: str = "",
@@ -133,6 +136,7 @@ def train_reward(
 
     Args:
         run: Name of the training and of its folder. The name of one that is there resumes it, with the same settings.
+            `{date}` and `{time}` in it (UTC) are those at which the schedule has it start, also when it is retried.
         preferences: JSONL or Parquet file on the worker's machine with `prompt`, `chosen`, `rejected` a row.
         heldout: Such a file that only the test sees. Empty: a tenth of the prompts is held out.
         model: What it begins as: folder or hub id of a language, encoder or reward model. Empty: that of
@@ -145,7 +149,8 @@ def train_reward(
     files = {"preferences": preferences, "heldout": heldout}
     learning = {f"train.{name}": value for name, value in train}
     fields = {"run": run, "runs_dir": runs_dir, "model": model, **files, **learning}
-    return reward.work(reward_training.load(preset_file("reward"), sets(fields, overrides)))
+    due = flow_run.scheduled_start_time
+    return reward.work(reward_training.load(preset_file("reward"), sets(fields, overrides), due=due))
 
 
 @flow(name=FLOW, flow_run_name="{run}", persist_result=False)

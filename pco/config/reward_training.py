@@ -1,5 +1,6 @@
 """The config of a reward training, read from a YAML file as that of a run is."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -7,7 +8,7 @@ from pydantic import Field, model_validator
 
 from data import files, packaged
 from pco.config import file as config_file
-from pco.config import formats
+from pco.config import formats, names
 from pco.config.executor import Execution
 from pco.config.section import Section
 from pco.config.train import Training
@@ -28,7 +29,7 @@ class RewardTraining(Section):
     kind: Literal["reward_training"] = "reward_training"
     """Tells this config from that of a run of rounds."""
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    """Name of the training and of its folder: letters, digits, `.`, `_`, `-`."""
+    """Name of the training and of its folder: letters, digits, `.`, `_`, `-`, and `{date}` or `{time}` as of a run."""
     runs_dir: str = "runs"
     """Folder that holds all runs."""
     seed: int = Field(0, ge=0)
@@ -76,12 +77,14 @@ class RewardTraining(Section):
         return self
 
 
-def load(path: Path, overrides: list[str] | None = None) -> RewardTraining:
+def load(path: Path, overrides: list[str] | None = None, *, due: datetime | None = None) -> RewardTraining:
     """Read a YAML config, apply `a.b=value` overrides, validate, make its paths absolute, and decide its number format.
+
+    `due` is the moment that the name may hold; now if none.
 
     Raises BadInput naming the file, the key, what was expected and, for an unknown key, the nearest known one.
     """
-    raw = config_file.read(RewardTraining, path, overrides or [])
+    raw = names.named(config_file.read(RewardTraining, path, overrides or []), due)
     config = _absolute(config_file.validated(RewardTraining, raw, source=str(path)))
     return formats.decided(config, config_file.of_run(config.folder))
 

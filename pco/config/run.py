@@ -1,6 +1,7 @@
 """The one config of a run. Every field's description is its documentation; unknown keys are refused by name."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -8,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data import files
 from pco.config import file as config_file
-from pco.config import formats
+from pco.config import formats, names
 from pco.config.executor import Execution
 from pco.config.gate import Gate
 from pco.config.metrics import TASK
@@ -153,7 +154,8 @@ class RunConfig(Section):
     """A multi-round run."""
 
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    """Name of the run and of its folder: letters, digits, `.`, `_`, `-`."""
+    """Name of the run and of its folder: letters, digits, `.`, `_`, `-`. `{date}` and `{time}` (both UTC) stand for the
+    moment at which its schedule has it start; without a schedule, for that of its start."""
     runs_dir: str = "runs"
     """Folder that holds all runs."""
     rounds: int = Field(2, ge=1)
@@ -255,25 +257,31 @@ def _share_a_part(one: RewardConfig, other: RewardConfig) -> bool:
     return any(settings(part) in known for part in parts(other))
 
 
-def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
+def load(path: Path, overrides: list[str] | None = None, *, due: datetime | None = None) -> RunConfig:
     """Read a YAML config, apply `a.b=value` overrides, validate, and settle paths and number formats (`parse`).
 
     Relative paths in the file are relative to the working directory, as a shell user expects; `package:PATH` names a
-    file that comes with pco, also as the config itself.
+    file that comes with pco, also as the config itself. `due` is the moment that the run's name may hold; now if none.
 
     Raises BadInput naming the file, the key, what was expected and, for an unknown key, the nearest known one.
     """
-    return parse(config_file.read(RunConfig, path, overrides or []), source=str(path))
+    return parse(config_file.read(RunConfig, path, overrides or []), source=str(path), due=due)
 
 
-def parse(raw: dict[str, Any], *, source: str, recorded: Mapping[str, Any] | None = None) -> RunConfig:
-    """Validate a config, make its paths absolute, and decide its number formats (`pco.config.formats`).
+def parse(
+    raw: dict[str, Any],
+    *,
+    source: str,
+    recorded: Mapping[str, Any] | None = None,
+    due: datetime | None = None,
+) -> RunConfig:
+    """Validate a config, make its name whole and its paths absolute, and decide its number formats.
 
     `recorded` is the `config.yaml` of the run that it goes on from; by default that in its folder, if there is one.
 
     Raises BadInput that lists every fault with its key.
     """
-    config = _absolute(config_file.validated(RunConfig, raw, source=source))
+    config = _absolute(config_file.validated(RunConfig, names.named(raw, due), source=source))
     return formats.decided(config, recorded or config_file.of_run(config.folder))
 
 

@@ -1,7 +1,9 @@
 """What a filled-in form means, and that the form can be read."""
 
 import json
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -56,6 +58,23 @@ def test_a_name_that_looks_like_a_number_stays_a_name() -> None:
 def test_a_form_s_overrides_choose_the_executor() -> None:
     config = configured("quickstart", {"run": "mine"}, "executor.kind=pool\nexecutor.workers=2")
     assert (config.executor.kind, config.executor.workers) == ("pool", 2)
+
+
+def test_a_form_s_name_holds_the_scheduled_date_however_late_it_starts_or_is_retried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[RunConfig] = []
+    monkeypatch.setattr("flows.form.work", made.append)
+    due = datetime(2026, 1, 31, 23, 30, tzinfo=timezone(timedelta(hours=-1)))
+    monkeypatch.setattr("flows.form.flow_run", SimpleNamespace(scheduled_start_time=due))
+    start.fn("nightly-{date}")
+    start.fn("nightly-{date}")
+    assert [config.run for config in made] == ["nightly-2026-02-01"] * 2
+
+
+def test_other_braces_in_a_form_s_name_are_refused() -> None:
+    with pytest.raises(ParameterTypeError, match="run"):
+        start.validate_parameters({"run": "nightly-{day}"})
 
 
 def test_a_wrong_override_is_refused_by_its_key() -> None:
