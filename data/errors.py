@@ -27,3 +27,7 @@ class AwaitsAnswer(PCOError):
 
 class BudgetSpent(PCOError):
     """A judge would cost more than was allowed; its answers so far are kept."""
+
+
+class Skipped(PCOError):
+    """A run of a series does not begin: another one is at work, or there is nothing new to learn from. No failure."""

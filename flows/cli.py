@@ -22,6 +22,7 @@ from flows import (
     quickstart_cli,
     reward_cli,
     running,
+    series_cli,
     study_cli,
     trace_cli,
 )
@@ -53,6 +54,7 @@ app.add_typer(drop_cli.app)
 app.command()(quickstart_cli.quickstart)
 app.command()(doctor_cli.doctor)
 app.command()(deploy_cli.deploy)
+app.command()(series_cli.series)
 app.add_typer(reward_cli.app, name="reward")
 app.add_typer(study_cli.app, name="study")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from pydantic import Field
 
@@ -61,6 +62,19 @@ class Extent(Section):
     """Every random choice follows from it."""
 
 
+class SeriesChoice(Section):
+    """For a schedule: each run begins from the best policy of the last one, and takes prompts that none has used. Its
+    name needs a date then, such as `nightly-{date}`.
+    """
+
+    name: str = ""
+    """Name of the series. Empty: the run is of none."""
+    prompts: int = Field(0, ge=0)
+    """How many rows of the training prompts each run takes. 0: all that are new."""
+    on_overlap: Literal["skip", "queue"] = "skip"
+    """What becomes of a run while another one of the series is at work."""
+
+
 @flow(name=FLOW, flow_run_name="{run}", persist_result=False)
 def start(
     run: NewRunName,
@@ -68,9 +82,10 @@ def start(
     policy: PolicyChoice = PolicyChoice(),  # noqa: B008  frozen
     prompts: PromptFiles = PromptFiles(),  # noqa: B008
     extent: Extent = Extent(),  # noqa: B008
+    series: SeriesChoice = SeriesChoice(),  # noqa: B008
     overrides: str = "",  # not a list: the pages at /v2 of Prefect 3.7.7 send the items of a list as null
     runs_dir: str = "runs",
-) -> str:
+) -> str | State[str]:
     """Run the rounds of a preset with your changes, or resume them; returns the report's path.
 
     Args:
@@ -80,6 +95,7 @@ def start(
         policy: The model to improve.
         prompts: JSONL or Parquet files on the worker's machine. Empty: the preset's.
         extent: How much is made.
+        series: Begin from the best policy of the last run of a series, with new prompts.
         overrides: Any other settings as KEY=VALUE, one a line, e.g. train.learning_rate=1e-5. They have the last word.
         runs_dir: Folder that holds all runs, from the folder that `pco deploy` named.
 
@@ -91,8 +107,16 @@ def start(
         **{f"prompts.{name}": path for name, path in prompts},
         "rounds": extent.rounds or "",
         "seed": extent.seed,
+        **_of_series(series),
     }
     return work(load(preset_file(preset), sets(fields, overrides), due=flow_run.scheduled_start_time))
+
+
+def _of_series(choice: SeriesChoice) -> dict[str, str | float]:
+    if not choice.name:
+        return {}
+    settings = {"name": choice.name, "prompts": choice.prompts or "", "on_overlap": choice.on_overlap}
+    return {f"series.{name}": value for name, value in settings.items()}
 
 
 def preset_file(name: str) -> Path:
@@ -154,7 +178,7 @@ def train_reward(
 
 
 @flow(name=FLOW, flow_run_name="{run}", persist_result=False)
-def next_round(run: RunName, runs_dir: str = "runs") -> str:
+def next_round(run: RunName, runs_dir: str = "runs") -> str | State[str]:
     """Make one more round of a run that is there, and its report; returns the report's path.
 
     Raises BadInput where the gate has ended the run: no round follows a refused one, or as many as it is patient with.

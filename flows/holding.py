@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,7 @@ from tasks.stages import shown_if_possible
 Held = RunConfig | RewardTraining | Study
 
 _ASK_AGAIN_S = 120.0  # each time costs the start of a process
+_LOOK_AGAIN_S = 5.0
 
 
 @contextmanager
@@ -70,7 +72,15 @@ def _queue_if_held(config: Held) -> None:
     """
     if not deployment.id or not is_held(config.folder) or flow_run.parent_flow_run_id:
         return
-    message = f"Another flow run works on {config.folder}. This one starts again when it is through."
+    queue(f"Another flow run works on {config.folder}. This one starts again when it is through.")
+
+
+def queue(message: str) -> None:
+    """Give the worker back; the server starts this flow run again later. One of no deployment waits here."""
+    if not deployment.id:
+        get_run_logger().info(message)
+        time.sleep(_LOOK_AGAIN_S)
+        return
     later = datetime.now(UTC) + timedelta(seconds=_ASK_AGAIN_S)
     waiting: State[None] = Scheduled(scheduled_time=later, name="AwaitingConcurrencySlot", message=message)
     get_run_logger().info(message)

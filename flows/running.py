@@ -1,20 +1,26 @@
 """What every command that makes rounds does: look at the folder first, then run, then say what came of it."""
 
+from contextlib import nullcontext
+
 from flows import private_server
 from flows.console import console, say
 from pco import rounds
 from pco.config.file import OF_RUN
 from pco.config.run import RunConfig
 from pco.evaluation import gate
-from pco.runs.folder import BEST, check_same, report_path
+from pco.runs import series
+from pco.runs.folder import BEST, check_same, read_config, report_path
 from pco.runs.status import RunState
 from pco.specs import stages_of
 
 
 def run(config: RunConfig) -> None:
     """Run all rounds, or those that are missing, and say what the gate decided and where the results lie."""
-    if not is_over(config):
-        _run(config)
+    if not is_over(config) and (skipped := _run(config)):
+        say(skipped)
+        return
+    if config.series is not None:
+        config = read_config(config.folder)  # with what it came to when it began
     for reason in RunState(config).reasons:
         say(reason)
     if config.prompts.has_test:
@@ -38,6 +44,12 @@ def dry_run(config: RunConfig) -> None:
     from pco import doctor
 
     private_server.check()
+    if config.series is not None and config.series.begun is None:
+        begun = series.plan(config, config.series).begun
+        say(
+            f"Run {begun.number} of the series {config.series.name} would begin from {series.start_of(begun)}, with "
+            f"rows {series.rows_of(begun)} of {begun.train}. Checked below: all rows, and the policy of the first run."
+        )
     inputs, warnings = doctor.check(config)
     for line in inputs.told():
         say(f"{line}.")
@@ -63,17 +75,18 @@ def is_over(config: RunConfig) -> bool:
     return report_path(config).exists() and RunState(config).is_finished
 
 
-def _run(config: RunConfig) -> None:
+def _run(config: RunConfig) -> str:
+    """Run the flow; returns why a run of a series did not begin, or nothing."""
     in_terminal = console.is_terminal
     private_server.begin(in_terminal)
-    from flows.rounds import run_rounds
+    from flows.rounds import SKIPPED, run_rounds
     from tasks import views
 
     console.print(
         f"Run [bold]{config.run}[/]: {config.rounds} round(s) into {config.folder}", soft_wrap=True, highlight=False
     )
-    if in_terminal:
-        with views.shown_in(views.Terminal(console)):
-            run_rounds(config)
-    else:
-        run_rounds(config)
+    shown = views.shown_in(views.Terminal(console)) if in_terminal else nullcontext()
+    with shown:
+        state = run_rounds(config, return_state=True)
+    state.result()  # raises what the flow raised
+    return str(state.message) if state.name == SKIPPED else ""

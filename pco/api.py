@@ -4,6 +4,7 @@ Every function raises an error of `data.errors` that says what was wrong and wha
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from pco.config.overrides import overridden
 from pco.config.run import RunConfig
 from pco.execution.executor import Executor, LocalExecutor
 from pco.progress import Progress
-from pco.runs import final_test, standalone
+from pco.runs import final_test, series, standalone
 from pco.runs import folder as run_folder
 from pco.runs.after_round import keep_best
 from pco.runs.status import RunState, points
@@ -143,14 +144,19 @@ def run(
         on_log: Called with each line that the engines print, and with a warning where a tracker cannot be told.
 
     Raises RunConflict when another process writes to this run, or it was made with another config; StageFailed when a
-    stage's process died; AwaitsAnswer when the gate leaves a refused round to a person; what a stage itself raises.
+    stage's process died; AwaitsAnswer when the gate leaves a refused round to a person; Skipped when a run of a series
+    does not begin; what a stage itself raises.
 
     """
 
     def decided(number: int, best: Artifact) -> None:
         keep_best(config, number, best)
 
-    with run_folder.opened(config), following(config, on_log) as told:
+    with ExitStack() as stack:
+        with series.entered(config) as begun:
+            config = begun
+            stack.enter_context(run_folder.opened(config))
+        told = stack.enter_context(following(config, on_log))
         rounds.walk(config, told(_doing(executor, on_progress, on_log)), decided=decided)
         report.write(config)
     return Run(config)

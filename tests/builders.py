@@ -236,6 +236,8 @@ def pretended(stage: Stage, *, refused: bool = False) -> store.Manifest:
 def _outputs(stage: Stage, refused: bool) -> dict[str, str]:
     promoted = "no" if refused else "yes"
     match stage.name:
+        case "prepare" if stage.config.begun and stage.config.begun.policy:
+            return {"policy": stage.config.begun.policy, "policy_folder": stage.config.policy.model}
         case "prepare":
             return {"policy": "the starting policy", "policy_folder": "/nowhere"}
         case "train":

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from data import files
+from data import files, windows
 from pco.config import file as config_file
 from pco.config import formats, names
 from pco.config.executor import Execution
@@ -24,6 +24,7 @@ from pco.config.reward import (
     settings,
 )
 from pco.config.section import Section, added, iso_date
+from pco.config.series import Begun, Series
 from pco.config.trackers import Tracker
 from pco.config.train import Train, absolute_loss
 
@@ -175,6 +176,8 @@ class RunConfig(Section):
     """Experiment trackers that are told of every finished stage; docs/tracking.md."""
     executor: Execution = Execution()
     """Which processes make the shards of a stage."""
+    series: Series | None = added(None)
+    """Begin from the best policy of the last run of a series, with prompts that none has used; docs/series.md."""
     policy: Policy
     prompts: Prompts
     generate: Generate = Generate()
@@ -240,6 +243,25 @@ class RunConfig(Section):
                 raise ValueError(f"{where}: no such task is evaluated: name it under evaluate.tasks")
         return self
 
+    @model_validator(mode="after")
+    def _series_has_windows(self) -> "RunConfig":
+        if self.series is None:
+            return self
+        train = self.prompts.train
+        if not isinstance(train, str) or Path(train).suffix not in windows.FORMATS:
+            raise ValueError(
+                "series: each run takes the next rows of `prompts.train`: name a JSONL file there, *.jsonl"
+            )
+        if self.prompts.train_limit is not None:
+            raise ValueError("series: `series.prompts` says how many rows a run takes; leave out prompts.train_limit")
+        return self
+
+    @property
+    def begun(self) -> Begun | None:
+        """What it came to when it began as a run of a series; None for one of no series, such as a fork of one."""
+        begun = self.series.begun if self.series else None
+        return begun if begun and begun.by == self.run else None
+
     @property
     def folder(self) -> Path:
         """Where everything of this run lies."""
@@ -282,7 +304,29 @@ def parse(
     Raises BadInput that lists every fault with its key.
     """
     config = _absolute(config_file.validated(RunConfig, names.named(raw, due), source=source))
-    return formats.decided(config, recorded or config_file.of_run(config.folder))
+    recorded = recorded or config_file.of_run(config.folder)
+    return formats.decided(in_its_series(config, recorded), recorded)
+
+
+def in_its_series(config: RunConfig, recorded: Mapping[str, Any] | None) -> RunConfig:
+    """The config of a run of a series with what it came to when it began, if `recorded`, its config.yaml, tells.
+
+    Where the config names another policy or other prompts than then, these stay, and `check_same` finds them.
+    """
+    of_run = recorded.get("series") if recorded else None
+    if config.series is None or config.series.begun is not None or not isinstance(of_run, dict) or not of_run["begun"]:
+        return config
+    begun = Begun.model_validate(of_run["begun"])
+    if begun.by != config.run or not recorded:
+        return config
+    config = config.model_copy(update={"series": config.series.model_copy(update={"begun": begun})})
+    if (config.policy.model, config.policy.revision) == (begun.model, begun.revision):
+        then = {name: recorded["policy"][name] for name in ("model", "revision")}
+        config = config.model_copy(update={"policy": config.policy.model_copy(update=then)})
+    if config.prompts.train == begun.train:
+        prompts = config.prompts.model_copy(update={"train": recorded["prompts"]["train"]})
+        config = config.model_copy(update={"prompts": prompts})
+    return config
 
 
 def _absolute(config: RunConfig) -> RunConfig:

@@ -187,6 +187,30 @@ def training(report: RunReport) -> list[Plot]:
     return shown
 
 
+def series(curves: Mapping[str, Sequence[tuple[int, float, float, float]]]) -> list[Plot]:
+    """Reward and perplexity over the runs of a series: number, value and interval of each; 0 is the series' start."""
+    panels = {
+        "reward": "On held-out prompts that all runs share; higher is better. Bars: 95 % intervals of a run's gain.",
+        "perplexity": "On human text, as a multiple of that of the policy that the series began from.",
+    }
+    shown = []
+    for name, caption in panels.items():
+        if points := [_Point(*point) for point in curves.get(name, [])]:
+            shown.append(_plot(name.capitalize(), caption, _over_runs(points, name)))
+    return shown
+
+
+def _over_runs(points: Sequence[_Point], name: str) -> Draw:
+    def draw(axes: Axes) -> None:
+        _with_bars(axes, points, 0, name)
+        axes.margins(y=0.18)
+        if name == "perplexity":
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+        round_axis(axes, [point.number for point in points], name="run")
+
+    return draw
+
+
 def calibration(bins: Sequence[Bin]) -> Plot:
     """Of a reward model: the probability it gave its winners against how often these were preferred."""
 
@@ -318,14 +342,14 @@ def _bounds(axes: Axes, bounds: Mapping[str, float | None]) -> None:
         )
 
 
-def round_axis(axes: Axes, numbers: Sequence[int]) -> None:
+def round_axis(axes: Axes, numbers: Sequence[int], *, name: str = "round") -> None:
     """Ticks at rounds, the first one called start."""
     axes.set_xlim(min(numbers) - 0.25, max(numbers) + 0.25)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"round {value:.0f}" if round(value) else "start"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{name} {value:.0f}" if round(value) else "start"))
     if len(numbers) > 5:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}" if round(value) else "start"))
-        axes.set_xlabel("round")
+        axes.set_xlabel(name)
 
 
 def legend_above(axes: Axes, columns: int) -> None:

@@ -41,6 +41,8 @@ _FREE = {
     "executor.workers",
     "executor.gpus_per_worker",
     "executor.address",
+    "series.on_overlap",
+    "series.at_least",
     "engine.kv_cache_gib",
     "engine.gpu_memory_utilization",
     # They decide which stages come next and with which settings; each of those stages has its own fingerprint.
