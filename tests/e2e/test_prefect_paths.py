@@ -11,16 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 
 from pco.runs.folder import holder, read_config
 from pco.runs.status import RunState
+from pco.stage import flat
 from tests.e2e.conftest import Case, asked, stage_processes, worker_is_done
 from tests.points import PATIENCE_S, Hold, Points, until
 
@@ -30,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 POOL = "local"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 ANSWER_S = 86_400
+TO_SCHEDULE_S = 20  # the server looks for new schedules every few seconds
 TOO_YOUNG_S = 10  # a flow run that has said Running for so short is given the benefit of the doubt
 Row = dict[str, Any]
 
@@ -255,6 +258,67 @@ def test_a_run_that_failed_was_cancelled_and_killed_is_retried_and_redoes_nothin
     run.retry()
     run.becomes("Completed")
     _is_whole(run, finished)
+
+
+def _scheduled(site: Site, case: Case, every_s: int, count: int) -> list[Run]:
+    """A series on a schedule of its own that ends after so many flow runs; returns these, in their order."""
+    from prefect import flow
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    raw = yaml.safe_load(case.file.read_text())
+    runs_dir = Path(raw.pop("runs_dir"))
+    series = {"name": "nightly", "prompts": 8, "on_overlap": "queue"}
+    overrides = "\n".join(f"{key}={json.dumps(value)}" for key, value in flat(raw).items() if key != "run")
+    parameters = {"run": "at-{time}", "series": series, "overrides": overrides, "runs_dir": str(runs_dir)}
+    with temporary_settings({PREFECT_API_URL: site.url}):
+        deployment = flow.from_source(source=str(ROOT), entrypoint="flows/form.py:start").deploy(
+            name="nightly",
+            work_pool_name=POOL,
+            parameters=parameters,
+            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+            print_next_steps=False,
+        )
+    begin = datetime.now(UTC) + timedelta(seconds=TO_SCHEDULE_S)
+    rule = f"DTSTART:{begin:%Y%m%dT%H%M%S}Z\nRRULE:FREQ=SECONDLY;INTERVAL={every_s};COUNT={count}"
+    schedules = [{"schedule": {"rrule": rule, "timezone": "UTC"}, "active": True}]
+    asked("POST", f"{site.url}/deployments/{deployment}/schedules", json=schedules)
+
+    def come() -> list[Row] | None:
+        rows: list[Row] = site.post("flow_runs/filter", deployments={"id": {"any_": [str(deployment)]}})
+        return rows if len(rows) == count else None
+
+    rows = sorted(until(come, "its flow runs", every_s=1), key=lambda row: row["expected_start_time"])
+    due = [datetime.fromisoformat(row["expected_start_time"]) for row in rows]
+    return [Run(site, row["id"], runs_dir / f"at-{at:%H%M%S}") for row, at in zip(rows, due, strict=True)]
+
+
+def test_a_schedule_makes_a_run_each_time_from_the_best_policy_so_far_and_passes_over_one_that_was_killed(
+    make_case: Callable[..., Case], site: Site, start_worker: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    case = make_case(rounds=1, train__epochs=1, evaluate__samples=1, generate__n=2)
+    first, killed, last = _scheduled(site, case, every_s=5, count=3)
+    half_prepared = site.points.hold(killed.folder / "round-00/prompts/manifest.json")
+    start_worker()
+    killed.reaches(half_prepared)
+    assert first.row["state_name"] == "Completed"
+    killed.kill()
+    killed.becomes("Crashed")
+    killed.is_quiet()
+    half_prepared.release()
+    last.becomes("Completed")
+
+    begun = [read_config(run.folder).begun for run in (first, killed, last)]
+    windows = [(each.number, each.first_row, each.end_row, each.from_run) for each in begun if each]
+    best = first.folder.name
+    assert windows == [(1, 0, 8, None), (2, 8, 16, best), (3, 8, 16, best)]
+    assert read_config(last.folder).policy.model == str((first.folder / "best").resolve())
+    killed.rests(1)
+    killed.retry()
+    assert f"{killed.folder.name}: was not finished when {last.folder.name} began" in killed.becomes("Failed")
+    told = case.tell("series", "nightly", "--runs-dir", str(first.folder.parent))
+    assert "3 runs, 2 finished, 2 with a better policy. Reward on held-out prompts" in told
+    assert f"Passed over, as they did not finish: {killed.folder.name}." in told
+    assert (first.folder.parent / "series-nightly.html").exists()
 
 
 def test_a_refused_round_asks_and_a_person_answers_there_or_on_the_command_line(

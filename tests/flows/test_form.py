@@ -13,11 +13,12 @@ from prefect.utilities.callables import parameter_schema
 
 from data.errors import BadInput
 from flows.comparison import compare_policies, evaluate_policies
-from flows.form import Extent, Learning, Preset, next_round, preset_file, sets, start, train_reward
+from flows.form import Extent, Learning, Preset, SeriesChoice, next_round, preset_file, sets, start, train_reward
 from flows.studies import make_study
 from pco.config import reward_training
 from pco.config.prompts import DataSource
 from pco.config.run import RunConfig, load
+from pco.config.series import Series
 from pco.config.study import Study
 from pco.runs.folder import opened
 from tests import builders
@@ -70,6 +71,19 @@ def test_a_form_s_name_holds_the_scheduled_date_however_late_it_starts_or_is_ret
     start.fn("nightly-{date}")
     start.fn("nightly-{date}")
     assert [config.run for config in made] == ["nightly-2026-02-01"] * 2
+
+
+def test_a_form_s_run_is_of_no_series_unless_it_names_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[RunConfig] = []
+    monkeypatch.setattr("flows.form.work", made.append)
+    start.fn("mine")
+    start.fn("mine", series=SeriesChoice(name="s", on_overlap="queue"))
+    start.fn("mine", series=SeriesChoice(name="s", prompts=8))
+    assert [config.series for config in made] == [
+        None,
+        Series(name="s", on_overlap="queue"),
+        Series(name="s", prompts=8),
+    ]
 
 
 def test_other_braces_in_a_form_s_name_are_refused() -> None:
