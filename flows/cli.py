@@ -286,7 +286,8 @@ def recover(
         bool, typer.Option("--resume", help="Also schedule the retry of those that belong to a deployment.")
     ] = False,
     max_attempts: Annotated[
-        int, typer.Option(min=1, help="A flow run that began this often is marked, but not resumed.")
+        int,
+        typer.Option(min=1, help="A flow run that began to work this often is not resumed; waiting does not count."),
     ] = 3,
 ) -> None:
     """Find flow runs that died with their worker and still say Running on the Prefect server; mark them Crashed.

@@ -16,7 +16,7 @@ from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import deployment, flow_run
 from prefect.states import Scheduled
 
-from flows.recover import FOLDER, take_over
+from flows.recover import FOLDER, WAITING, take_over
 from pco.config.reward_training import RewardTraining
 from pco.config.run import RunConfig
 from pco.config.study import Study
@@ -82,7 +82,7 @@ def queue(message: str) -> None:
         time.sleep(_LOOK_AGAIN_S)
         return
     later = datetime.now(UTC) + timedelta(seconds=_ASK_AGAIN_S)
-    waiting: State[None] = Scheduled(scheduled_time=later, name="AwaitingConcurrencySlot", message=message)
+    waiting: State[None] = Scheduled(scheduled_time=later, name=WAITING, message=message)
     get_run_logger().info(message)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(UUID(flow_run.id), waiting, force=True)

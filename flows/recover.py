@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
@@ -28,6 +29,7 @@ EVALUATE_FLOW = "pco-evaluate"
 STUDY_FLOW = "pco-study"
 OURS = [FLOW, REWARD_FLOW, EVALUATE_FLOW, STUDY_FLOW]  # flows that work in a folder
 FOLDER = "pco.folder"  # the label of a flow run that says where it works
+WAITING = "AwaitingConcurrencySlot"  # the name of the state of one that waits for its folder, or its series
 _YOUNG_S = 10.0  # a flow run that says Running takes the lock of its folder much sooner
 _AGAIN_S = 2.0
 _BUSY = [StateType.RUNNING, StateType.CANCELLING]
@@ -57,7 +59,7 @@ def recover_runs(max_attempts: int = 3, crashed: str = "") -> None:
     """Mark flow runs that died with their worker, and schedule their retry.
 
     Args:
-        max_attempts: A flow run that began this often is marked, but not resumed.
+        max_attempts: A flow run that began to work this often is marked, but not resumed. Waiting does not count.
         crashed: Id of a flow run to look at alone, which has crashed while its worker lived; the server's automation
             fills it in.
 
@@ -128,10 +130,18 @@ def resumed(client: SyncPrefectClient, run: FlowRun, folder: Path, max_attempts:
     """Schedule the retry of a flow run that was marked, if a worker can take it up; says what came of it."""
     if run.deployment_id is None:
         return f"has no deployment to resume it: `pco resume {folder}`"
-    if run.run_count >= max_attempts:
-        return f"not resumed after {run.run_count} attempts (--max-attempts)"
+    begun = attempts(run, client.read_flow_run_states(run.id))
+    if begun >= max_attempts:
+        return f"not resumed after {begun} attempts (--max-attempts)"
     client.set_flow_run_state(run.id, AwaitingRetry(message="Resumed by `pco recover`"))
-    return f"resumes as attempt {run.run_count + 1}"
+    return f"resumes as attempt {begun + 1}"
+
+
+def attempts(run: FlowRun, states: Sequence[State[object]]) -> int:
+    """How often a flow run began to work. The server also counts each time that it only found its folder held."""
+    ordered = sorted(states, key=lambda state: state.timestamp)
+    waits = [after.name == WAITING and before.is_running() for before, after in pairwise(ordered)]
+    return run.run_count - sum(waits)
 
 
 def _recovered(client: SyncPrefectClient, run: FlowRun, resume: bool, max_attempts: int) -> str:

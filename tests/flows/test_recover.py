@@ -2,20 +2,24 @@
 
 import logging
 from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 from uuid import UUID, uuid4
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import AwaitingConcurrencySlot
 from typer.testing import CliRunner
 
 from data.errors import BadInput
 from flows import recover
 from flows.cli import app
-from flows.recover import FOLDER, folder_of, is_dead, resume_crashed, resumed
+from flows.recover import FOLDER, WAITING, attempts, folder_of, is_dead, resume_crashed, resumed
 from pco.runs.folder import holder, opened
 from tests import builders
 
@@ -66,8 +70,32 @@ def test_what_began_too_often_or_has_no_deployment_is_not_resumed() -> None:
     dead = FlowRun(flow_id=uuid4(), run_count=3)
     never_asked = cast(SyncPrefectClient, None)
     assert "`pco resume /runs/a`" in resumed(never_asked, dead, Path("/runs/a"), 3)
-    deployed = dead.model_copy(update={"deployment_id": uuid4()})
-    assert "not resumed after 3 attempts" in resumed(never_asked, deployed, Path("/runs/a"), 3)
+    deployed = OneRun(dead.model_copy(update={"deployment_id": uuid4()}))
+    assert "not resumed after 3 attempts" in resumed(
+        cast(SyncPrefectClient, deployed), deployed.run, Path("/runs/a"), 3
+    )
+    assert deployed.asked == []
+
+
+RUNNING, WAITS, PENDING = State(type="RUNNING"), AwaitingConcurrencySlot(), State(type="PENDING")
+AFTER_WORK = st.sampled_from([State(type="CRASHED"), State(type="FAILED"), State(type="PAUSED", name="Suspended")])
+WORKED = st.builds(lambda end: [PENDING, RUNNING, end], AFTER_WORK)
+QUEUED = st.sampled_from(
+    [[PENDING, RUNNING, WAITS], [PENDING, WAITS]]
+)  # by us for its folder, by the server for a slot
+
+
+def dated(states: list[State]) -> list[State]:
+    """The states, one after the other."""
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    return [state.model_copy(update={"timestamp": begin + timedelta(seconds=i)}) for i, state in enumerate(states)]
+
+
+@given(st.lists(WORKED | QUEUED, max_size=12))
+def test_only_what_came_to_work_counts_as_an_attempt(parts: list[list[State]]) -> None:
+    states = [state for part in parts for state in part]
+    run = FlowRun(flow_id=uuid4(), run_count=sum(state.is_running() for state in states))
+    assert attempts(run, dated(states)[::-1]) == sum(part[-1].name != WAITING for part in parts)
 
 
 class OneRun:
@@ -76,9 +104,13 @@ class OneRun:
     def __init__(self, run: FlowRun) -> None:
         self.run = run
         self.asked: list[str | None] = []
+        self.states: list[State] = []
 
     def read_flow_run(self, _: UUID) -> FlowRun:
         return self.run
+
+    def read_flow_run_states(self, _: UUID) -> list[State]:
+        return self.states
 
     def read_task_runs(self, **_: object) -> list[TaskRun]:
         return []
@@ -104,6 +136,12 @@ def test_a_crash_that_is_told_twice_is_resumed_once(crashed: OneRun) -> None:
     told = [*resume_crashed(crashed.run.id, 3), *resume_crashed(crashed.run.id, 3)]
     assert told[0].endswith("resumes as attempt 2") and told[1].endswith("AwaitingRetry by now")
     assert crashed.asked == ["AwaitingRetry"]
+
+
+def test_a_run_that_waited_is_resumed_all_the_same(crashed: OneRun) -> None:
+    crashed.run = crashed.run.model_copy(update={"run_count": 3})
+    crashed.states = dated([RUNNING, WAITS, RUNNING, WAITS, RUNNING, State(type="CRASHED")])
+    assert [line.endswith("resumes as attempt 2") for line in resume_crashed(crashed.run.id, 2)] == [True]
 
 
 def test_a_crash_is_not_resumed_where_another_works_or_after_too_many_attempts(crashed: OneRun, tmp_path: Path) -> None:
