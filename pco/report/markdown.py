@@ -7,6 +7,7 @@ from data.visible import visible
 from pco.report import run_tables, tables, wording
 from pco.report.cells import Cell, Column, Table
 from pco.report.numbers import RoundReport, RunReport, SamplePair
+from pco.report.sparklines import sparkline
 
 _TEXT_LIMIT = 400  # characters of a prompt or completion in a table cell
 # No dialect of Markdown gives these a meaning; every other punctuation mark is escaped.
@@ -59,6 +60,7 @@ def one_round(report: RunReport, number: int) -> str:
     beside = [report.rounds[i] for i in sorted({0, max(0, number - 1), number})]
     sections = {
         "Metrics": tables.metrics(report, beside),
+        "Curves": _curves(report, round_report),
         "Gate": tables.gate(report, [round_report]),
         "Pairs": tables.funnel(report, [round_report]),
         "Chosen and rejected": tables.pairs(report, [round_report]),
@@ -68,6 +70,24 @@ def one_round(report: RunReport, number: int) -> str:
     written = [f"## {name}\n\n{table(content)}" for name, content in sections.items() if content.rows]
     title = f"# Run {report.config.run}, {round_report.name}"
     return "\n\n".join([title, wording.decision(report, number), *written]) + "\n"
+
+
+def _curves(report: RunReport, round_report: RoundReport) -> Table:
+    """What the report draws, as far as this round: its training, and metrics over the rounds."""
+    so_far = [policy for policy in report.evaluated if policy.number <= round_report.number]
+    steps, rounds = "steps of the training", "policies, the start first"
+    curves = [(name, steps, [step.get(name) for step in round_report.train_log]) for name in ("loss", "margin", "gate")]
+    for name in ("reward/greedy", "repetition/greedy", "perplexity"):
+        curves.append((name.replace("/", ", "), rounds, [policy.value(name) for policy in so_far]))
+    rows = []
+    for name, unit, values in curves:
+        known = [value for value in values if value is not None]
+        if len(known) > 1:
+            ends = [Cell(wording.decimal(value)) for value in (known[0], known[-1])]
+            rows.append([Cell(name), Cell(f"{len(values)} {unit}"), ends[0], Cell(sparkline(values)), ends[1]])
+    labels = ("Curve", "Over", "First", "From the lowest to the highest", "Last")
+    caption = "The plots are artifacts of their own when the run has ended, and in its report."
+    return Table(caption, [Column(label, number=label in {"First", "Last"}) for label in labels], rows)
 
 
 def _changes(report: RunReport) -> Table:

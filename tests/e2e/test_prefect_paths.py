@@ -295,7 +295,7 @@ def _scheduled(site: Site, case: Case, every_s: int, count: int) -> list[Run]:
 def test_a_schedule_makes_a_run_each_time_from_the_best_policy_so_far_and_passes_over_one_that_was_killed(
     make_case: Callable[..., Case], site: Site, start_worker: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
-    case = make_case(rounds=1, train__epochs=1, evaluate__samples=1, generate__n=2)
+    case = make_case(rounds=1, train__epochs=1, evaluate__samples=1, generate__n=2, engine__max_model_len=None)
     first, killed, last = _scheduled(site, case, every_s=5, count=3)
     half_prepared = site.points.hold(killed.folder / "round-00/prompts/manifest.json")
     start_worker()

@@ -160,9 +160,9 @@ def test_hostile_text_stays_within_its_markdown_cell(config: RunConfig) -> None:
     make_run(config, text=HOSTILE)
     text = report.round_markdown(config, 1)
     shown = markdown_tables(text)
-    assert len(shown) == 6
+    assert len(shown) == 7
     assert all({len(row) for row in rows} == {len(rows[0])} for rows in shown)
-    sample = unescaped(shown[4][2][2])
+    sample = unescaped(shown[5][2][2])
     assert "<script>alert(1)</script></table></td> | a | b | | --- | ```" in sample
     whole = report.run_markdown(config)
     assert all({len(row) for row in rows} == {len(rows[0])} for rows in markdown_tables(whole))
