@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data.errors import AwaitsAnswer, PCOError
+from data.errors import AwaitsAnswer, PCOError, Skipped
 from data.visible import visible
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def clear_errors(interrupted: str) -> Iterator[None]:
     except AwaitsAnswer as waiting:
         errors.print(f"[bold yellow]waiting:[/] {escape(str(waiting))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
+    except Skipped as skipped:
+        say(str(skipped))
     except PCOError as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None

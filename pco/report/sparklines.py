@@ -1,4 +1,4 @@
-"""Curves as characters, for pages that show no pictures: Prefect's drop `data:` addresses and HTML from Markdown."""
+"""Curves as characters, for pages that show no pictures: Prefect's (3.7.7, /v2) drop `data:` addresses and HTML."""
 
 import math
 from collections.abc import Sequence
