@@ -104,7 +104,7 @@ def headline(shown: Sequence[SeriesRun]) -> str:
     """What came of the series, in a sentence or two."""
     finished = [run for run in shown if run.best is not None]
     better = sum(run.gain is not None for run in finished)
-    counted = f"{len(shown)} runs, {len(finished)} finished, {better} with a better policy"
+    counted = f"{len(shown)} runs, {len(finished)} finished, {better} with a promoted policy"
     if finished and finished[0].start and finished[-1].best:
         before, after = (wording.decimal(summary["reward"]) for summary in (finished[0].start, finished[-1].best))
         counted = f"{counted}. Reward on held-out prompts: {before} at the start, {after} now"

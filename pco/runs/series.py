@@ -285,7 +285,8 @@ def _check_fits(config: RunConfig, last: Member) -> None:
         now = source_fingerprint(heldout, recorded, key="prompts.heldout")
     else:
         now = file_fingerprint(Path(heldout), recorded, key="prompts.heldout")
-    if recorded != now or config.prompts.heldout_limit != last.config.prompts.heldout_limit:
+    settings = [(prompts.heldout_limit, prompts.test_share) for prompts in (config.prompts, last.config.prompts)]
+    if recorded != now or settings[0] != settings[1]:
         raise BadInput(
             f"prompts.heldout: are not those of {last.config.run}, and a run is held against the best policy of its "
             f"series `{_name(last)}` on the same prompts. Restore them, or begin a new series."

@@ -316,7 +316,7 @@ def test_a_schedule_makes_a_run_each_time_from_the_best_policy_so_far_and_passes
     killed.retry()
     assert f"{killed.folder.name}: was not finished when {last.folder.name} began" in killed.becomes("Failed")
     told = case.tell("series", "nightly", "--runs-dir", str(first.folder.parent))
-    assert "3 runs, 2 finished, 2 with a better policy. Reward on held-out prompts" in told
+    assert "3 runs, 2 finished, 2 with a promoted policy. Reward on held-out prompts" in told
     assert f"Passed over, as they did not finish: {killed.folder.name}." in told
     assert (first.folder.parent / "series-nightly.html").exists()
 

@@ -77,7 +77,8 @@ def test_what_began_too_often_or_has_no_deployment_is_not_resumed() -> None:
     assert deployed.asked == []
 
 
-RUNNING, WAITS, PENDING = State(type="RUNNING"), AwaitingConcurrencySlot(), State(type="PENDING")
+RUNNING, PENDING = State(type="RUNNING"), State(type="PENDING")
+WAITS: State = AwaitingConcurrencySlot()
 AFTER_WORK = st.sampled_from([State(type="CRASHED"), State(type="FAILED"), State(type="PAUSED", name="Suspended")])
 WORKED = st.builds(lambda end: [PENDING, RUNNING, end], AFTER_WORK)
 QUEUED = st.sampled_from(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pco.report.sparklines import sparkline
 
-NUMBERS = st.floats(-1e9, 1e9)
+NUMBERS = st.integers(-(10**12), 10**12).map(lambda number: number / 1000)
 
 
 @given(st.lists(st.none() | st.floats(), max_size=100), st.integers(1, 50))
@@ -21,9 +21,9 @@ def test_a_curve_is_as_long_as_its_values_or_the_width_and_has_gaps_where_nothin
         assert [mark != " " for mark in drawn] == known
 
 
-@given(st.lists(NUMBERS, min_size=2, max_size=40), st.floats(0.1, 10), st.floats(-100, 100))
+@given(st.lists(NUMBERS, min_size=2, max_size=40))
 def test_a_higher_value_is_never_drawn_lower_and_the_ends_are_the_lowest_and_highest(
-    values: list[float], scale: float, shift: float
+    values: list[float],
 ) -> None:
     drawn = sparkline(values)
     by_value = [mark for _, mark in sorted(zip(values, drawn, strict=True))]

@@ -187,6 +187,10 @@ def test_other_held_out_prompts_or_another_model_are_refused(folder: Path) -> No
     played(folder, "a")
     with pytest.raises(BadInput, match=r"policy\.model: other/model, but the series `s` began from some/model"):
         begun(parse(raw(folder, "b") | {"policy": {"model": "other/model"}}, source="test"))
+    fewer = raw(folder, "b")
+    fewer["prompts"]["heldout_limit"] = 1
+    with pytest.raises(BadInput, match=r"prompts\.heldout: are not those of a"):
+        begun(parse(fewer, source="test"))
     builders.write_jsonl(folder / "heldout.jsonl", [{"prompt": "another"}])
     with pytest.raises(BadInput, match=r"prompts\.heldout: are not those of a"):
         begun(loaded(folder, "b"))
