@@ -62,7 +62,9 @@ def test_the_curve_begins_at_the_series_start_and_has_a_point_for_each_run_that_
     assert [point[0] for point in curves["reward"]] == [0, 1, 3]
     assert all(low <= value <= high for _, value, low, high in curves["reward"])
     assert curves["perplexity"][0][1] == 1
-    assert series.headline(shown).startswith("3 runs, 2 finished, 1 with a promoted policy. Reward on held-out prompts: ")
+    assert series.headline(shown).startswith(
+        "3 runs, 2 finished, 1 with a promoted policy. Reward on held-out prompts: "
+    )
     assert series.headline(shown).endswith("Passed over, as they did not finish: failed.")
 
 
