@@ -285,11 +285,14 @@ def _check_fits(config: RunConfig, last: Member) -> None:
         now = source_fingerprint(heldout, recorded, key="prompts.heldout")
     else:
         now = file_fingerprint(Path(heldout), recorded, key="prompts.heldout")
-    settings = [(prompts.heldout_limit, prompts.test_share) for prompts in (config.prompts, last.config.prompts)]
+    settings = [
+        (prompts.heldout_limit, prompts.test_share, prompts.exclude)
+        for prompts in (config.prompts, last.config.prompts)
+    ]
     if recorded != now or settings[0] != settings[1]:
         raise BadInput(
             f"prompts.heldout: are not those of {last.config.run}, and a run is held against the best policy of its "
-            f"series `{_name(last)}` on the same prompts. Restore them, or begin a new series."
+            f"series `{_name(last)}` on the same prompts. Restore them (and `heldout_limit`, `test_share`, `exclude`), or begin a new series."
         )
 
 
