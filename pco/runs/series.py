@@ -292,7 +292,8 @@ def _check_fits(config: RunConfig, last: Member) -> None:
     if recorded != now or settings[0] != settings[1]:
         raise BadInput(
             f"prompts.heldout: are not those of {last.config.run}, and a run is held against the best policy of its "
-            f"series `{_name(last)}` on the same prompts. Restore them (and `heldout_limit`, `test_share`, `exclude`), or begin a new series."
+            f"series `{_name(last)}` on the same prompts. Restore them (and `heldout_limit`, `test_share`, `exclude`), "
+            "or begin a new series."
         )
 
 
