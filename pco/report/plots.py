@@ -196,7 +196,7 @@ def series(curves: Mapping[str, Sequence[tuple[int, float, float, float]]]) -> l
     shown = []
     for name, caption in panels.items():
         if points := [_Point(*point) for point in curves.get(name, [])]:
-            shown.append(_plot(name.capitalize(), caption, _over_runs(points, name)))
+            shown.append(drawing(name.capitalize(), caption, _over_runs(points, name)))
     return shown
 
 
