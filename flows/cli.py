@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+import pco
 from data import schemas, store
 from data.errors import BadInput, CorruptArtifact
 from flows import (
@@ -40,13 +41,29 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    callback=machine.prepare,
     rich_markup_mode="markdown",
     help="Iterative preference optimization: generate, score, pair, train, evaluate, gate, repeat.\n\n"
     "A run is a folder under `runs/`. All that it makes lies there as Parquet, and whatever is finished is never done "
     "again: a run that died goes on with `pco resume`, or with the command that started it.",
     epilog="Begin with `pco quickstart`.",
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        say(pco.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _begin(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version, and no more.")
+    ] = False,
+) -> None:
+    machine.prepare()
+
+
 app.add_typer(data_cli.app, name="data")
 app.add_typer(evaluate_cli.app)
 app.add_typer(trace_cli.app)

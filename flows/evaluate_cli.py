@@ -131,7 +131,7 @@ def _evaluated(name: str, plan: RunConfig) -> Rows:
 
 
 def _told(name: str, stage: Stage, done: Progress) -> str:
-    return f"{name}: {stage.name}, {done.done} of {done.total} {done.unit}"
+    return f"{name}: {stage.name}, {done.count} of {done.total} {done.unit}"
 
 
 def _print(evaluations: dict[str, Rows], level: float) -> None:

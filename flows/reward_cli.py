@@ -145,7 +145,7 @@ def evaluate(
             return
         with errors.status(f"{name}: benchmark") as shown:
             reward_benchmark.run(
-                plan, lambda done: shown.update(f"{name}: {done.done:,} of {done.total:,} {done.unit}")
+                plan, lambda done: shown.update(f"{name}: {done.count:,} of {done.total:,} {done.unit}")
             )
         path = report.write(plan.folder, name)
         for table in report.tables(report.read(plan.folder)):

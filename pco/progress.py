@@ -17,12 +17,17 @@ _last_sent = 0.0
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is: `done` of `total` `unit`s. `note` holds more, such as a rate."""
+    """How far a stage is: `done` of `total` `unit`s, some perhaps in part. `note` holds more, such as a rate."""
 
-    done: int
+    done: float
     total: int
     unit: str
     note: str = ""
+
+    @property
+    def count(self) -> int:
+        """The whole units that are done."""
+        return int(self.done)
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ class Shard:
     measured: Mapping[str, float] = field(default_factory=dict)
 
 
-OnDone = Callable[[int], None]
-"""Is told how many more units of a shard are done."""
+OnDone = Callable[[float], None]
+"""Is told how many more units of a shard are done; a unit may be done in part."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ class Tally:
         self._table, self._note = table, note
         self._total = sum(table.sizes)
         self._on_disk = self._total - sum(table.sizes[index] for index in missing)
-        self._at_work: dict[int, int] = {}
-        self._reported = -1
+        self._at_work: dict[int, float] = {}
+        self._reported = -1.0
 
-    def did(self, index: int, units: int) -> None:
+    def did(self, index: int, units: float) -> None:
         """So many more units of a shard are done."""
         self._at_work[index] = self._at_work.get(index, 0) + units
         self._report()
@@ -131,7 +131,7 @@ class Tally:
         self._on_disk += self._table.sizes[index]
         self._report()
 
-    def of(self, index: int) -> int:
+    def of(self, index: int) -> float:
         """How many units of a shard at work are done."""
         return self._at_work.get(index, 0)
 

@@ -16,6 +16,7 @@ from data.errors import AwaitsAnswer, StageFailed
 from data.store import Manifest
 from pco.execution.executor import Executor, LocalExecutor
 from pco.progress import Progress
+from pco.runs import remaining
 from pco.runs.status import counted
 from pco.stage import Stage
 from tasks import views
@@ -71,19 +72,20 @@ class _Watch:
 
     def __init__(self, stage: Stage[Any], view: views.View) -> None:
         self._stage, self._view = stage, view
-        self._first: tuple[float, int] | None = None
+        self._after_s = remaining.seconds_after(stage)
+        self._first: tuple[float, float] | None = None
         self._artifact: UUID | None = None
         self._last_update = 0.0
 
     def advance(self, progress: Progress) -> None:
-        eta_s = self._eta(progress)
-        self._view.advance(progress, eta_s)
+        left = self._left(progress)
+        self._view.advance(progress, left)
         now = time.monotonic()
         if now - self._last_update < _ARTIFACT_EVERY_S and progress.done < progress.total:
             return
         self._last_update = now
         with shown_if_possible("the progress"):
-            self._show(100 * progress.done / progress.total, views.describe(progress, eta_s))
+            self._show(100 * progress.done / progress.total, views.describe(progress, left))
 
     def _show(self, percent: float, description: str) -> None:
         description = f"{self._stage.title}: {description}"
@@ -93,6 +95,10 @@ class _Watch:
         else:
             update_progress_artifact(self._artifact, percent, description)
 
+    def _left(self, progress: Progress) -> views.Left:
+        eta_s = self._eta(progress)
+        return views.Left(eta_s, None if eta_s is None or self._after_s is None else eta_s + self._after_s)
+
     def _eta(self, progress: Progress) -> float | None:
         """Seconds left, at the rate since the first report (engine start and resumed shards do not count)."""
         now = time.monotonic()
@@ -101,7 +107,7 @@ class _Watch:
             return None
         began, at_first = self._first
         done = progress.done - at_first
-        return (now - began) / done * (progress.total - progress.done) if done else None
+        return (now - began) / done * (progress.total - progress.done) if done > 0 else None
 
 
 def summary(manifest: Manifest, *, reused: bool) -> str:

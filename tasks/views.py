@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from prefect.logging import get_run_logger
 from rich.console import Console
@@ -18,11 +18,23 @@ from pco.progress import Progress
 _LINE_EVERY_S = 10.0
 
 
+class Left(NamedTuple):
+    """Seconds that a stage and its whole run still take, as far as that can be told."""
+
+    stage_s: float | None = None
+    run_s: float | None = None
+
+    def __str__(self) -> str:
+        stage = f"ETA {duration(self.stage_s)}" if self.stage_s is not None else ""
+        run = f"whole run about {duration(self.run_s)}" if self.run_s is not None else ""
+        return ", ".join(filter(None, (stage, run)))
+
+
 class View(Protocol):
     """Shows a stage. The calls are begin, advance (many times), end, in this order; `ok` is false for an error."""
 
     def begin(self, title: str) -> None: ...
-    def advance(self, progress: Progress, eta_s: float | None) -> None: ...
+    def advance(self, progress: Progress, left: Left) -> None: ...
     def end(self, summary: str, *, ok: bool) -> None: ...
 
 
@@ -35,11 +47,11 @@ class Lines:
     def begin(self, title: str) -> None:
         get_run_logger().info("started")
 
-    def advance(self, progress: Progress, eta_s: float | None) -> None:
+    def advance(self, progress: Progress, left: Left) -> None:
         if time.monotonic() - self._last < _LINE_EVERY_S:
             return
         self._last = time.monotonic()
-        get_run_logger().info(describe(progress, eta_s))
+        get_run_logger().info(describe(progress, left))
 
     def end(self, summary: str, *, ok: bool) -> None:
         get_run_logger().log(logging.INFO if ok else logging.ERROR, summary)
@@ -56,7 +68,7 @@ class Terminal:
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}"),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[eta]}"),
+            TextColumn("{task.fields[left]}"),
             TextColumn("[dim]{task.fields[note]}"),
         )
         self._bars = Bars(*columns, console=console, transient=True)
@@ -67,15 +79,15 @@ class Terminal:
         self._bars.start()
         for task in self._bars.task_ids:
             self._bars.remove_task(task)
-        self._bars.add_task(title, total=None, unit="", eta="starting", note="")
+        self._bars.add_task(title, total=None, unit="", left="starting", note="")
 
-    def advance(self, progress: Progress, eta_s: float | None) -> None:
+    def advance(self, progress: Progress, left: Left) -> None:
         self._bars.update(
             self._bars.task_ids[0],
-            completed=progress.done,
+            completed=progress.count,
             total=progress.total,
             unit=progress.unit,
-            eta="" if eta_s is None else f"ETA {duration(eta_s)}",
+            left=str(left),
             note=progress.note,
         )
 
@@ -103,14 +115,10 @@ def current() -> View:
     return _view.get() or Lines()
 
 
-def describe(progress: Progress, eta_s: float | None) -> str:
+def describe(progress: Progress, left: Left) -> str:
     """Progress in words."""
-    parts = [f"{progress.done}/{progress.total} {progress.unit}"]
-    if eta_s is not None:
-        parts.append(f"ETA {duration(eta_s)}")
-    if progress.note:
-        parts.append(progress.note)
-    return ", ".join(parts)
+    parts = (f"{progress.count}/{progress.total} {progress.unit}", str(left), progress.note)
+    return ", ".join(filter(None, parts))
 
 
 def duration(seconds: float) -> str:

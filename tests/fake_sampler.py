@@ -16,7 +16,9 @@ class FakeSampler:
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
 
-    def complete(self, requests: list[Request], *_: Any, on_done: Callable[[int], None]) -> list[Completion]:
+    def complete(
+        self, requests: list[Request], *_: Any, on_done: Callable[[float], None], **__: Any
+    ) -> list[Completion]:
         return [Completion(one, "z " * self.tokens, [5] * self.tokens, SAMPLED, "length") for one in requests]
 
     def text_logprobs(self, texts: list[str]) -> list[tuple[float, int]]:

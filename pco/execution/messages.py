@@ -19,7 +19,7 @@ class Task:
 class Did:
     """So many more units of the shard at work are done."""
 
-    units: int
+    units: float
 
 
 @dataclass(frozen=True)

@@ -61,13 +61,13 @@ class _Teller:
     """Tells the driver how far a shard is, a few times a second."""
 
     def __init__(self, serving: Serving) -> None:
-        self._serving, self._units, self._last = serving, 0, 0.0
+        self._serving, self._units, self._last = serving, 0.0, 0.0
 
-    def __call__(self, units: int) -> None:
+    def __call__(self, units: float) -> None:
         self._units += units
         if time.monotonic() - self._last > _DID_EVERY_S:
             self._serving.say(Did(self._units))
-            self._units, self._last = 0, time.monotonic()
+            self._units, self._last = 0.0, time.monotonic()
 
 
 def _leave() -> NoReturn:

@@ -5,11 +5,16 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Event, Lock, Thread
+from typing import Any, Protocol, Self
 
 from pco.config.run import Engine, Generate
 from pco.models.protocols import Tokenizer
 from pco.models.rendering import Rendered
+
+_SAMPLED_TOKENS = "vllm:generation_tokens"  # a metric of vLLM's
+_METER_EVERY_S = 0.5
+_UNFINISHED = 0.99  # of all requests, at most, for as long as none is known to be finished
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,48 @@ class _RequestOutput(Protocol):
     outputs: Sequence[_CompletionOutput]
 
 
+class Meter:
+    """Tells how far requests are that are completed together, while the block under it runs.
+
+    Finished ones count whole, the others by the tokens that `tokens` says were sampled, as if each had `expected` of
+    them; together never all before all are finished.
+    """
+
+    def __init__(
+        self, total: int, expected: float, tokens: Callable[[], float], on_done: Callable[[float], None]
+    ) -> None:
+        self._total, self._expected, self._tokens, self._on_done = total, expected, tokens, on_done
+        self._finished, self._told, self._before = 0, 0.0, tokens()
+        self._lock, self._ended = Lock(), Event()
+        self._watch = Thread(target=self._watched, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._watch.join()
+
+    def finish(self, count: int) -> None:
+        """So many more requests are finished."""
+        with self._lock:
+            self._finished += count
+            self._tell()
+
+    def _watched(self) -> None:
+        while not self._ended.wait(_METER_EVERY_S):
+            with self._lock:
+                self._tell()
+
+    def _tell(self) -> None:
+        by_tokens = (self._tokens() - self._before) / self._expected
+        done = max(self._finished, min(by_tokens, _UNFINISHED * self._total))
+        if done > self._told:
+            self._on_done(done - self._told)
+            self._told = done
+
+
 class Sampler:
     """One model in one engine. vLLM changes its process for good, so a process holds only one Sampler."""
 
@@ -77,19 +124,30 @@ class Sampler:
             max_model_len=engine.max_model_len,
             tensor_parallel_size=engine.tensor_parallel,
             enable_prefix_caching=True,
+            disable_log_stats=False,  # `_tokens` reads them
             generation_config="vllm",  # the config decides how to sample, not the model folder
             **device,
         )
         self._tokenizer: Tokenizer = self._llm.get_tokenizer()
 
     def complete(
-        self, requests: list[Request], generate: Generate, *, on_done: Callable[[int], None]
+        self, requests: list[Request], generate: Generate, *, expected_tokens: float, on_done: Callable[[float], None]
     ) -> list[Completion]:
-        """Complete every request, in order. `on_done` gets the number of requests that each engine step finished."""
+        """Complete every request, in order.
+
+        `on_done` is told from time to time how many more completions are done. All are sampled at once and end
+        together, so one that is not finished counts in part, by its tokens of the `expected_tokens` of a completion.
+        """
         prompts = [{"prompt_token_ids": request.prompt.token_ids} for request in requests]
         params = [_params(request, generate) for request in requests]
-        outputs = self._llm.generate(prompts, params, use_tqdm=_bar(on_done))
+        with Meter(len(requests), expected_tokens, self._tokens, on_done) as meter:
+            outputs = self._llm.generate(prompts, params, use_tqdm=_bar(meter.finish))
         return [self._completion(request, output) for request, output in zip(requests, outputs, strict=True)]
+
+    def _tokens(self) -> float:
+        """How many tokens the engine has sampled so far."""
+        counters = (metric for metric in self._llm.get_metrics() if metric.name == _SAMPLED_TOKENS)
+        return float(sum(counter.value for counter in counters))
 
     def _completion(self, request: Request, output: _RequestOutput) -> Completion:
         sampled = output.outputs[0]
@@ -158,13 +216,13 @@ def _params(request: Request, generate: Generate) -> object:
     )
 
 
-def _bar(on_done: Callable[[int], None]) -> Callable[..., object]:
+def _bar(on_finished: Callable[[int], None]) -> Callable[..., object]:
     """A silent progress bar for vLLM that passes on how many requests each engine step finished."""
     from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
         def update(self, n: float | None = 1) -> object:
-            on_done(int(n or 0))
+            on_finished(int(n or 0))
             return super().update(n)
 
     def start(*args: object, **kwargs: Any) -> object:

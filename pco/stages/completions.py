@@ -30,7 +30,7 @@ def complete_shards(
     Returns metrics of this attempt: seconds to start the engine (the slowest of several), seconds of sampling, tokens
     and tokens per second; none where nothing was left to do.
     """
-    start_s = 0.0
+    start_s, span, tokens, completed = 0.0, Span(), 0, 0
 
     @cache
     def engine() -> Sampler:
@@ -44,18 +44,21 @@ def complete_shards(
         sampler = engine()
         on_done(0)  # the rate of progress counts from here
         began = time.monotonic()
-        completions = sampler.complete(list(shards[index]), stage.config.generate, on_done=on_done)
-        tokens = sum(len(completion.token_ids) for completion in completions)
+        expected = tokens / completed if completed else _expected_tokens(stage)
+        completions = sampler.complete(
+            list(shards[index]), stage.config.generate, expected_tokens=expected, on_done=on_done
+        )
+        sampled = sum(len(completion.token_ids) for completion in completions)
         rows = [candidate_row(completion, stage.inputs["policy"].fingerprint) for completion in completions]
         seconds = time.monotonic() - began
-        measured = {"engine_start_s": start_s, "sampling_s": seconds, "tokens": tokens}
+        measured = {"engine_start_s": start_s, "sampling_s": seconds, "tokens": sampled}
         return Shard(schemas.build("candidates", rows), measured=measured)
 
-    span, tokens = Span(), 0
     for done in stage.shards("candidates", list(map(len, shards)), make, unit="completions"):
         if done.measured:
             span.ended(done.measured["sampling_s"])
             tokens += int(done.measured["tokens"])
+            completed += len(shards[done.index])
             start_s = max(start_s, done.measured["engine_start_s"])
     if not span.seconds:
         return {}
@@ -65,3 +68,12 @@ def complete_shards(
         "tokens": tokens,
         "tokens_per_s": tokens / span.seconds,
     }
+
+
+def _expected_tokens(stage: Stage) -> float:
+    """Tokens of a completion, by the run's last evaluation before; without one, the most that it may have."""
+    for number in range(stage.round, -1, -1):
+        evaluation = store.read_manifest(Stage("evaluate", number, stage.config).folder)
+        if evaluation is not None and "length" in evaluation.metrics:
+            return max(1.0, evaluation.metrics["length"])
+    return float(stage.config.generate.max_tokens)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import pco
 from data import smollm2
 from flows.cli import app
 from pco.config.run import RunConfig
@@ -111,6 +112,11 @@ def test_bad_input_ends_with_status_2_and_one_clear_message(config_file: Path, c
     assert result.exit_code == 2
     assert told in result.output
     assert "Traceback" not in result.output
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = runner.invoke(app, ["--version"])
+    assert (result.exit_code, result.output.strip()) == (0, pco.__version__)
 
 
 def test_a_missing_config_file_is_named() -> None:

@@ -1,5 +1,6 @@
 """The task around a stage: Prefect shows a run, and what it cannot show costs the run nothing."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from prefect.logging import disable_run_logger
 
 from data import store
 from pco.progress import Progress
+from pco.runs import remaining
+from pco.specs import stages_of
 from pco.stage import Stage
 from tasks import stages
 from tests import builders
@@ -61,6 +64,23 @@ def test_the_page_of_a_stage_tells_how_far_it_is_and_the_time_to_go(
     first, *_, last = shown
     assert first == f"{stage.title}: 1/3 candidates"
     assert last == f"{stage.title}: 3/3 candidates, ETA 0 s"
+
+
+def test_the_last_stage_that_works_tells_the_time_to_go_of_the_whole_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = builders.config(tmp_path, rounds=2)
+    for number in (1, 2):
+        for name in stages_of(config, number):
+            if (number, name) != (2, "decide"):
+                builders.stage(name, config, number=number).finish(
+                    unit="rows", rows_in=0, rows_out=0, dropped={}, started=time.time() - 60
+                )
+    assert remaining.seconds_after(builders.stage("decide", config, number=2)) == 0
+    assert remaining.seconds_after(builders.stage("train", config, number=2)) == pytest.approx(120, abs=5)
+    in_round = len(stages_of(config, 1))
+    assert remaining.seconds_after(builders.stage("decide", config, number=1)) == pytest.approx(60 * in_round, abs=9)
+    assert remaining.seconds_after(builders.stage("prepare", config, number=0)) is None
 
 
 def test_the_line_of_a_finished_stage_tells_of_its_judges_position_bias(tmp_path: Path) -> None:

@@ -418,7 +418,9 @@ class FakeSampler:
     def __init__(self, *_: Any) -> None:
         self.tokens = 0
 
-    def complete(self, requests: list[Request], *_: Any, on_done: Callable[[int], None]) -> list[Completion]:
+    def complete(
+        self, requests: list[Request], *_: Any, on_done: Callable[[float], None], **__: Any
+    ) -> list[Completion]:
         return [self._completion(request) for request in requests]
 
     def _completion(self, request: Request) -> Completion:

@@ -26,9 +26,13 @@ class FakeEngine:
 
     def __init__(self, fails_at: int | None = None) -> None:
         self.asked: list[Request] = []
+        self.expected: list[float] = []
         self._fails_at = fails_at
 
-    def complete(self, requests: list[Request], _: Any, *, on_done: Callable[[int], None]) -> list[Completion]:
+    def complete(
+        self, requests: list[Request], _: Any, *, expected_tokens: float, on_done: Callable[[float], None]
+    ) -> list[Completion]:
+        self.expected.append(expected_tokens)
         for request in requests:
             if request.seed == self._fails_at:
                 raise MemoryError
@@ -130,3 +134,17 @@ def test_a_row_holds_the_request_and_what_became_of_it(stage: Stage) -> None:
             "policy": builders.PRETEND.fingerprint,
         }
     ]
+
+
+def test_completions_are_expected_as_long_as_those_before_or_in_the_last_evaluation_or_as_they_may_be(
+    stage: Stage,
+) -> None:
+    first, second = FakeEngine(), FakeEngine()
+    completions.complete_shards(stage, shards(6, 2), lambda: first)
+    assert first.expected == [stage.config.generate.max_tokens, 1.0, 1.0]  # the fake's completions are of one token
+    evaluation = builders.stage("evaluate", builders.changed(stage.config, run="measured"))
+    account = {"unit": "completions", "rows_in": 0, "rows_out": 0, "dropped": {}, "started": 0.0}
+    evaluation.finish(**account, metrics={"length": 7.5})
+    measured = builders.stage("generate", evaluation.config, {"policy": builders.PRETEND})
+    completions.complete_shards(measured, shards(6, 3), lambda: second)
+    assert second.expected == [7.5, 1.0]

@@ -1,0 +1,36 @@
+"""How long a run still takes, by the stages that it has finished."""
+
+from typing import Any
+
+from data import store
+from pco.config.run import RunConfig
+from pco.specs import StageName, stages_of
+from pco.stage import Stage
+
+
+def seconds_after(stage: Stage[Any]) -> float | None:
+    """About how many seconds a run takes after one of its stages, if all its rounds are made.
+
+    Each stage is reckoned as long as its like in the last round that finished one. None where some stage has none yet,
+    so in most of a run's first round.
+    """
+    if not isinstance(stage.config, RunConfig):
+        return None
+    total = 0.0
+    for number in range(stage.round, stage.config.rounds + 1):
+        names: list[StageName] = stages_of(stage.config, number)
+        for name in names[names.index(stage.name) + 1 :] if number == stage.round else names:  # type: ignore[arg-type]
+            seconds = _last(name, stage.round, stage.config)
+            if seconds is None:
+                return None
+            total += seconds
+    return total
+
+
+def _last(name: StageName, until: int, config: RunConfig) -> float | None:
+    """Seconds of the last such stage in a round until this one; None if none is finished."""
+    for number in range(until, -1, -1):
+        manifest = store.read_manifest(Stage(name, number, config).folder)
+        if manifest is not None:
+            return manifest.seconds
+    return None
