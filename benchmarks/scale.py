@@ -26,7 +26,8 @@ from pco.execution import launcher, messages, pool
 from pco.execution.driver import Driver
 from pco.execution.messages import Made
 from pco.execution.shares import Share
-from pco.stage import ShardedTable, Stage
+from pco.sharding import ShardedTable
+from pco.stage import Stage
 from tests import builders
 
 _WORKERS = (1, 2)

@@ -14,7 +14,8 @@ from data.errors import StageFailed
 from pco.execution import at_work
 from pco.execution.at_work import Board
 from pco.execution.messages import Did, Ended, Event, Failed, Made, Task
-from pco.stage import Done, ShardedTable, Stage, Tally
+from pco.sharding import Done, ShardedTable, Tally
+from pco.stage import Stage
 
 TRIES = 3  # of a shard, each of which ended its worker
 _WAIT_S = 0.5

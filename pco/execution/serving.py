@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 from pco.execution import messages
 from pco.execution.messages import Did, Failed, Made, Message, Task
 from pco.progress import Failure
-from pco.stage import Done, ShardedTable, Stage
+from pco.sharding import Done, ShardedTable
+from pco.stage import Stage
 
 _DID_EVERY_S = 0.2
 

@@ -29,7 +29,8 @@ from pco.execution.driver import Crew, Driver
 from pco.execution.process_group import STACKS_SIGNAL
 from pco.execution.serving import Serving
 from pco.progress import Failure
-from pco.stage import PARENT, Sharding, Stage, in_order
+from pco.sharding import Sharding, in_order
+from pco.stage import PARENT, Stage
 
 FAILED = 3  # exit status after a failure that was told to the parent
 _PR_SET_PDEATHSIG = 1

@@ -13,7 +13,8 @@ from pco import rewards
 from pco.rewards import Reward
 from pco.rewards.scores import Candidate, Score
 from pco.seeds import seed_of
-from pco.stage import OnDone, Shard, Stage
+from pco.sharding import OnDone, Shard
+from pco.stage import Stage
 
 Side = Literal["chosen", "rejected"]
 

@@ -14,7 +14,8 @@ from pco.reward_training.order import verified
 from pco.reward_training.pairs import HELDOUT
 from pco.rewards import Reward, Score
 from pco.rewards.scores import Candidate
-from pco.stage import Shard, Stage
+from pco.sharding import Shard
+from pco.stage import Stage
 
 _SHARD_PAIRS = 256
 

@@ -8,7 +8,8 @@ from data import schemas, store
 from data.rows import PromptRow
 from pco.models.engine import Request, Sampler
 from pco.models.sampling import candidate_row
-from pco.stage import OnDone, Shard, Span, Stage
+from pco.sharding import OnDone, Shard, Span
+from pco.stage import Stage
 
 
 def read_prompts(stage: Stage, split: str) -> list[PromptRow]:

@@ -21,7 +21,8 @@ from pco.models.rendering import load_tokenizer, render, written
 from pco.models.sampling import GREEDY, SAMPLED, sampled
 from pco.rewards import Reward
 from pco.runs import policy
-from pco.stage import OnDone, Shard, Stage
+from pco.sharding import OnDone, Shard
+from pco.stage import Stage
 from pco.stages.completions import complete_shards, in_shards, read_prompts
 
 _GREEDY_SAMPLE = 0

@@ -16,7 +16,8 @@ from pco.pairing import replay
 from pco.pairing.strategies import Chosen, Scored, Skipped, pairs_of, pairs_with
 from pco.runs import policy
 from pco.seeds import seed_of
-from pco.stage import OnDone, Shard, Stage
+from pco.sharding import OnDone, Shard
+from pco.stage import Stage
 
 REFERENCE = -1  # the sample of a prompt's reference, which no policy sampled
 

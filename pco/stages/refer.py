@@ -19,7 +19,8 @@ from pco.config.formats import DTYPES
 from pco.models.protocols import Model
 from pco.pairing import replay
 from pco.runs import policy
-from pco.stage import OnDone, Shard, Span, Stage
+from pco.sharding import OnDone, Shard, Span
+from pco.stage import Stage
 from pco.training.batches import Example, collate, examples_of, longest_first
 from pco.training.layout import Reader
 from pco.training.objective import decoder_and_head

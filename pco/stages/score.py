@@ -8,7 +8,8 @@ from data import schemas, store
 from data.rows import CandidateRow, ScoreRow
 from pco import rewards
 from pco.rewards import NOT_FINITE, Reward, Score
-from pco.stage import OnDone, Shard, Stage
+from pco.sharding import OnDone, Shard
+from pco.stage import Stage
 
 
 def run(stage: Stage) -> store.Manifest:

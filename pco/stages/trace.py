@@ -13,7 +13,8 @@ from pco.config.trace import Trace
 from pco.pairing import replay
 from pco.runs import policy
 from pco.seeds import seed_of
-from pco.stage import OnDone, Shard, Stage
+from pco.sharding import OnDone, Shard
+from pco.stage import Stage
 from pco.stages import learning
 from pco.training import influence, loop, user_loss
 from pco.training.batches import Example

@@ -17,7 +17,8 @@ from pco.execution import at_work
 from pco.execution.driver import TRIES, Driver
 from pco.execution.messages import Did, Ended, Event, Failed, Made, Task
 from pco.progress import Failure, Progress
-from pco.stage import OnDone, Shard, ShardedTable, Stage, in_order
+from pco.sharding import OnDone, Shard, ShardedTable, in_order
+from pco.stage import Stage
 from tests import builders
 
 FATES = ("made", "dies before", "dies after")  # of a shard at a worker: the last two around its commit
