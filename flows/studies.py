@@ -144,8 +144,8 @@ def _made(study: Study, run: Run) -> str:
 def _publish(study: Study) -> Path:
     from pco.report import study as study_report
 
-    study_results.write(study)
     path = study_report.write(study)
+    study_results.write(study)
     with shown_if_possible("the study's report"):
         key = re.sub(r"[^a-z0-9]+", "-", f"study-{study.name}".lower()).strip("-")
         create_markdown_artifact(study_report.as_markdown(study), key=key, description=f"Report: {path}")

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from flows import private_server, running
 from flows.console import KEPT, Overrides, RunsDir, clear_errors, console, print_table, say
+from pco.config.file import OF_RUN
 from pco.config.study import Study, load
 from pco.runs import study as studies
 from pco.runs import study_results
@@ -81,11 +82,13 @@ def _dry_run(study: Study) -> None:
 
 
 def _is_over(study: Study) -> bool:
-    is_reported = all((study.folder / name).exists() for name in ("report.html", study_results.RESULTS))
-    before = studies.read(study.name, study.runs_dir) if is_reported else None
-    if before is None or before.runs != study.runs:
+    """Whether all runs are over, and the tables and the report are of them as they are now."""
+    if not all(running.is_over(study.config(*each)) for each in study.runs):
         return False
-    return all(running.is_over(study.config(*each)) for each in study.runs)
+    is_reported = all((study.folder / name).exists() for name in (OF_RUN, "report.html"))
+    return (
+        is_reported and studies.read(study.name, study.runs_dir).runs == study.runs and study_results.is_written(study)
+    )
 
 
 def _run(study: Study) -> None:
@@ -156,6 +159,7 @@ def report(
         from pco.report import study as study_report
 
         study = studies.read(name, runs_dir)
+        path = study_report.write(study)
         study_results.write(study)
         if csv is not None:
             study_report.write_csv(study, csv)
@@ -164,7 +168,7 @@ def report(
         for written in (csv, latex):
             if written is not None:
                 say(f"Table: {written}")
-        say(str(study_report.write(study)))
+        say(str(path))
 
 
 @app.command()

@@ -140,8 +140,7 @@ def load(path: Path, overrides: Sequence[str] = (), *, name: str | None = None, 
             raise BadInput(f"--set {override}: a study gives itself `{key}`: {_OWN[key]}.")
     base = _base(path, study, list(overrides))
     listed = _variants(study, source=str(path))
-    runs_dir = Path(base.get("runs_dir", "runs")).expanduser()
-    recorded = _recorded(runs_dir / FOLDER / study.study)
+    recorded = _recorded(Path(str(base.get("runs_dir", "runs"))).expanduser() / FOLDER / study.study)
     variants: dict[str, RunConfig] = {}
     for variant, changes in listed:
         config = _config(study, variant, changes, base, recorded, source=f"{path}: variant `{variant}`")
@@ -272,6 +271,11 @@ def _check_can_be_compared(config: RunConfig, source: str) -> None:
         raise BadInput(
             f"{source}: prompts.test or prompts.test_share: every run of the study would look at the test set. Leave "
             "it out, and put the best run to it afterwards: `pco test RUN --prompts FILE`."
+        )
+    if config.series is not None:
+        raise BadInput(
+            f"{source}: series: each run of a series has prompts of its own, and those of a study have the same ones. "
+            "Leave it out."
         )
     if config.gate.otherwise == "ask":
         raise BadInput(f"{source}: gate.otherwise: a study asks nobody in the middle. Choose stop or roll_back.")

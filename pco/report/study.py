@@ -233,7 +233,8 @@ def _cell(report: StudyReport, name: str, variant: str, number: int | None) -> C
         return Cell(wording.ABSENT)
     fewer = f"{len(values)} of {len(report.study.seeds)} seeds" if len(values) < len(report.study.seeds) else ""
     found = None
-    if variant != report.study.first and number != 0:
+    both = [report.study.first, variant]
+    if variant != report.study.first and number != 0 and study_best.have_one_scale(report.study, both, name):
         paired = "drift" if name == "perplexity" else name  # the logarithm, which has a value per text
         found = study_best.difference(policies, first, paired, level=report.level)
     notes = [_difference(name, found) if found else "", fewer]

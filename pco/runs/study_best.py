@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from data.errors import BadInput
+from pco.config import reward as reward_config
 from pco.config.metrics import METRICS, TASK, Metric, metric
 from pco.config.study import Study
 from pco.evaluation.crossed import crossed_interval
@@ -51,12 +52,25 @@ def difference(
 
 
 def values(policy: Evaluated, measure: str) -> Mapping[str, float]:
-    """A measure of each prompt by its id; what compares with the start is that of the start itself where it is kept."""
+    """A measure of each prompt or text by its id; against the start, the start itself is even."""
     about = metric(measure)
-    if policy.round == 0 and about is not None and about.relative:
-        itself = _EVEN if about.unit == "share" else 0.0
-        return dict.fromkeys(policy.means.get("reward", {}), itself)
-    return policy.means.get(measure, {})
+    if policy.round or about is None or not about.relative or measure.endswith("_vs_reference"):
+        return policy.means.get(measure, {})
+    if measure == "drift":
+        return dict.fromkeys(policy.texts, 0.0)
+    of = "second_reward" if measure.startswith("second_") else "reward"
+    return dict.fromkeys(policy.means.get(of, {}), _EVEN if about.unit == "share" else 0.0)
+
+
+def have_one_scale(study: Study, variants: Sequence[str], measure: str) -> bool:
+    """Whether the rewards that a measure is made of are one and the same in all these variants."""
+    is_second = measure.startswith("second_")
+    if not (is_second or measure in {"reward", "best_of_n"} or "win_vs_" in measure):
+        return True
+    configs = [study.variants[name] for name in variants]
+    used = [config.evaluate.second_reward if is_second else config.reward for config in configs]
+    scales = [reward and reward_config.settings(reward) for reward in used]
+    return all(scale == scales[0] for scale in scales)
 
 
 def gate_measure(study: Study) -> str:
@@ -99,7 +113,9 @@ class Best:
     @property
     def is_decided(self) -> bool:
         """Whether it is better than every other variant, beyond what prompts and seeds do by chance."""
-        return bool(self.differences) and all(found.is_clear for found in self.differences.values())
+        return len(self.differences) == len(self.means) - 1 and all(
+            found.is_clear for found in self.differences.values()
+        )
 
 
 def best(
@@ -120,6 +136,11 @@ def best(
             f"{study.name}: nothing to rank yet: no two variants have runs of the same seed that have ended. "
             f"`pco study status {study.name}` shows what is done."
         )
+    if not have_one_scale(study, ranked, measure):
+        raise BadInput(
+            f"--measure {measure}: the variants have different rewards, whose values do not compare. Rank by a measure "
+            "that is the same for all, such as `second_reward` with one `evaluate.second_reward` in the base config."
+        )
     kept = {name: [policy for policy in policies if policy.variant == name and policy.kept] for name in ranked}
     kept = {name: [policy for policy in of_name if policy.seed in seeds] for name, of_name in kept.items()}
     means: dict[str, float] = {}
@@ -134,7 +155,10 @@ def best(
     each = 1 - (1 - level) / (len(ranked) - 1)
     differences: dict[str, Difference] = {}
     for name in ranked:
-        found = difference(kept[winner], kept[name], measure, level=each) if name != winner else None
-        if found is not None:
+        if name == winner:
+            continue
+        if (found := difference(kept[winner], kept[name], measure, level=each)) is None:
+            left_out.append(f"variant {name}: it shares no prompt with {winner}, so they cannot be held together")
+        else:
             differences[name] = found
     return Best(winner, measure, level, means, differences, seeds, left_out)

@@ -27,7 +27,7 @@ RESULTS, RUNS = "results.parquet", "runs.parquet"
 
 @dataclass(frozen=True)
 class RoundCost:
-    """What one round of a run took; of the start it is the first evaluation."""
+    """What one round of a run took; of the start it is what all rounds need: the prompts and the first evaluation."""
 
     tokens_sampled: int = 0
     tokens_trained: int = 0
@@ -77,6 +77,11 @@ class Evaluated:
         means = {name: means_by_prompt(self._rows, name) for name in names if metric(name) is not None}
         means["drift"] = drifts_by_text(self._rows)
         return {name: of_metric for name, of_metric in means.items() if of_metric}
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The ids of the human texts that it has read."""
+        return [str(row["prompt_id"]) for row in self._rows if row["measure"] == "text_logprob"]
 
     @cached_property
     def cost(self) -> RoundCost:
@@ -166,8 +171,17 @@ def _run_row(study: Study, line: RunLine) -> StudyRunRow:
     }
 
 
+def is_written(study: Study) -> bool:
+    """Whether the tables on disk, which are written after the report, are of what the runs have finished by now."""
+    try:
+        written = [pq.read_table(study.folder / name) for name in (RUNS, RESULTS)]
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return bool(written[0].equals(runs(study)) and written[1].equals(results(study)))
+
+
 def write(study: Study) -> None:
-    """Write both tables into the study's folder, each whole or not at all."""
+    """Write both tables into the study's folder, each whole or not at all; the report comes before them."""
     for name, table in ((RESULTS, results(study)), (RUNS, runs(study))):
         path = study.folder / name
         with files.write_errors(path), files.atomic_path(path) as temporary:

@@ -10,12 +10,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from data import schemas
 from data.errors import StageFailed
 from flows import studies as flow
+from flows import study_cli
 from flows.cli import app
 from pco.config.run import RunConfig
 from pco.config.study import Study
 from pco.runs import study as studies
+from pco.runs import study_results
 from pco.runs.folder import report_path
 from tests import builders
 from tests.pco.config.test_study import write
@@ -147,6 +150,34 @@ def test_a_study_without_runs_says_so_as_typed(tmp_path: Path) -> None:
     unknown = runner.invoke(app, ["study", "report", "other", *runs])
     assert unknown.exit_code == 2
     assert "no study here" in unknown.output and "Traceback" not in unknown.output
+
+
+def test_a_study_is_over_once_its_tables_are_of_what_its_runs_have_come_to(
+    tmp_path: Path, playing: Playing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = one_round(tmp_path, [0])
+    failing = {"s-dpo-s0"}
+    monkeypatch.setattr(study_results, "results", lambda _: schemas.build("study_results", []))
+
+    def fail(config: RunConfig) -> None:
+        if config.run in failing:
+            raise StageFailed("no more")
+
+    def publish() -> None:
+        (study.folder / "report.html").write_text("report")
+        study_results.write(study)
+
+    playing.before.append(fail)
+    assert made(study, 1)
+    publish()
+    assert not study_cli._is_over(study)
+    failing.clear()
+    assert made(study, 1) == {}
+    assert not study_cli._is_over(study), "it was killed before the tables were written again"
+    publish()
+    assert study_cli._is_over(study)
+    (study.folder / "report.html").unlink()
+    assert not study_cli._is_over(study)
 
 
 def test_other_settings_end_with_status_2_before_anything_is_made(tmp_path: Path) -> None:

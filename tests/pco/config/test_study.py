@@ -120,6 +120,8 @@ def test_a_sweep_is_a_grid_crossed_with_the_variants(
         ({"variants": {"a": {}, "b": {"train.loss.tau": 1}}, "sweep": {"train.loss.tau": [2]}}, r"in `sweep` as well"),
         ({"variants": {"a": {}, "dpo": DPO}, "sweep": {"train.loss.tau": [2]}}, r"variant `dpo-tau2`.*tau: unknown"),
         ({"variants": {"a": {}, "b": {"gate.otherwise": "ask"}}}, r"variant `b`: gate\.otherwise"),
+        ({"variants": {"a": {}, "b": {"series.name": "nightly"}}}, r"variant `b`: series: .*prompts of its own"),
+        ({"base": None, "run": {"runs_dir": None}}, r"variant `pco`.*runs_dir"),
         ({"variants": {"a": {}, "b": {"prompts.test": "t.jsonl"}}}, r"variant `b`: prompts\.test"),
         ({"variants": {"a": {}, "b": {"prompts.test_share": 0.5}}}, r"variant `b`: .*prompts\.test_share"),
         ({"variants": {"a" * 59: {}, "b": DPO}, "study": "s" * 59}, r"letters, and may have 100"),

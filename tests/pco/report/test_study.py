@@ -17,6 +17,7 @@ from pco.report import study as report
 from pco.runs import study as studies
 from pco.runs import study_best, study_results
 from pco.runs.study import RunLine
+from pco.runs.study_results import Evaluated
 from tests import builders
 from tests.pco.report.report_runs import make_run, stage_of
 from tests.pco.report.test_report import HOSTILE, Page
@@ -185,6 +186,47 @@ def test_a_start_that_is_kept_wins_half_of_what_it_plays_against_itself(tmp_path
     make_run(study.config("slow", 0), rounds=1, refuse=1)
     found = study_best.best(study, study_results.evaluated(study), over(study), measure="win_vs_start")
     assert found.means["slow"] == 0.5
+
+
+def policy_of(folder: Path, variant: str, number: int, **means: dict[str, float]) -> Evaluated:
+    """A kept policy that measured so much."""
+    policy = Evaluated(builders.config(folder), variant, 0, number, None, kept=True)
+    policy.__dict__["means"] = means
+    return policy
+
+
+def test_a_start_that_is_kept_has_its_own_wins_against_the_references_and_no_drift(tmp_path: Path) -> None:
+    start = policy_of(tmp_path, "pco", 0, reward={"p": 1.0}, win_vs_reference={"p": 0.25})
+    start.__dict__["texts"] = ["t"]
+    assert study_best.values(start, "win_vs_reference") == {"p": 0.25}
+    assert study_best.values(start, "win_vs_start") == {"p": 0.5}
+    assert study_best.values(start, "second_win_vs_start") == {}
+    assert study_best.values(start, "drift") == {"t": 0.0}
+
+
+def test_a_variant_without_a_prompt_in_common_leaves_the_best_one_undecided(tmp_path: Path) -> None:
+    study = study_of(tmp_path, [0], a={}, b={"train__learning_rate": 1e-6}, c={"train__learning_rate": 1e-7})
+    means = {"a": {"p": 1.0, "q": 1.1}, "b": {"p": 0.0, "q": 0.1}, "c": {"r": 0.0}}
+    policies = [policy_of(tmp_path, name, 1, reward=of_name) for name, of_name in means.items()]
+    found = study_best.best(study, policies, over(study), measure="reward")
+    assert found.differences["b"].is_clear
+    assert not found.is_decided
+    assert "Left out: variant c: it shares no prompt with a, so they cannot be held together." in (
+        report.best_sentences(found)
+    )
+
+
+def test_variants_with_different_rewards_are_not_ranked_by_them(tmp_path: Path) -> None:
+    study = study_of(tmp_path, [0], a={}, b={"reward": {"kind": "length", "max_tokens": 9}})
+    with_rewards = {"a": 1.0, "b": 100.0}
+    policies = [
+        policy_of(tmp_path, name, 1, reward={"p": value}, repetition={"p": value})
+        for name, value in with_rewards.items()
+    ]
+    for measure in ("reward", "win_vs_start", "best_of_n"):
+        with pytest.raises(BadInput, match="different rewards"):
+            study_best.best(study, policies, over(study), measure=measure)
+    assert study_best.best(study, policies, over(study), measure="repetition").variant == "a"
 
 
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:
