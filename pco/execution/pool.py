@@ -56,9 +56,7 @@ class Pool:
         for number, worker in list(self._workers.items()):
             for event in worker.said():
                 if isinstance(event, Ended):
-                    del self._workers[number]
-                    worker.end()
-                    process_group.end_leftovers_of_worker(worker.mark)  # they may hold a GPU's memory
+                    self.end(number)
                 yield number, event
             if line := worker.log.news(self._relay_s):
                 print(f"worker {number}: {line}", flush=True)
@@ -94,10 +92,11 @@ class _Worker:
             return self.process.wait()
 
     def end(self) -> None:
-        """Whatever it was at is on disk or lost."""
+        """Whatever it was at is on disk or lost. What it started ends, too: that may hold a GPU's memory."""
         self.process.kill()
         self.process.wait()
         self.connection.close()
+        process_group.end_leftovers_of_worker(self.mark)
 
 
 def _started(stage: Stage[Any], worker: int, share: Share, program: Sequence[str]) -> _Worker:

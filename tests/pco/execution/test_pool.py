@@ -16,7 +16,7 @@ from data import files, schemas, store
 from data.errors import BadInput, CorruptArtifact, StageFailed
 from data.store import Manifest
 from pco import hardware
-from pco.execution import launcher, pool, shares
+from pco.execution import at_work, launcher, pool, shares
 from pco.execution.driver import Driver
 from pco.stage import Artifact, Stage
 from pco.stages import score
@@ -140,6 +140,27 @@ def test_a_worker_has_its_share_of_the_cores_and_of_the_threads(tmp_path: Path, 
         worker.send_signal(signal.SIGTERM)
         events = until(lambda: list(crew.events(1.0)), "its end")
     assert [(number, event.how) for number, event in events] == [(0, "its process was killed by SIGTERM")]
+
+
+STARTS_ANOTHER = """
+import subprocess, sys, time
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(10000)"], start_new_session=True)
+print(f"{other.pid} started", flush=True)
+time.sleep(10000)
+"""
+
+
+@pytest.mark.process
+def test_what_a_worker_has_started_ends_with_it(tmp_path: Path, candidates: Artifact) -> None:
+    (tmp_path / "worker.py").write_text(STARTS_ANOTHER)
+    stage = scoring(tmp_path, candidates, 1)
+    with pool.Pool(stage, {0: shares.Share({})}, program=(str(tmp_path / "worker.py"),)) as crew:
+        crew.start(0)
+        log = at_work.log_file(stage, 0)
+        until(lambda: "started" in log.read_text(), "the worker's child")
+        child = int(log.read_text().splitlines()[-1].split()[0])
+        crew.end(0)
+        ends(child)
 
 
 @pytest.mark.process
