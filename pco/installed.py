@@ -46,7 +46,8 @@ def of_this_process() -> Environment:
     sources = [path for package in ("pco", "data") for path in sorted((root / package).rglob("*.py"))]
     return Environment(
         python=sys.version.partition(" ")[0],
-        versions={found.name.lower(): found.version for found in metadata.distributions() if found.name},
+        # Of two on the path the first is imported, so it comes last here.
+        versions={found.name.lower(): found.version for found in reversed([*metadata.distributions()]) if found.name},
         modules=[name for name in _MODULES if importlib.util.find_spec(name) is not None],
         code=files.digest({str(path.relative_to(root)): files.file_digest(path) for path in sources}),
         folder=str(root),

@@ -74,6 +74,16 @@ def test_engines_and_versions_are_those_of_the_stages(tmp_path: Path, monkeypatc
     assert hardware.number_format()[1].startswith("torch is for AMD's GPUs")
 
 
+def test_of_a_package_that_is_there_twice_the_version_counts_that_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "numpy-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert installed.of_this_process.__wrapped__().versions["numpy"] == installed.version("numpy") == "0.1"
+
+
 @pytest.mark.process
 def test_another_pco_is_a_fault_and_another_library_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = checks.Inputs(builders.config(tmp_path))
