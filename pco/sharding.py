@@ -1,7 +1,7 @@
 """Tables that a stage makes in shards: what a shard is, who makes it, and how progress is told."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -83,7 +83,7 @@ class Sharding(Protocol):
 class Tally:
     """Reports a table's progress: the units of shards on disk, and those that are done of shards at work."""
 
-    def __init__(self, table: ShardedTable, missing: Sequence[int], note: str = "") -> None:
+    def __init__(self, table: ShardedTable, missing: Collection[int], note: str = "") -> None:
         self._table, self._note = table, note
         self._total = sum(table.sizes)
         self._on_disk = self._total - sum(table.sizes[index] for index in missing)
@@ -118,7 +118,7 @@ class Tally:
 
 def in_order(stage: "Stage[Any]", table: ShardedTable) -> Iterator[Done]:
     """Make the missing shards in this process, one after the other; yields all in order."""
-    missing = stage.missing(table)
+    missing = set(stage.missing(table))
     tally = Tally(table, missing)
     for index in range(len(table.sizes)):
         if index not in missing:

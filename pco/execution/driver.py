@@ -50,7 +50,7 @@ class Driver:
         Raises the error of a shard that cannot be made, and StageFailed for one that ends its worker every time.
         """
         missing = stage.missing(table)
-        yield from (Done(index) for index in range(len(table.sizes)) if index not in set(missing))
+        yield from map(Done, sorted(set(range(len(table.sizes))).difference(missing)))
         if missing:
             yield from self._made(stage, table, missing)
 

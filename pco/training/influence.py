@@ -108,11 +108,11 @@ def influence(
     return total
 
 
-def _dot(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> float:
+def _dot(answer: Sequence[Tensor | None], pair: Sequence[Tensor | None]) -> float:
     """The inner product, in float64 sums of float32 products of each parameter."""
     products = [
         float(torch.dot(left.flatten().float(), right.flatten().float()))
-        for left, right in zip(one, other, strict=True)
+        for left, right in zip(answer, pair, strict=True)
         if left is not None and right is not None
     ]
     return sum(products)
