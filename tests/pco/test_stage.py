@@ -58,11 +58,13 @@ NEUTRAL = {
     "gate.patience",
     "gate.retry_learning_rate",
     "gate.answer_within_s",
+    "series",  # what a run comes to in it stands as its policy and prompts
     "gate.error_rate",  # a round's share of it reaches `decide` as the confidence of its requirements
 }
 
 # Another value where none follows from the type.
 OTHERS = {
+    "series": {"name": "nightly"},
     "prompts.exclude": ["0" * 16],
     "policy.revision": "main",
     "policy.system": "Be brief.",
