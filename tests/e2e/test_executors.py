@@ -1,14 +1,18 @@
 """Stages with the real engine by workers: the tables of one process, to the byte."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from data import store
+from pco.config.reward_training import RewardTraining
 from pco.execution import launcher
+from pco.reward_training import evaluate_reward
 from pco.specs import StageName
 from pco.stage import Artifact, Stage
+from pco.stages import refer
 from tests import builders, tiny_model, tiny_reward
 from tests.pco.reward_training.conftest import training_config
 from tests.points import Points
@@ -28,7 +32,16 @@ SETTINGS = {
 }
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.fixture
+def one_thread_here() -> Iterator[None]:
+    """This process makes what workers are held to: to start another one for it would import all libraries again."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread", "one_thread_here")
 def test_evaluate_and_refer_by_two_workers_write_the_tables_of_one_process_though_one_is_killed(
     tmp_path: Path, tiny: Path, tokenizer: Any, points: Points
 ) -> None:
@@ -40,22 +53,21 @@ def test_evaluate_and_refer_by_two_workers_write_the_tables_of_one_process_thoug
     pairs = builders.finished(tmp_path / "pairs", {"pairs": builders.pair_rows(tokenizer, 257)}, "pair")
     policy = builders.model(tiny)
 
-    def tables(name: StageName, inputs: dict[str, Artifact], **executor: Any) -> dict[str, str]:
+    def stage(name: StageName, inputs: dict[str, Artifact], **executor: Any) -> Stage:
         config = builders.config(tmp_path / executor["kind"], tiny, **SETTINGS, executor=executor)
-        manifest = launcher.run(builders.stage(name, config, inputs))
-        assert not list(points.folder.glob("*.self")) or executor["kind"] == "local", "none was killed"
-        return {part.file: part.sha256 for part in manifest.parts}
+        return builders.stage(name, config, inputs)
 
-    stages: dict[StageName, dict[str, Artifact]] = {
-        "evaluate": {"policy": policy, "prompts": prompts},
-        "refer": {"policy": policy, "pairs": pairs},
-    }
     points.kill("pool/runs/test/round-01/evaluation/candidates-00001.parquet", "self")
-    for name, inputs in stages.items():
-        assert tables(name, inputs, kind="local") == tables(name, inputs, kind="pool", workers=2)
+    inputs = {"policy": policy, "prompts": prompts}
+    expected = launcher.run(stage("evaluate", inputs, kind="local")).parts
+    assert launcher.run(stage("evaluate", inputs, kind="pool", workers=2)).parts == expected
+    assert not list(points.folder.glob("*.self")), "none was killed"
+    inputs = {"policy": policy, "pairs": pairs}
+    expected = refer.run(stage("refer", inputs, kind="local")).parts
+    assert launcher.run(stage("refer", inputs, kind="pool", workers=2)).parts == expected
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_thread", "one_thread_here")
 def test_a_reward_model_is_tested_by_two_workers_as_by_one_process(tmp_path: Path, tokenizer: Any) -> None:
     model = tiny_reward.make(tmp_path / "reward", tokenizer)
     rows = [
@@ -69,8 +81,9 @@ def test_a_reward_model_is_tested_by_two_workers_as_by_one_process(tmp_path: Pat
     pairs = builders.finished(tmp_path / "pairs", {"reward_pairs": rows})
     inputs = {"model": builders.model(model), "pairs": pairs}
 
-    def tested(**executor: Any) -> list[store.Part]:
+    def stage(**executor: Any) -> Stage[RewardTraining]:
         config = training_config(tmp_path / executor["kind"], model, executor=executor)
-        return launcher.run(Stage("evaluate_reward", 0, config, inputs)).parts
+        return Stage("evaluate_reward", 0, config, inputs)
 
-    assert tested(kind="local") == tested(kind="pool", workers=2)
+    expected = evaluate_reward.run(stage(kind="local")).parts
+    assert launcher.run(stage(kind="pool", workers=2)).parts == expected
