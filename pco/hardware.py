@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -54,7 +55,10 @@ def gpus() -> list[str]:
     if indexes is None:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [str(int(index)) for index in indexes] if visible is None else list(map(str.strip, visible.split(",")))
+    if visible is None:
+        return [str(int(index)) for index in indexes]
+    # As CUDA reads it: what follows an entry that names none is not used.
+    return list(takewhile(lambda name: name not in {"", "-1"}, map(str.strip, visible.split(","))))
 
 
 def is_for_amd() -> bool:

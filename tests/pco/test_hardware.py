@@ -58,6 +58,28 @@ def test_a_cpu_has_bf16_where_it_multiplies_it(
 
 
 @pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, ["0", "1", "3"]),
+        ("3, 0", ["3", "0"]),
+        ("GPU-8f0a,MIG-1b", ["GPU-8f0a", "MIG-1b"]),
+        ("0,1,", ["0", "1"]),
+        ("1,-1,0", ["1"]),
+        ("", []),
+        ("-1", []),
+    ],
+)
+@pytest.mark.process
+def test_gpus_are_those_that_are_visible_by_the_names_that_cuda_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: list[str]
+) -> None:
+    machine(tmp_path, monkeypatch, driver="echo 0; echo 1; echo 3")
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert hardware.gpus() == expected
+
+
+@pytest.mark.parametrize(
     ("driver", "expected", "said"),
     [
         ("echo 9.0", "bf16", "compute capability 9.0"),
