@@ -229,7 +229,7 @@ def judge(
     """Let a language model judge a policy's greedy completions against another's answers to the same held-out prompts.
 
     Each prompt is asked in both orders. With `verdicts: five` the judge says as in Arena-Hard how much better an answer
-    is. Replies are kept: the same command asks only what is left. What it costs at most is said first.
+    is. Replies are kept: the same command asks only what is left. About what it costs at most is said first.
 
     Examples:
     - `pco judge quickstart:2 quickstart:0 --config judge.yaml --dry-run`

@@ -138,9 +138,8 @@ def evaluate(
         folder = out or runs_dir / reward_benchmark.FOLDER
         plan = reward_benchmark.plan(config, items, data, name=name, out=folder, max_cost=max_cost)
         say(f"{len(items):,} prompts; results in {plan.folder}")
-        cost = reward_benchmark.estimate(plan)
-        if cost is not None:
-            say(f"The judge: {cost}.")
+        for judge, estimate in reward_benchmark.estimates(plan):
+            say(f"The judge {judge}: {estimate}.")
         if dry_run:
             return
         with errors.status(f"{name}: benchmark") as shown:

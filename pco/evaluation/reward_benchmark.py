@@ -38,11 +38,14 @@ class Subset:
     best: Share | None = None
     answers: int | None = None
     ties: Share | None = None
+    is_ties: bool = False
 
     @property
-    def score(self) -> float:
-        """The one number of the benchmark for a subset."""
-        return (self.ties or self.best or self.pairs).mean
+    def score(self) -> float | None:
+        """The one number of the benchmark for a subset; None of Ties without a `ref` and a `tied` of one number."""
+        if self.is_ties:
+            return self.ties.mean if self.ties else None
+        return (self.best or self.pairs).mean
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,10 @@ class Measured:
 
     @property
     def mean_of_subsets(self) -> float:
-        """The mean of the subsets' scores, which is RewardBench 2's own."""
-        return fmean(subset.score for subset in self.subsets)
+        """The mean of the scores of the subsets that have one: of all subsets, it is RewardBench 2's own."""
+        scores = [subset.score for subset in self.subsets]
+        known = [score for score in scores if score is not None]
+        return fmean(known) if known else self.all.pairs.mean
 
 
 def measured(rows: Rows) -> Measured:
@@ -97,7 +102,7 @@ def _subset(name: str, rows: Rows) -> Subset:
     pairs = _share(pair_accuracies(prompts))
     if rows[0]["tie"] is not None:
         values = list(ties_values(prompts).values())
-        return Subset(name, pairs, ties=_of_ties(values) if values else None)
+        return Subset(name, pairs, ties=_of_ties(values) if values else None, is_ties=True)
     sizes = {len(prompt) for prompt in prompts}
     if max(sizes) == 2:
         return Subset(name, pairs)

@@ -34,7 +34,9 @@ class Estimate:
 
     def __str__(self) -> str:
         kept = f" ({self.cached:,} more were answered before)" if self.cached else ""
-        cost = "; no prices are given" if self.cost is None else f", for up to {self.cost:,.4g} by the prices given"
+        cost = "; no prices are given"
+        if self.cost is not None:
+            cost = f", for about {self.cost:,.4g} by the prices given if all are as long as that"
         return (
             f"{self.requests:,} requests{kept}, about {self.prompt_tokens:,} tokens read and at most "
             f"{self.completion_tokens:,} written{cost}"

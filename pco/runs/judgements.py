@@ -15,7 +15,7 @@ from pco.config.reward import JudgeReward, RewardConfig, settings
 from pco.config.run import RunConfig
 from pco.evaluation.export import Answer, answers, outputs
 from pco.evaluation.judgements import annotated, row
-from pco.rewards.judge_replies import Estimate
+from pco.rewards.judge_replies import Estimate, has_prices
 from pco.rewards.llm_judge import UNREAD, Judge, Match
 from pco.rewards.scores import Counts
 from pco.runs import verify
@@ -117,7 +117,7 @@ def contest(
 def estimate(contest: Contest) -> Estimate:
     """What the judge is still to be asked, and what it costs at most. No request is sent."""
     if store.read_manifest(contest.folder) is not None:
-        return Estimate(0, 2 * len(contest.others), 0, 0, None)
+        return Estimate(0, 2 * len(contest.others), 0, 0, 0.0 if has_prices(contest.judge) else None)
     return contest.asking().estimate(contest.matches)
 
 

@@ -49,7 +49,7 @@ class Plan:
     reward: str
     """The reward's digest."""
     data: dict[str, str]
-    """Digests of the files, by their names."""
+    """Digests of the files by their paths, in order."""
     max_cost: float | None = None
 
     @property
@@ -82,11 +82,13 @@ def plan(
                 f"reward.kind: `{part.kind}` reads a policy's tokens or a prompt's `reference`, which a benchmark of "
                 "texts does not have. Evaluate a model, a judge, or a function of texts."
             )
-    if max_cost is not None and not isinstance(config, JudgeReward):
+    if max_cost is not None and not _judges(config):
         raise BadInput("max_cost: only a judge costs money; leave it out.")
+    if max_cost is not None and not isinstance(config, JudgeReward):
+        raise BadInput("max_cost: holds for a judge alone, not for one in an ensemble. Leave it out, or evaluate that.")
     rewards.check(config, {})
-    digest, data = rewards.digest(config), {path.name: files.file_digest(path) for path in paths}
-    identity = {"benchmark": _VERSION, "reward": digest, "data": sorted(data.values())}
+    digest, data = rewards.digest(config), _digests(paths)
+    identity = {"benchmark": _VERSION, "reward": digest, "data": list(data.values())}  # in order, as shards are
     fingerprint = files.digest(identity)
     slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60] or "reward"
     planned = Plan(config, items, out / f"{slug}-{fingerprint[:8]}", fingerprint, digest, data, max_cost)
@@ -95,14 +97,26 @@ def plan(
     return planned
 
 
-def estimate(plan: Plan) -> Estimate | None:
-    """What a judge would be asked, and what it costs at most; None for another reward. Sends no request."""
-    if not isinstance(plan.config, JudgeReward):
-        return None
-    judge = Judge(plan.config, plan.folder, defaultdict(float), max_cost=plan.max_cost)
+def _digests(paths: Sequence[Path]) -> dict[str, str]:
+    """Raises BadInput where two files are the same, whose prompts would count twice."""
+    by_digest: dict[str, Path] = {}
+    for path in paths:
+        digest = files.file_digest(path)
+        if digest in by_digest:
+            raise BadInput(f"{path}: has the same content as {by_digest[digest]}. Name each file once.")
+        by_digest[digest] = path
+    return {str(path): digest for digest, path in by_digest.items()}
+
+
+def estimates(plan: Plan) -> list[tuple[str, Estimate]]:
+    """The model of each judge in the reward, with what it would be asked, and what that costs. Sends no request."""
     left = [i for i in range(len(plan.starts)) if not store.has_part(plan.folder, TABLE, i, plan.fingerprint)]
-    items = [item for i in left for item in _of_shard(plan, i)]
-    return judge.estimate([match for item in items for match in _matches(item)])
+    matches = [match for i in left for item in _of_shard(plan, i) for match in _matches(item)]
+    judges = [part for part in parts(plan.config) if isinstance(part, JudgeReward)]
+    return [
+        (config.model, Judge(config, plan.folder, defaultdict(float), max_cost=plan.max_cost).estimate(matches))
+        for config in judges
+    ]
 
 
 def run(plan: Plan, on_progress: OnProgress) -> store.Manifest:

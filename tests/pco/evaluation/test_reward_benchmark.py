@@ -46,6 +46,13 @@ def test_accuracies_by_hand() -> None:
     assert result.bias.follows_position is None
 
 
+def test_ties_without_the_other_prompt_of_their_number_have_no_score() -> None:
+    lone = [row | {"tie": "ref", "tie_number": 1} for row in prompt(1, [1.0], [0.0], subset="Ties")]
+    result = measured([*prompt(0, [1.0], [2.0, 0.0]), *lone])
+    assert [subset.score for subset in result.subsets] == [0.0, None]
+    assert result.mean_of_subsets == 0.0
+
+
 def test_the_share_of_verdicts_that_follow_the_position() -> None:
     rows = [
         *prompt(0, [0.5], [0.5], as_first=1.0, as_second=0.0),  # the first answer wins both times

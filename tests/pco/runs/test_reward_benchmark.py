@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from data import reward_benchmarks, store
 from data.errors import BadInput, BudgetSpent
 from flows.cli import app
-from pco.config.reward import JudgeReward, RegexReward, RepetitionReward, RewardConfig
+from pco.config.reward import EnsembleReward, JudgeReward, RegexReward, RepetitionReward, RewardConfig
 from pco.runs import reward_benchmark
 from tests import tiny_reward
 from tests.chat_server import Fault, serving
@@ -118,6 +118,35 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:
         planned(tmp_path, RegexReward(pattern="x"), path, max_cost=1.0)
     with pytest.raises(BadInput, match="of the subset Ties"):
         planned(tmp_path, JudgeReward(base_url="http://127.0.0.1:1/v1", model="jury"), path)
+
+
+def test_the_order_of_files_is_a_part_of_the_result_and_the_same_file_twice_is_refused(tmp_path: Path) -> None:
+    paths = []
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        paths.append(written(tmp_path / str(number), [best(number % 2)]))
+    first, second, again = paths
+
+    def folder(*files: Path) -> Path:
+        items = reward_benchmarks.read(files)
+        config = RegexReward(pattern="^right")
+        return reward_benchmark.plan(config, items, files, name="mine", out=tmp_path / "out").folder
+
+    # All three have one name; shards hold prompts by their place among all.
+    assert len({folder(first), folder(second), folder(first, second), folder(second, first)}) == 4
+    with pytest.raises(BadInput, match="same content"):
+        folder(first, again)
+
+
+def test_a_judge_in_an_ensemble_is_counted_too_and_has_no_limit(tmp_path: Path) -> None:
+    path = written(tmp_path, [best(0), best(1)])
+    judge = {"kind": "judge", "base_url": "http://127.0.0.1:1/v1", "model": "jury"}
+    members = [{"reward": judge}, {"reward": {"kind": "regex", "pattern": "x"}}]
+    config = EnsembleReward.model_validate({"members": members})
+    ((model, estimate),) = reward_benchmark.estimates(planned(tmp_path, config, path))
+    assert (model, estimate.requests) == ("jury", 2 * 3 * 2)
+    with pytest.raises(BadInput, match="in an ensemble"):
+        planned(tmp_path, config, path, max_cost=1.0)
 
 
 def test_any_reward_of_texts_can_be_evaluated(tmp_path: Path) -> None:
