@@ -97,12 +97,12 @@ def _tell_deletion(config: RunConfig, resolved: Resolved, found: list[Holding], 
         f"{config.run} is as it was and still holds the data. When {forked.run} is finished, delete {config.folder}, "
         "or of it at least:"
     )
-    for path in dropping.to_delete(config, found):
+    for path in dropping.to_delete(config, found, resolved.ids):
         say(f"  {path}")
     elsewhere, unreadable = dropping.others(config, resolved.ids)
     if elsewhere:
         say("Other runs and evaluations hold them, too:")
-        for path in dict.fromkeys(holding.path for holding in elsewhere):
+        for path in elsewhere:
             say(f"  {path}")
     for line in unreadable:
         say(f"Could not be looked through: {line}")

@@ -11,12 +11,13 @@ from data import store
 from data.errors import BadInput, PCOError
 from data.named_rows import Named
 from data.prompts import readable
-from data.readers import prompt_id
+from data.readers import prompt_id, read_jsonl
 from pco.config.file import OF_RUN
 from pco.config.run import RunConfig
+from pco.rewards.llm_judge import ANSWERS
 from pco.rounds import dated
 from pco.runs import fork as forking
-from pco.runs import traces
+from pco.runs import judgements, series, traces
 from pco.runs.folder import locked, read_config, report_path
 from pco.runs.fork import Fork
 from pco.runs.standalone import FOLDER as EVALUATIONS
@@ -180,24 +181,28 @@ def fork(origin: RunConfig, new: RunConfig, ids: frozenset[str], found: Iterable
         return forking.fork(origin, new, at if is_begun else None, without=without)
 
 
-def others(config: RunConfig, ids: frozenset[str]) -> tuple[list[Holding], list[str]]:
-    """What other runs beside a run, and evaluations outside of them, hold of the prompts; and which are unreadable."""
-    found: list[Holding] = []
+def others(config: RunConfig, ids: frozenset[str]) -> tuple[list[Path], list[str]]:
+    """What to delete in other runs beside a run, and evaluations outside of them; and which are unreadable."""
+    paths: list[Path] = []
     unreadable = []
     for folder in (Path(config.runs_dir), Path(config.runs_dir) / EVALUATIONS):
         for path in sorted(folder.glob(f"[!.]*/{OF_RUN}")):
             if path.parent == config.folder:
                 continue
             try:
-                found += holdings(read_config(path.parent), ids)
+                other = read_config(path.parent)
+                paths += to_delete(other, holdings(other, ids), ids)
             except PCOError as error:
                 unreadable.append(f"{path.parent}: {error}")
-    return found, unreadable
+    return paths, unreadable
 
 
-def to_delete(config: RunConfig, found: Iterable[Holding]) -> list[Path]:
+def to_delete(config: RunConfig, found: Iterable[Holding], ids: frozenset[str]) -> list[Path]:
     """What of a run must go so that nothing is left: files with the rows, policies they trained, what quotes them."""
     found = list(found)
+    windows = _windows(config, ids)
+    if not found and not windows:
+        return []
     first = first_touched(config, found)
     order = points(config)
     learned = [
@@ -205,11 +210,20 @@ def to_delete(config: RunConfig, found: Iterable[Holding]) -> list[Path]:
         for number, name in order
         if name == "train" and first is not None and order.index((number, name)) >= order.index(first)
     ]
-    paths = [holding.path for holding in found]
+    paths = [*(holding.path for holding in found), *windows]
     for stage in learned:
         paths += [stage.model_folder, stage.folder / "checkpoints"]
-    paths += [config.folder / "set-aside", config.folder / traces.FOLDER, report_path(config)]
+    quoting = ("set-aside", traces.FOLDER, judgements.FOLDER, ANSWERS)
+    paths += [*(config.folder / name for name in quoting), report_path(config)]
     return [path for path in paths if path.exists()]
+
+
+def _windows(config: RunConfig, ids: frozenset[str]) -> list[Path]:
+    """The copy of its training prompts that a run of a series has, if it holds the rows."""
+    path = config.folder / series.WINDOW
+    if not path.exists():
+        return []
+    return [path] if any(row["prompt_id"] in ids for row in read_jsonl(path, key="prompt")) else []
 
 
 def given_by(config: RunConfig, found: Iterable[Holding], ids: frozenset[str]) -> list[str]:
@@ -222,4 +236,8 @@ def given_by(config: RunConfig, found: Iterable[Holding], ids: frozenset[str]) -
             settings += [_SETTINGS[row["split"]] for row in rows if row["prompt_id"] in ids]
     if config.prompts.test_share is not None:  # which takes test prompts from the held-out ones
         settings = ["heldout" if name == "test" else name for name in settings]
-    return [f"prompts.{name}" for name in dict.fromkeys(settings)]
+    named = [f"prompts.{name}" for name in dict.fromkeys(settings)]
+    begun = config.series.begun if config.series else None
+    if begun is not None:  # its own prompts are a copy of rows of this file
+        named = [f"{name} ({begun.train})" if name == "prompts.train" else name for name in named]
+    return named

@@ -11,13 +11,14 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from data import schemas, store
+from data import files, schemas, store
 from data.errors import BadInput, RunConflict
 from data.named_rows import Named, read_named
 from data.readers import prompt_id
 from flows.cli import app
 from pco.config.run import RunConfig
-from pco.runs import drop, status
+from pco.rewards.llm_judge import ANSWERS
+from pco.runs import drop, judgements, series, status
 from pco.runs.folder import opened, read_config
 from pco.runs.status import Point, RunState
 from pco.stage import Stage
@@ -215,6 +216,9 @@ def test_the_command_says_where_the_rows_are_makes_the_fork_and_tells_what_to_de
     rows = builders.write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "train 0"}, {"prompt": "nowhere"}])
     copy = builders.changed(config, run="copy")
     play(copy)
+    quoting = [config.folder / ANSWERS, config.folder / judgements.FOLDER / "mine" / ANSWERS]
+    for path in quoting:
+        files.write_text(path, "{}\n")
 
     def told(*arguments: str, result_code: int = 0) -> str:
         options = ["--rows", str(rows), "--runs-dir", config.runs_dir]
@@ -233,9 +237,27 @@ def test_the_command_says_where_the_rows_are_makes_the_fork_and_tells_what_to_de
         Stage("train", 1, config).model_folder,
         Stage("train", 2, config).model_folder,
         Stage("generate", 2, copy).folder / "candidates-00000.parquet",
+        Stage("train", 2, copy).model_folder,
+        quoting[0],
+        quoting[1].parent.parent,
     ):
         assert str(path) in output
     assert "They came from prompts.train" in output
     assert "`pco resume new` would run, in round 0: prepare, then 2 more rounds" in output
     assert "exists" in told("new", result_code=2)
     assert "--dry-run" in told(result_code=2)
+
+
+def test_the_window_of_a_run_of_a_series_is_to_be_deleted_and_the_file_it_came_from_is_named(tmp_path: Path) -> None:
+    config = run_of(tmp_path, series={"name": "nightly"})
+    with series.entered(config) as entered:
+        play(entered)
+        config = entered
+    ids = drop.resolve(config, [Named("row", None, "train 0")]).ids
+    found = drop.holdings(config, ids)
+    window = config.folder / series.WINDOW
+    assert window in drop.to_delete(config, found, ids)
+    assert drop.given_by(config, found, ids) == [f"prompts.train ({tmp_path / 'train.jsonl'})"]
+    assert window in drop.others(builders.changed(config, run="another"), ids)[0]
+    held = drop.resolve(config, [Named("row", None, "held 0")]).ids
+    assert window not in drop.to_delete(config, drop.holdings(config, held), held)
