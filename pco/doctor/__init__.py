@@ -6,8 +6,8 @@ from functools import partial
 from data.errors import BadInput, PCOError
 from pco.config.run import RunConfig
 from pco.doctor import canary, checks, conversations, environments, resources, sources, tokens
-from pco.doctor.checks import Inputs
 from pco.doctor.finding import Finding, Result
+from pco.doctor.inputs import Inputs
 from pco.evaluation.intervals import detectable_difference
 from pco.execution.executor import Executor, LocalExecutor
 

@@ -16,8 +16,8 @@ from data.prompts import asked
 from data.rows import CandidateRow, PairRow, ReferenceLogpsRow
 from pco.config.executor import Execution
 from pco.config.run import Replay, RunConfig
-from pco.doctor.checks import Inputs, existing_folder
 from pco.doctor.finding import Result
+from pco.doctor.inputs import Inputs, existing_folder
 from pco.doctor.resources import engine_format
 from pco.execution.executor import Executor
 from pco.models.protocols import Tokenizer

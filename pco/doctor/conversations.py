@@ -7,8 +7,8 @@ from itertools import chain
 from data.prompts import TOOLS, Prompt, asked, schemas_of, tool_name, without_tools
 from data.rows import Message
 from pco.config.reward import ModelReward, parts
-from pco.doctor.checks import Inputs
 from pco.doctor.finding import Result
+from pco.doctor.inputs import Inputs
 from pco.doctor.tokens import bare
 from pco.models.rendering import dialogue, messages_of, render, writes_date
 from pco.rewards import model as reward_model

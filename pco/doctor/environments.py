@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from data.errors import BadInput
 from pco import installed
-from pco.doctor.checks import Inputs
 from pco.doctor.finding import Result
+from pco.doctor.inputs import Inputs
 
 
 def examine(_: Inputs) -> Iterator[Result]:

@@ -11,8 +11,8 @@ from data.errors import BadInput
 from pco import hardware, installed
 from pco.config.formats import DTYPES
 from pco.config.run import RunConfig
-from pco.doctor.checks import Inputs, existing_folder
 from pco.doctor.finding import Result
+from pco.doctor.inputs import Inputs, existing_folder
 from pco.evaluation.intervals import detectable_difference
 from pco.execution import disk_space, shares
 from pco.hardware import gpu_memory, number_format

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from pco.doctor import reading
-from pco.doctor.checks import Inputs
 from pco.doctor.finding import Result
+from pco.doctor.inputs import Inputs
 
 
 def examine(inputs: Inputs) -> Iterator[Result]:

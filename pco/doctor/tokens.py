@@ -8,8 +8,8 @@ from typing import Any
 
 from data.errors import BadInput
 from pco.config.reward import ModelReward, parts
-from pco.doctor.checks import Inputs
 from pco.doctor.finding import Result
+from pco.doctor.inputs import Inputs
 from pco.models.protocols import Tokenizer
 from pco.models.rendering import dialogue, messages_of, render
 from pco.rewards import model as reward_model

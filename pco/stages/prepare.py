@@ -9,7 +9,8 @@ from data.rows import FeedbackRow, PreferenceRow
 from pco import doctor
 from pco.config.reward import ModelReward
 from pco.config.run import Policy
-from pco.doctor import checks, conversations, reading
+from pco.doctor import conversations, reading
+from pco.doctor.inputs import Inputs
 from pco.models.rendering import render, written
 from pco.rewards import content, model
 from pco.rounds import TEMPLATE_DATE, dated
@@ -58,7 +59,7 @@ def run(stage: Stage) -> store.Manifest:
     )
 
 
-def _dates(inputs: checks.Inputs, started: float) -> dict[str, str]:
+def _dates(inputs: Inputs, started: float) -> dict[str, str]:
     """The date of the run's start, for each chat template that writes today's, as `rounds.dated` reads them."""
     config, today = inputs.config, date.fromtimestamp(started).isoformat()
     second = config.evaluate.second_reward
@@ -70,7 +71,7 @@ def _dates(inputs: checks.Inputs, started: float) -> dict[str, str]:
     return {f"{name}{TEMPLATE_DATE}": today for name in names}
 
 
-def _starting_policy(inputs: checks.Inputs, stage: Stage) -> dict[str, str]:
+def _starting_policy(inputs: Inputs, stage: Stage) -> dict[str, str]:
     """The starting policy's digest and folder; with those of adapter and base where it is merged now, into the run."""
     folder = inputs.merged_into(stage.model_folder)
     named = {"policy": files.folder_digest(folder), "policy_folder": str(folder)}
@@ -81,7 +82,7 @@ def _starting_policy(inputs: checks.Inputs, stage: Stage) -> dict[str, str]:
     return {**named, "policy_folder": folder.name, **digests}
 
 
-def _preferences(inputs: checks.Inputs, stage: Stage, rendering: Policy) -> list[PreferenceRow]:
+def _preferences(inputs: Inputs, stage: Stage, rendering: Policy) -> list[PreferenceRow]:
     """Seed preferences as pairs, as if the policy had sampled them. Their places in the file number the samples."""
     tokenizer = inputs.tokenizer
     digests = [file.fingerprint for name, file in stage.inputs.items() if name.partition(".")[0] == "preferences"]
@@ -110,7 +111,7 @@ def _preferences(inputs: checks.Inputs, stage: Stage, rendering: Policy) -> list
     return rows
 
 
-def _feedback(inputs: checks.Inputs, rendering: Policy) -> list[FeedbackRow]:
+def _feedback(inputs: Inputs, rendering: Policy) -> list[FeedbackRow]:
     tokenizer = inputs.tokenizer
     rows: list[FeedbackRow] = []
     for row in inputs.feedback:

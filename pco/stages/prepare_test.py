@@ -6,7 +6,7 @@ from typing import Any
 from data import schemas, store
 from data.rows import FeedbackRow, PreferenceRow, PromptRow
 from pco.doctor import checks, reading
-from pco.doctor.checks import Inputs
+from pco.doctor.inputs import Inputs
 from pco.stage import Stage
 
 

@@ -33,7 +33,7 @@ _EXAMINE = """
 import json, sys
 from pco.config.run import parse
 from pco.doctor import sources
-from pco.doctor.checks import Inputs
+from pco.doctor.inputs import Inputs
 data_set, revision, heldout = sys.argv[1:]
 prompts = {"train": {"dataset": data_set, "revision": revision or None}, "heldout": heldout, "heldout_text": heldout}
 config = parse({"run": "r", "policy": {"model": "m"}, "prompts": prompts}, source="test")

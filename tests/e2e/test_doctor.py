@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from pco.doctor import canary
-from pco.doctor.checks import Inputs
+from pco.doctor.inputs import Inputs
 from pco.execution.executor import LocalExecutor
 from tests import builders
 

@@ -12,6 +12,7 @@ from pco import hardware, installed, rewards
 from pco.config.reward import PythonReward
 from pco.config.train import PythonLoss
 from pco.doctor import checks, environments
+from pco.doctor.inputs import Inputs
 from pco.installed import STAGE_PYTHON, Environment
 from tests import builders
 
@@ -86,7 +87,7 @@ def test_of_a_package_that_is_there_twice_the_version_counts_that_is_imported(
 
 @pytest.mark.process
 def test_another_pco_is_a_fault_and_another_library_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = checks.Inputs(builders.config(tmp_path))
+    inputs = Inputs(builders.config(tmp_path))
     program = telling(tmp_path, monkeypatch, replace(HERE, versions={**HERE.versions, "pyarrow": "1.0"}))
     (status, warning), (ok, message) = environments.examine(inputs)
     assert (status, ok) == ("warning", "ok")
@@ -111,5 +112,5 @@ def test_code_of_the_user_is_left_to_the_environment_that_runs_it(
     telling(tmp_path, monkeypatch, HERE)
     rewards.check(reward, {})
     loss = PythonLoss(module="mine", function="loss", folder=str(tmp_path)).model_dump()
-    told = checks.CHECKS["loss"](checks.Inputs(builders.config(tmp_path, train__loss=loss)))
+    told = checks.CHECKS["loss"](Inputs(builders.config(tmp_path, train__loss=loss)))
     assert "mine:loss is tried when the run begins" in told

@@ -14,7 +14,7 @@ from data.errors import BadInput
 from pco import doctor, hardware
 from pco.config.run import RunConfig
 from pco.doctor import canary, resources
-from pco.doctor.checks import Inputs
+from pco.doctor.inputs import Inputs
 from pco.models import weights
 from pco.stages import prepare
 from tests import builders, tiny_reward

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pco.config.run import RunConfig
 from pco.doctor import conversations
-from pco.doctor.checks import Inputs
+from pco.doctor.inputs import Inputs
 from pco.models.rendering import load_tokenizer, render
 from tests import builders, tiny_reward
 from tests.pco.doctor.test_doctor import edit_json, edit_template, no_system, refuses_system, told

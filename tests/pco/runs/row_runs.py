@@ -94,7 +94,7 @@ def _outputs(stage: Stage) -> dict[str, str]:
 
 
 def _prepare(stage: Stage) -> dict[str, list[Row]]:
-    from pco.doctor.checks import Inputs
+    from pco.doctor.inputs import Inputs
 
     inputs = Inputs(stage.config)
     splits = {"train": inputs.train, "heldout": inputs.heldout, "text": inputs.heldout_text}
@@ -122,7 +122,7 @@ def _preference(i: int, row: Any) -> Row:
 
 
 def _prepare_test(stage: Stage) -> dict[str, list[Row]]:
-    from pco.doctor.checks import Inputs
+    from pco.doctor.inputs import Inputs
 
     return {"prompts": [{"split": "test", **row} for row in Inputs(stage.config).test]}
 

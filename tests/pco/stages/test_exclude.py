@@ -8,7 +8,7 @@ from data import files, store
 from data.errors import BadInput
 from data.readers import prompt_id
 from pco.config.run import RunConfig
-from pco.doctor.checks import Inputs
+from pco.doctor.inputs import Inputs
 from pco.runs import standalone
 from pco.stages import prepare
 from tests import builders

@@ -16,6 +16,7 @@ from data.store import Manifest
 from pco import doctor
 from pco.config.run import RunConfig, parse
 from pco.doctor import checks, reading
+from pco.doctor.inputs import Inputs
 from pco.rounds import State, inputs_of
 from pco.stage import Stage
 from pco.stages import prepare
@@ -168,7 +169,7 @@ def test_a_source_that_may_be_read_in_two_ways_is_refused_by_its_setting(
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
     config = builders.config(tmp_path, prompts__train=named(tmp_path / "saved", **source))
     with pytest.raises(BadInput, match=refused):
-        assert checks.Inputs(config).train
+        assert Inputs(config).train
 
 
 def test_a_held_out_prompt_in_a_mixture_is_refused(config: RunConfig, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from data import store
 from pco.config.run import RunConfig
 from pco.doctor import conversations
-from pco.doctor.checks import Inputs
+from pco.doctor.inputs import Inputs
 from pco.models.rendering import load_tokenizer, render
 from pco.rewards import model as reward_model
 from pco.rounds import as_begun, walk

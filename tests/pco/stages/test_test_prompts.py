@@ -15,7 +15,7 @@ from data.importing import is_heldout
 from data.readers import prompt_key
 from data.store import Manifest
 from pco.config.run import RunConfig
-from pco.doctor.checks import Inputs
+from pco.doctor.inputs import Inputs
 from pco.doctor.reading import is_set_aside
 from pco.rounds import State, inputs_of
 from pco.runs.folder import check_same, write_config

@@ -11,6 +11,7 @@ from data.errors import BadInput, CorruptArtifact
 from pco.config.run import RunConfig
 from pco.config.train import PythonLoss
 from pco.doctor import checks
+from pco.doctor.inputs import Inputs
 from pco.losses import PairLogps
 from pco.rounds import walk
 from pco.specs import stages_of
@@ -97,7 +98,7 @@ def test_a_module_without_a_python_file_is_refused(tmp_path: Path) -> None:
 def test_the_doctor_looks_at_a_loss_of_the_users_own(tmp_path: Path, tiny: Path) -> None:
     builders.write_prompts(tmp_path, ["a"], ["b"])
     good = builders.config(tmp_path, tiny, train__loss=written(tmp_path).model_dump())
-    assert "my_loss:loss" in checks.CHECKS["loss"](checks.Inputs(good))
+    assert "my_loss:loss" in checks.CHECKS["loss"](Inputs(good))
     (tmp_path / "my_loss.py").write_text("def loss(pairs): return pairs.chosen.sum()")
     with pytest.raises(BadInput, match="my_loss:loss"):
         checks.check(good)
