@@ -47,7 +47,7 @@ class Replies:
     """The judge's replies by the content of the question: read from the journal, or asked for and added to it.
 
     With `max_cost` a question is only asked while all replies so far, those under way and it itself at its longest cost
-    no more. A reply without a count of tokens costs what was set aside for it.
+    no more. A reply without a count of tokens is taken to cost the most that it may.
 
     Raises BadInput for a `max_cost` without prices.
     """
@@ -127,12 +127,13 @@ class Replies:
 
     def _keep(self, question: str, key: str, reply: Reply) -> None:
         self._replies[key] = reply
-        spent = self._set_aside.pop(question, 0.0)
-        cost = self._cost(reply)
-        self._spent += cost or spent
+        self._set_aside.pop(question, None)
+        is_counted = reply.prompt_tokens + reply.completion_tokens > 0
+        spent = 0.0 if is_counted else self._most(question)
+        self._spent += self._cost(reply) or spent
         if self._journal:
-            # What a reply without a count of tokens was taken to cost, for a later attempt.
-            uncounted = {} if cost or not spent else {"spent": spent}
+            # What a reply without a count of tokens is taken to cost, for a later attempt, which may have a limit.
+            uncounted = {"spent": spent} if spent else {}
             self._journal.add({"key": key, **asdict(reply), **uncounted})
 
     def _may_ask(self, question: str) -> bool:

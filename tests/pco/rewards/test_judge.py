@@ -144,6 +144,18 @@ def test_a_budget_stops_before_it_is_exceeded_and_a_higher_one_asks_only_what_is
     assert judge(None).estimate(matches).requests == 0
 
 
+def test_replies_without_a_count_of_tokens_cost_the_most_also_those_of_an_attempt_without_a_budget(
+    serve: Serve, tmp_path: Path
+) -> None:
+    uncounted = json.dumps({"choices": [{"message": {"role": "assistant", "content": "[[A]]"}}]})
+    server = serve(lambda _: Fault(200, uncounted, {}))
+    config = configured(server, input_price=1e4, max_tokens=1)
+    Judge(config, tmp_path, rewards.scores.Counts(float)).verdicts([Match("p", "x", "y")])
+    with pytest.raises(BudgetSpent, match="is spent"):
+        Judge(config, tmp_path, rewards.scores.Counts(float), max_cost=12.0).verdicts([Match("q", "x", "y")])
+    assert len(server.bodies) == 2
+
+
 def test_a_budget_without_prices_is_refused(serve: Serve) -> None:
     with pytest.raises(BadInput, match="input_price"):
         Judge(configured(serve(longer)), None, rewards.scores.Counts(float), max_cost=1.0)
