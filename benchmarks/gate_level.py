@@ -19,7 +19,7 @@ Predictions, written before the first run with `paired_interval` as Student's t:
 
     python benchmarks/gate_level.py --judged [--rounds 2000] [--prompts 64 200 805]
 
-Simulates rounds of which a dear judge sees a quarter of the prompts and a cheap measure all: a measure of correlation
+Simulates rounds of which a costly judge sees a quarter of the prompts and a cheap measure all: a measure of correlation
 0, 0.7 or 0.95 with the judge per prompt, of another unit and with a bias. Prints how often a round is promoted by the
 judged prompts alone, by `prediction_powered_interval`, and had all prompts been judged. About four minutes.
 
@@ -129,8 +129,8 @@ def cheap_measure(differences: Matrix, correlation: float, draw: np.random.Gener
 def powered(differences: Matrix, cheap: Matrix, count: int, nominal: float) -> float:
     """The share of rounds promoted where only the first `count` prompts are judged."""
     lows = []
-    for dear, near in zip(differences, cheap, strict=True):
-        interval = prediction_powered_interval(dear[:count], near[:count], near[count:], level=1 - 2 * nominal)
+    for known, near in zip(differences, cheap, strict=True):
+        interval = prediction_powered_interval(known[:count], near[:count], near[count:], level=1 - 2 * nominal)
         lows.append(interval[1])
     return float(np.mean(np.array(lows) > 0))
 

@@ -63,7 +63,7 @@ class Guard(_Rule):
 
 
 class Judged(Section):
-    """A dear reward for a share of the held-out prompts, beside a cheap metric of all."""
+    """A costly reward for a share of the held-out prompts, beside a cheap metric of all."""
 
     share: float = Field(gt=0, lt=1)
     """The share of the held-out prompts whose completions get the `reward`, drawn by the run's seed, the same in all

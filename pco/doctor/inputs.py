@@ -129,7 +129,7 @@ class Inputs:
     def nan_references(self) -> dict[str, int]:
         """How many right answers of each file of prompts are NaN, which is none; files without such are left out."""
         read = {"train": self._train, "heldout": self._heldout}
-        return {name: one.references["NaN"] for name, one in read.items() if one.references.get("NaN")}
+        return {name: source.references["NaN"] for name, source in read.items() if source.references.get("NaN")}
 
     def told(self) -> list[str]:
         """What became of the rows of each source, and which right answers are none, a line each."""

@@ -45,12 +45,12 @@ def paired_interval(differences: Sequence[float], *, level: float = 0.95, seed: 
 def prediction_powered_interval(
     judged: Sequence[float], cheap: Sequence[float], cheap_rest: Sequence[float], *, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Mean of a dear measure that is known of some prompts, with the help of a cheap one that is known of all.
+    """Mean of a costly measure that is known of some prompts, with the help of a cheap one that is known of all.
 
-    `judged` are paired differences by the dear measure, `cheap` those of the same prompts by the cheap one, in the same
-    order, and `cheap_rest` those of all other prompts. The judged prompts must be a random draw. The cheap measure may
-    have any unit and any bias: it narrows the interval as far as it goes with the dear one, and never shifts its mean.
-    Returns (mean, low, high).
+    `judged` are paired differences by the costly measure, `cheap` those of the same prompts by the cheap one, in the
+    same order, and `cheap_rest` those of all other prompts. The judged prompts must be a random draw. The cheap measure
+    may have any unit and any bias: it narrows the interval as far as it goes with the costly one, and does not bias its
+    mean. Returns (mean, low, high).
 
     Prediction-powered inference (Angelopoulos et al., arXiv 2301.09633) with the power-tuned lambda of PPI++ (arXiv
     2311.01453), which is not clipped, since the units differ:
@@ -70,31 +70,31 @@ def prediction_powered_interval(
     from scipy.special import stdtrit  # heavy to import
 
     mean, low, high = paired_interval(judged, level=level)
-    dear, near, rest = (np.asarray(values, dtype=np.float64) for values in (judged, cheap, cheap_rest))
-    if near.shape != dear.shape or not (np.isfinite(near).all() and np.isfinite(rest).all()):
+    known, near, rest = (np.asarray(values, dtype=np.float64) for values in (judged, cheap, cheap_rest))
+    if near.shape != known.shape or not (np.isfinite(near).all() and np.isfinite(rest).all()):
         raise BadInput(
-            f"prediction_powered_interval: expected a finite cheap difference for each of {dear.size} judged ones and "
+            f"prediction_powered_interval: expected a finite cheap difference for each of {known.size} judged ones and "
             f"for the rest; found {near.size}."
         )
     apart = near - near.mean()
     squares = float(apart @ apart)
-    if dear.size < _FEWEST_JUDGED or rest.size < 2 or squares <= _ROUNDING * float(near @ near) or np.ptp(dear) == 0:
+    if known.size < _FEWEST_JUDGED or rest.size < 2 or squares <= _ROUNDING * float(near @ near) or np.ptp(known) == 0:
         return mean, low, high
-    slope = float(apart @ dear) / squares
-    weight = slope * rest.size / (dear.size + rest.size)
+    slope = float(apart @ known) / squares
+    weight = slope * rest.size / (known.size + rest.size)
     shift = float(rest.mean() - near.mean())
     estimate = mean + weight * shift
     # Each residual has its part in the estimate, both by the mean and by the slope.
-    leverage = 1 / dear.size + apart**2 / squares
-    residuals = (dear - mean - slope * apart) / np.maximum(1 - leverage, _SMALLEST_SHARE)
-    parts = (1 / dear.size + apart * shift * rest.size / (dear.size + rest.size) / squares) * residuals
+    leverage = 1 / known.size + apart**2 / squares
+    residuals = (known - mean - slope * apart) / np.maximum(1 - leverage, _SMALLEST_SHARE)
+    parts = (1 / known.size + apart * shift * rest.size / (known.size + rest.size) / squares) * residuals
     # What the slope does not remove of the judged prompts, and the sampling of all prompts by the cheap measure.
     of_residuals = float(parts @ parts)
-    of_cheap = slope**2 * float(np.var(np.concatenate([near, rest]), ddof=1)) / (dear.size + rest.size)
+    of_cheap = slope**2 * float(np.var(np.concatenate([near, rest]), ddof=1)) / (known.size + rest.size)
     variance = of_residuals + of_cheap
-    freedom = variance**2 / (of_residuals**2 / (dear.size - 2) + of_cheap**2 / (dear.size + rest.size - 1))
+    freedom = variance**2 / (of_residuals**2 / (known.size - 2) + of_cheap**2 / (known.size + rest.size - 1))
     margin = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(variance)
-    return estimate, *_with_common(dear, estimate - margin, estimate + margin)
+    return estimate, *_with_common(known, estimate - margin, estimate + margin)
 
 
 def _with_common(values: np.ndarray, low: float, high: float) -> tuple[float, float]:

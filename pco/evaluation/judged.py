@@ -1,4 +1,4 @@
-"""Which held-out prompts a dear reward sees where it sees a share of them."""
+"""Which held-out prompts a costly reward sees where it sees a share of them."""
 
 from collections.abc import Iterable
 
