@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -215,6 +216,7 @@ def to_delete(config: RunConfig, found: Iterable[Holding], ids: frozenset[str]) 
         paths += [stage.model_folder, stage.folder / "checkpoints"]
     quoting = ("set-aside", traces.FOLDER, judgements.FOLDER, ANSWERS)
     paths += [*(config.folder / name for name in quoting), report_path(config)]
+    paths += sorted(chain(*(config.folder.rglob(name) for name in (".*.tmp", ".*.old"))))  # of killed processes
     return [path for path in paths if path.exists()]
 
 

@@ -163,7 +163,7 @@ def _judged(contest: Contest) -> list[JudgementRow]:
 
 def _others(policy: Evaluated, against: str, runs_dir: Path) -> dict[str, str]:
     """The other's answers to the policy's prompts, those that there are."""
-    if files.exists(Path(against)) and Path(against).is_file():
+    if Path(against).suffix in {".json", ".jsonl"} or (files.exists(Path(against)) and Path(against).is_file()):
         by_prompt = outputs(Path(against))
     else:
         by_prompt = {answer.prompt: answer.text for answer in evaluated(against, runs_dir).answers.values()}

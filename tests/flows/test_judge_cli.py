@@ -109,6 +109,7 @@ def test_what_cannot_be_judged_is_refused(finished: RunConfig, tmp_path: Path) -
         config = judge_file(tmp_path, server)
         run = f"{finished.folder}:2"
         assert "has no answer to 1 of the 4 prompts" in told("judge", run, few, "--config", config, status=2)
+        assert "nowhere.json: no such file" in told("judge", run, "nowhere.json", "--config", config, status=2)
         assert "the same `instruction`" in told("judge", run, twice, "--config", config, status=2)
         config.write_text(yaml.safe_dump({"reward": {"kind": "repetition"}}))
         assert "expected `judge`" in told("judge", run, f"{finished.folder}:0", "--config", config, status=2)

@@ -217,6 +217,8 @@ def test_the_command_says_where_the_rows_are_makes_the_fork_and_tells_what_to_de
     copy = builders.changed(config, run="copy")
     play(copy)
     quoting = [config.folder / ANSWERS, config.folder / judgements.FOLDER / "mine" / ANSWERS]
+    cut_off = Stage("score", 2, config).folder / ".scores-00000.parquet.1.tmp"
+    files.write_text(cut_off, "half of a table")
     for path in quoting:
         files.write_text(path, "{}\n")
 
@@ -239,6 +241,7 @@ def test_the_command_says_where_the_rows_are_makes_the_fork_and_tells_what_to_de
         Stage("generate", 2, copy).folder / "candidates-00000.parquet",
         Stage("train", 2, copy).model_folder,
         quoting[0],
+        cut_off,
         quoting[1].parent.parent,
     ):
         assert str(path) in output
