@@ -314,9 +314,10 @@ def in_its_series(config: RunConfig, recorded: Mapping[str, Any] | None) -> RunC
     Where the config names another policy or other prompts than then, these stay, and `check_same` finds them.
     """
     of_run = recorded.get("series") if recorded else None
-    if config.series is None or config.series.begun is not None or not isinstance(of_run, dict) or not of_run["begun"]:
+    written = of_run.get("begun") if isinstance(of_run, dict) else None
+    if config.series is None or config.series.begun is not None or not written:
         return config
-    begun = Begun.model_validate(of_run["begun"])
+    begun = Begun.model_validate(written)
     if begun.by != config.run or not recorded:
         return config
     config = config.model_copy(update={"series": config.series.model_copy(update={"begun": begun})})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from data.errors import BadInput, CorruptArtifact, RunConflict, Skipped
 from pco.config.run import RunConfig, parse
@@ -165,6 +166,16 @@ def test_a_run_that_came_late_because_another_was_at_work_is_skipped_unless_it_q
     with pytest.raises(Skipped, match="a was at work after .* when it was due"):
         begun(loaded(folder, "b"), due)
     assert begun(loaded(folder, "b", on_overlap="queue"), due).begun is not None
+
+
+def test_a_config_file_without_what_the_run_came_to_is_that_of_a_run_of_no_series(folder: Path) -> None:
+    config = begun(loaded(folder, "a"))
+    path = config.folder / "config.yaml"
+    written = yaml.safe_load(path.read_text())
+    del written["series"]["begun"]
+    path.write_text(yaml.safe_dump(written))
+    with pytest.raises(RunConflict, match="made with another config"):
+        begun(loaded(folder, "a"))
 
 
 def test_with_too_few_new_rows_no_run_begins_until_there_are_more(folder: Path) -> None:
