@@ -27,8 +27,8 @@ Overrides = Annotated[
 ]
 
 KEPT = "What is finished is kept; the same command resumes."
-console = Console()
-errors = Console(stderr=True)
+console = Console(emoji=False)  # texts of models and users are shown as they are, `:x:` included
+errors = Console(stderr=True, emoji=False)
 
 
 @contextmanager

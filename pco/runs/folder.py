@@ -238,7 +238,7 @@ def find_round(name: str, runs_dir: Path) -> tuple[RunConfig, int | None]:
     run, colon, number = name.rpartition(":")
     if not colon:
         return find(name, runs_dir), None
-    if not number.isdigit():
+    if not number.isdecimal():
         raise BadInput(f"{name}: expected RUN:ROUND with a round's number, such as quickstart:1.")
     return find(run, runs_dir), int(number)
 

@@ -151,9 +151,9 @@ def _answering(config: RunConfig, prompt: PromptRow, number: int | None) -> Stag
     rounds = [at for at, stage in points(config) if stage == name and number in {None, at}]
     finished = [at for at in rounds if store.read_manifest(Stage(name, at, config).folder) is not None]
     if not finished:
-        where = "no round" if number is None else f"round {number}"
+        where = "no round has a" if number is None else f"round {number} has no"
         raise BadInput(
-            f"{config.run}: {where} has a finished `{name}`, which answers {prompt['split']} prompts such as "
+            f"{config.run}: {where} finished `{name}`, which answers {prompt['split']} prompts such as "
             f"{prompt['prompt_id']}. `pco status {config.run}` shows what is done."
         )
     return Stage(name, finished[-1], config)

@@ -314,3 +314,10 @@ def test_commands_that_start_nothing_work_without_asserts(config_file: Path, tmp
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         assert told in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", ["x", "²"])
+def test_a_message_is_shown_as_it_is_with_no_emoji_for_a_name_between_colons(tmp_path: Path, number: str) -> None:
+    result = runner.invoke(app, ["trace", f"test:{number}", "prompt", "--runs-dir", str(tmp_path)])
+    assert result.exit_code == 2
+    assert f"test:{number}: expected RUN:ROUND" in result.output

@@ -92,7 +92,7 @@ def test_the_whole_text_of_a_prompt_that_others_contain_is_that_prompt(tmp_path:
 
 @pytest.mark.parametrize(("number", "named"), [(0, "train 0"), (3, "held 0")])
 def test_a_round_that_did_not_answer_is_refused(run: RunConfig, number: int, named: str) -> None:
-    with pytest.raises(BadInput, match=f"round {number} has a finished"):
+    with pytest.raises(BadInput, match=f"round {number} has no finished"):
         lineage(run, number, named)
 
 
