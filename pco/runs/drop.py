@@ -15,6 +15,7 @@ from data.prompts import readable
 from data.readers import prompt_id, read_jsonl
 from pco.config.file import OF_RUN
 from pco.config.run import RunConfig
+from pco.config.study import FOLDER as STUDIES
 from pco.rewards.llm_judge import ANSWERS
 from pco.rounds import dated
 from pco.runs import fork as forking
@@ -216,6 +217,9 @@ def to_delete(config: RunConfig, found: Iterable[Holding], ids: frozenset[str]) 
         paths += [stage.model_folder, stage.folder / "checkpoints"]
     quoting = ("set-aside", traces.FOLDER, judgements.FOLDER, ANSWERS)
     paths += [*(config.folder / name for name in quoting), report_path(config)]
+    for folder in sorted((config.folder.parent / STUDIES).glob("*")):
+        if config.run.startswith(f"{folder.name}-"):  # a run of this study, whose page quotes answers
+            paths += [folder / "report.html", folder / "report.md"]
     paths += sorted(chain(*(config.folder.rglob(name) for name in (".*.tmp", ".*.old"))))  # of killed processes
     return [path for path in paths if path.exists()]
 

@@ -264,3 +264,13 @@ def test_the_window_of_a_run_of_a_series_is_to_be_deleted_and_the_file_it_came_f
     assert window in drop.others(builders.changed(config, run="another"), ids)[0]
     held = drop.resolve(config, [Named("row", None, "held 0")]).ids
     assert window not in drop.to_delete(config, drop.holdings(config, held), held)
+
+
+def test_the_page_of_a_study_that_quotes_a_run_is_to_be_deleted(tmp_path: Path) -> None:
+    config = run_of(tmp_path, run="quick-base-s0", rounds=1)
+    play(config)
+    pages = [Path(config.runs_dir) / "studies" / name / "report.html" for name in ("quick", "other")]
+    for page in pages:
+        files.write_text(page, "quoted")
+    ids = drop.resolve(config, [Named("row", None, "held 0")]).ids
+    assert set(pages) & set(drop.to_delete(config, drop.holdings(config, ids), ids)) == {pages[0]}
