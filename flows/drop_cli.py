@@ -102,7 +102,7 @@ def _tell_deletion(config: RunConfig, resolved: Resolved, found: list[Holding], 
     elsewhere, unreadable = dropping.others(config, resolved.ids)
     if elsewhere:
         say("Other runs and evaluations hold them, too:")
-        for path in elsewhere:
+        for path in dict.fromkeys(elsewhere):
             say(f"  {path}")
     for line in unreadable:
         say(f"Could not be looked through: {line}")
