@@ -10,6 +10,9 @@ MODEL := models/smollm2-135m-instruct
 UV := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS=$(PIP_FIND_LINKS),UV_TORCH_BACKEND=cpu) $(if $(PIP_CERT),SSL_CERT_FILE=$(PIP_CERT)) $(BIN)/uv
 LOCKED := requirements/cpu.txt requirements/dev.txt requirements/quickstart.txt
 
+# A file's tests stay in one process, which shares what they make.
+ON_TWO_CORES := -n 2 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart fast test e2e test-ui chaos test-tasks test-trackers test-cluster test-compose lint format lock clean
 
@@ -32,10 +35,10 @@ quickstart: setup ## two rounds on a real 135M model; prints the report's path
 	$(BIN)/pco quickstart --model $(MODEL)
 
 fast: setup ## the tests that start no process and load no model: under a minute
-	$(BIN)/pytest -n 2 --dist loadfile -m "not process and not engine" --hypothesis-profile=fast
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(ON_TWO_CORES) -m "not process and not engine" --hypothesis-profile=fast
 
-test: setup lint ## lint, types, import rules and the default tests
-	$(BIN)/pytest
+test: setup lint ## lint, types, import rules and the default tests, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(ON_TWO_CORES)
 
 e2e: setup ## the long end-to-end runs with the real engines
 	$(BIN)/pytest -m e2e --durations=25

@@ -20,6 +20,9 @@ from tests.points import Points
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What is printed does not depend on where the tests run: a terminal's width reaches some of their processes, others not.
+os.environ["COLUMNS"] = "200"
+
 # Tests ask no hub for anything; read once, when the hub's client is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
