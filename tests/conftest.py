@@ -20,7 +20,7 @@ from tests.points import Points
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What is printed does not depend on where the tests run: a terminal's width reaches some of their processes, others not.
+# What is printed depends on a terminal's width, which reaches some of the processes that run tests, others not.
 os.environ["COLUMNS"] = "200"
 
 # Tests ask no hub for anything; read once, when the hub's client is first imported.
