@@ -4,6 +4,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _NOBODY = 65534
@@ -25,6 +26,13 @@ def killed_after(calls: int, action: Callable[[], object]) -> bool:
     status = _in_fork(doomed)
     assert status in (0, -signal.SIGKILL), "see the traceback on standard error"
     return status != 0
+
+
+def let_everyone_enter(folder: Path) -> None:
+    """Open a folder of pytest's, and those of pytest's above it, which are closed to other users."""
+    for closed in (folder, *folder.parents):
+        if closed.stat().st_mode & 0o7777 == 0o700 and closed != Path.home():
+            closed.chmod(0o755)
 
 
 def as_nobody(action: Callable[[], object]) -> None:

@@ -22,7 +22,7 @@ from pco.runs.folder import opened
 from pco.stage import Stage
 from pco.training import checkpoints
 from tests import builders
-from tests.processes import as_nobody
+from tests.processes import as_nobody, let_everyone_enter
 
 pytestmark = pytest.mark.process
 
@@ -192,8 +192,7 @@ def test_a_lock_that_cannot_be_written_is_a_clear_error(tmp_path: Path, small_di
 
 
 def test_a_part_that_may_not_be_read_is_neither_made_again_nor_taken_for_damaged(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    let_everyone_enter(tmp_path)
     path = store.write_part(tmp_path / "scores", "scores", 0, schemas.build("scores", []), "f")
     builders.finished(tmp_path / "scores", {}, fingerprint="f")
     path.chmod(0)
@@ -226,8 +225,7 @@ def test_a_stage_does_not_end_without_one_of_its_shards(tmp_path: Path, monkeypa
 
 
 def test_a_stage_in_a_folder_that_may_no_longer_be_written_says_so_and_goes_on_when_it_may(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    let_everyone_enter(tmp_path)
     stage = _scoring(tmp_path, tmp_path / "runs", candidates=2)
     stage.config.folder.mkdir(parents=True)
 

@@ -14,7 +14,7 @@ import pytest
 
 from data.errors import BadInput
 from pco.execution import machine
-from tests.processes import as_nobody
+from tests.processes import as_nobody, let_everyone_enter
 
 DEAD = "http://127.0.0.1:9"
 LOOPBACK = "127.0.0.1,localhost,::1"
@@ -101,9 +101,7 @@ def test_a_home_of_another_user_is_refused(tmp_path: Path) -> None:
         os.environ.pop("XDG_CACHE_HOME", None)
         assert "cannot be written (Permission denied)" in refused()
 
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == "root" and folder != Path("/") and folder.stat().st_mode & 0o7777 == 0o700:
-            folder.chmod(0o755)
+    let_everyone_enter(tmp_path)
     as_nobody(look)
 
 
