@@ -12,14 +12,17 @@ def seconds_after(stage: Stage[Any]) -> float | None:
     """About how many seconds a run takes after one of its stages, if all its rounds are made.
 
     Each stage is reckoned as long as its like in the last round that finished one. None where some stage has none yet,
-    so in most of a run's first round.
+    so in most of a run's first round, and in the test of a run that has ended.
     """
     if not isinstance(stage.config, RunConfig):
         return None
+    names: list[str] = [*stages_of(stage.config, stage.round)]
+    if stage.name not in names:
+        return None
     total = 0.0
     for number in range(stage.round, stage.config.rounds + 1):
-        names: list[StageName] = stages_of(stage.config, number)
-        for name in names[names.index(stage.name) + 1 :] if number == stage.round else names:  # type: ignore[arg-type]
+        done = names.index(stage.name) + 1 if number == stage.round else 0
+        for name in stages_of(stage.config, number)[done:]:
             seconds = _last(name, stage.round, stage.config)
             if seconds is None:
                 return None

@@ -81,6 +81,7 @@ def test_the_last_stage_that_works_tells_the_time_to_go_of_the_whole_run(
     in_round = len(stages_of(config, 1))
     assert remaining.seconds_after(builders.stage("decide", config, number=1)) == pytest.approx(60 * in_round, abs=9)
     assert remaining.seconds_after(builders.stage("prepare", config, number=0)) is None
+    assert remaining.seconds_after(builders.stage("test_start", config, number=2)) is None
 
 
 def test_the_line_of_a_finished_stage_tells_of_its_judges_position_bias(tmp_path: Path) -> None:
