@@ -40,8 +40,8 @@ fast: setup ## the tests that start no process and load no model: under a minute
 test: setup lint ## lint, types, import rules and the default tests, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(ON_TWO_CORES)
 
-e2e: setup ## the long end-to-end runs with the real engines
-	$(BIN)/pytest -m e2e --durations=25
+e2e: setup ## the long end-to-end runs with the real engines; TESTS names some of them
+	$(BIN)/pytest -m e2e --durations=25 $(TESTS)
 
 test-ui: setup $(VENV)/ui ## the forms, Retry and a schedule in Prefect's UI; needs chromium
 	PYTHONPATH=$(abspath $(VENV))/ui $(BIN)/pytest -m ui -rs
