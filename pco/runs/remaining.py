@@ -1,8 +1,10 @@
 """How long a run still takes, by the stages that it has finished."""
 
+from contextlib import suppress
 from typing import Any
 
 from data import store
+from data.errors import PCOError
 from pco.config.run import RunConfig
 from pco.specs import StageName, stages_of
 from pco.stage import Stage
@@ -33,7 +35,8 @@ def seconds_after(stage: Stage[Any]) -> float | None:
 def _last(name: StageName, until: int, config: RunConfig) -> float | None:
     """Seconds of the last such stage in a round until this one; None if none is finished."""
     for number in range(until, -1, -1):
-        manifest = store.read_manifest(Stage(name, number, config).folder)
-        if manifest is not None:
-            return manifest.seconds
+        with suppress(PCOError):  # damage is told when the stage's turn comes: this only informs
+            manifest = store.read_manifest(Stage(name, number, config).folder)
+            if manifest is not None:
+                return manifest.seconds
     return None

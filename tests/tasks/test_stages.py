@@ -1,5 +1,6 @@
 """The task around a stage: Prefect shows a run, and what it cannot show costs the run nothing."""
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,9 @@ def test_the_last_stage_that_works_tells_the_time_to_go_of_the_whole_run(
     in_round = len(stages_of(config, 1))
     assert remaining.seconds_after(builders.stage("decide", config, number=1)) == pytest.approx(60 * in_round, abs=9)
     assert remaining.seconds_after(builders.stage("prepare", config, number=0)) is None
+    shutil.rmtree(config.folder / "round-01" / "decision")
+    (config.folder / "round-01" / "decision").touch()  # what stands there instead is the business of that stage
+    assert remaining.seconds_after(builders.stage("train", config, number=1)) is None
     assert remaining.seconds_after(builders.stage("test_start", config, number=2)) is None
 
 
