@@ -72,8 +72,8 @@ def complete_shards(
 
 
 def _expected_tokens(stage: Stage) -> float:
-    """Tokens of a completion, by the run's last evaluation before; without one, the most that it may have."""
-    for number in range(stage.round, -1, -1):
+    """Tokens of a completion, by the evaluations of earlier rounds; without one, the most that it may have."""
+    for number in reversed(range(stage.round)):
         evaluation = store.read_manifest(Stage("evaluate", number, stage.config).folder)
         if evaluation is not None and "length" in evaluation.metrics:
             return max(1.0, evaluation.metrics["length"])

@@ -142,7 +142,7 @@ def test_completions_are_expected_as_long_as_those_before_or_in_the_last_evaluat
     first, second = FakeEngine(), FakeEngine()
     completions.complete_shards(stage, shards(6, 2), lambda: first)
     assert first.expected == [stage.config.generate.max_tokens, 1.0, 1.0]  # the fake's completions are of one token
-    evaluation = builders.stage("evaluate", builders.changed(stage.config, run="measured"))
+    evaluation = builders.stage("evaluate", builders.changed(stage.config, run="measured"), number=0)
     account = {"unit": "completions", "rows_in": 0, "rows_out": 0, "dropped": {}, "started": 0.0}
     evaluation.finish(**account, metrics={"length": 7.5})
     measured = builders.stage("generate", evaluation.config, {"policy": builders.PRETEND})
