@@ -73,7 +73,7 @@ def python() -> str:
     if not path.is_absolute() or path.is_dir() or not os.access(path, os.X_OK):
         raise BadInput(
             f"{STAGE_PYTHON}: {path} is no program with an absolute path. Name the Python of the environment that "
-            "stages are to run in, such as /opt/stages/bin/python, or unset it: then they run under this one."
+            "stages are to run in, such as /srv/stages/bin/python, or unset it: then they run under this one."
         )
     return str(path)
 

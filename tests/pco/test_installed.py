@@ -96,8 +96,8 @@ def test_another_pco_is_a_fault_and_another_library_a_warning(tmp_path: Path, mo
     assert program in message
     other = tmp_path / "other"
     other.mkdir()
-    telling(other, monkeypatch, replace(HERE, code="0" * 16, folder="/opt/old"))
-    with pytest.raises(BadInput, match=r"\(/opt/old\) is not that of the flow"):
+    telling(other, monkeypatch, replace(HERE, code="0" * 16, folder="/srv/old"))
+    with pytest.raises(BadInput, match=r"\(/srv/old\) is not that of the flow"):
         list(environments.examine(inputs))
 
 
