@@ -157,8 +157,9 @@ def report(options: argparse.Namespace, model: Path) -> None:
     columns = ("rise of the answer, nats", "minus random", "95 % interval", "|rise| larger")
     print(f"{'left out':<10}" + "".join(f"{name:>26}" for name in columns))
     for name, values in rises.items():
-        difference = [one - other for one, other in zip(values, rises["random"], strict=True)]
-        larger = sum(abs(one) > abs(other) for one, other in zip(values, rises["random"], strict=True))
+        beside_random = list(zip(values, rises["random"], strict=True))
+        difference = [rise - random_rise for rise, random_rise in beside_random]
+        larger = sum(abs(rise) > abs(random_rise) for rise, random_rise in beside_random)
         line = f"{name:<10}{fmean(values):>26.4f}"
         if name != "random":
             low, high = interval(difference)

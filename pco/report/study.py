@@ -155,10 +155,12 @@ def sentences(report: StudyReport) -> list[str]:
 def best_sentences(best: Best) -> list[str]:
     """Which variant is best, by how much, and whether the data decide it."""
     ranked = ", ".join(f"{name} {_number(best.measure, value)}" for name, value in best.means.items())
+    highest = [name for name, value in best.means.items() if value == best.means[best.variant]]
+    leads = f"{best.variant} has the best mean" if len(highest) == 1 else f"{' and '.join(highest)} have the same mean"
     said = [
         f"{best.variant} is best by {best.measure}."
         if best.is_decided
-        else f"The data do not decide which variant is best by {best.measure}; {best.variant} has the best mean.",
+        else f"The data do not decide which variant is best by {best.measure}; {leads}.",
         f"Means of the policies that the runs keep, over {_seeds(best.seeds)}: {ranked}.",
     ]
     for other, found in best.differences.items():

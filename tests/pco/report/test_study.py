@@ -17,6 +17,7 @@ from pco.report import study as report
 from pco.runs import study as studies
 from pco.runs import study_best, study_results
 from pco.runs.study import RunLine
+from pco.runs.study_best import Best
 from pco.runs.study_results import Evaluated
 from tests import builders
 from tests.pco.report.report_runs import make_run, stage_of
@@ -236,3 +237,8 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     (folder / part.file).write_bytes(b"nothing")
     with pytest.raises(CorruptArtifact, match="evaluations-00000"):
         study_results.results(study)
+
+
+def test_variants_of_the_same_mean_are_named_together() -> None:
+    tied = Best("a", "reward", 0.95, {"a": 0.5, "b": 0.5, "c": 0.4}, {}, [0, 1], [])
+    assert report.best_sentences(tied)[0].endswith("by reward; a and b have the same mean.")
